@@ -1,0 +1,71 @@
+# A few words, each a line. CI runs the same words.
+PY := .venv/bin/python
+CMAKE := $(PY) -m cmake
+CONFIGURE = $(CMAKE) -S native -G Ninja -DCMAKE_MAKE_PROGRAM=$(CURDIR)/.venv/bin/ninja -DKVSTORE_XXHASH_DIR=$(CURDIR)/build/xxhash
+FUZZ_SECONDS ?= 60
+SEEDS ?= 500
+.DEFAULT_GOAL := help
+.PHONY: help setup native stubs proto check test test-s3 demo bench bench-peers sanitize fuzz wheel clean
+
+help:            ## this list
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 16
+
+setup:           ## venv, dependencies, system packages where that is allowed, native build
+	@sh deploy/dev/setup.sh
+	@$(MAKE) --no-print-directory native
+
+native:          ## both extension modules into the source tree (incremental)
+	@$(CONFIGURE) -B build/dev -DPython_EXECUTABLE=$(CURDIR)/$(PY) >build/dev-configure.log 2>&1 || (cat build/dev-configure.log; exit 1)
+	@$(CMAKE) --build build/dev -j2 >build/dev-build.log 2>&1 || (cat build/dev-build.log; exit 1)
+	@for p in kvstore transfer; do for f in build/dev/$$p/_native*.so; do cmp -s $$f $$p/$$(basename $$f) || install -m 755 $$f $$p/; done; done
+
+stubs: native    ## regenerate the type stubs of the native modules
+	@for p in kvstore transfer; do $(PY) -m nanobind.stubgen -q -m $$p._native -o $$p/_native.pyi; done
+
+proto:           ## regenerate kvstore/wire from proto/
+	@$(PY) proto/generate.py
+
+check: setup     ## format, lint, types, import contracts
+	$(PY) -m ruff format --check .
+	$(PY) -m ruff check .
+	$(PY) -m mypy
+	.venv/bin/lint-imports
+
+test: setup      ## everything but the heavy suites; under 15 minutes on 2 cores
+	@sh deploy/dev/setup.sh torch
+	@$(PY) -m tests.run --seeds $(SEEDS)
+
+test-s3: setup   ## the object tier against a real S3 server (Ceph), which is installed where that is allowed
+	@for p in radosgw ceph-mon ceph-osd; do command -v $$p >/dev/null || missing="$$missing $$p"; done; \
+	  [ -z "$$missing" ] || apt-get install -y -q --no-install-recommends $$missing >build/test-s3-apt.log 2>&1 \
+	  || echo "== tests/s3 is SKIPPED: cannot install$$missing (apt-get install radosgw ceph-mon ceph-osd as root)"
+	$(PY) -m pytest -q -rs tests/s3
+
+demo: setup      ## a prefill and a decode process of a real transformer share KV through a node
+	@sh deploy/dev/setup.sh torch
+	$(PY) -m engine_adapters.transformers.demo
+
+bench: setup     ## all benchmarks beside the machine's limits, into bench/results/
+	@sh deploy/dev/setup.sh bench
+	$(PY) -m bench
+
+bench-peers: setup  ## the same with the peers that can be installed here, in a venv of their own
+	@sh deploy/dev/setup.sh bench
+	$(PY) -m bench --peers
+
+sanitize: setup  ## native tests under address+undefined and thread sanitizers
+	@for s in address,undefined thread; do d=build/sanitize-$${s%%,*}; \
+	  $(CONFIGURE) -B $$d -DKVSTORE_PYTHON=OFF -DKVSTORE_NATIVE_TESTS=ON -DKVSTORE_SANITIZE=$$s >$$d.log 2>&1 || { cat $$d.log; exit 1; }; \
+	  $(CMAKE) --build $$d -j2 >>$$d.log 2>&1 || { cat $$d.log; exit 1; }; \
+	  echo "== $$s"; (cd $$d && $(CURDIR)/.venv/bin/ctest --output-on-failure -j2) || exit 1; done
+
+fuzz: setup      ## every parser, FUZZ_SECONDS each, corpus kept in native/fuzz/corpus
+	@sh deploy/dev/setup.sh clang
+	@$(PY) -m tests.fuzz --seconds $(FUZZ_SECONDS)
+
+wheel: setup     ## a wheel in dist/, and its installed weight
+	$(PY) -m pip wheel -q --no-deps --no-build-isolation -w dist .
+	@$(PY) -m tests.weight dist
+
+clean:           ## all that was built here
+	rm -rf build dist .setup .mypy_cache .ruff_cache .pytest_cache .hypothesis kvstore/_native*.so transfer/_native*.so

@@ -1,0 +1,185 @@
+"""The gRPC door: lookups, gets and puts over loopback, against a bare gRPC server that answers as many bytes.
+
+Node and bare server have a process each, as in life. `python -m bench.grpc node|bare FOLDER` is what they run.
+"""
+
+# ruff: noqa: N802, ARG002 - a servicer's methods are named by the contract
+
+from __future__ import annotations
+
+import asyncio
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+
+import grpc
+import grpc.aio
+import numpy as np
+
+from bench.harness import Row, at_most, measure, no_target
+from kvstore import Client, KVLayout
+from kvstore.config import GIB, MIB, Config, FileConfig, GrpcConfig, MemoryConfig, NodeConfig, ObjectConfig
+from kvstore.node.node import Node
+from kvstore.wire import services, store
+
+__all__ = ["rows"]
+
+KEYS = 1_024
+BLOCK_BYTES = 2 * MIB
+BATCH = 32
+CALLS = 50  # a figure of a call is the median of so many
+LAYOUT = KVLayout.uniform(
+    engine="bench", model="m", revision="1", dtype="int8", block_tokens=16, layers=32, kv_heads=8, head_dim=256
+)
+
+
+# ---- the two servers ------------------------------------------------------------------------------------------------
+
+
+class Bare(services.StoreServicer):
+    """Answers as many bytes as the node does, and does nothing for them."""
+
+    async def Lookup(self, request: store.LookupRequest, context: object) -> store.LookupResponse:
+        return store.LookupResponse(blocks=KEYS, tiers=bytes(KEYS))
+
+    async def Get(self, request: store.GetRequest, context: object) -> AsyncIterator[store.GetResponse]:
+        payload = bytes(BLOCK_BYTES)
+        for _ in range(BATCH):
+            yield store.GetResponse(data=store.GetData(payload=payload))
+
+    async def Put(self, request_iterator: AsyncIterator[store.PutRequest], context: object) -> store.PutResponse:
+        async for _ in request_iterator:
+            pass
+        return store.PutResponse()
+
+
+async def _serve(kind: str, folder: Path) -> None:
+    if kind == "node":
+        config = Config(
+            node=NodeConfig(name=folder.name, data_dir=folder / "data", socket=folder / "s"),
+            memory=MemoryConfig(bytes=GIB // 2, keep=False),
+            file=FileConfig(enabled=False),
+            object=ObjectConfig(url="none"),
+            grpc=GrpcConfig(address="127.0.0.1:0"),
+        )
+        node = Node(config)
+        await node.start()
+        address, stop = node.grpc.addresses[-1], node.stop
+    else:
+        server = grpc.aio.server()
+        services.add_StoreServicer_to_server(Bare(), server)
+        address, stop = f"127.0.0.1:{server.add_insecure_port('127.0.0.1:0')}", partial(server.stop, None)
+        await server.start()
+    sys.stdout.write(f"{address}\n")
+    sys.stdout.flush()
+    await asyncio.to_thread(sys.stdin.read)  # until the benchmark has ended
+    await stop()
+
+
+@contextmanager
+def _served(kind: str) -> Iterator[str]:
+    with tempfile.TemporaryDirectory(prefix="kvstore-bench-") as folder:
+        command = [sys.executable, "-m", "bench.grpc", kind, folder]
+        with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+            assert process.stdout is not None and process.stdin is not None
+            yield process.stdout.readline().strip()
+            process.stdin.close()
+            process.wait(30)
+
+
+# ---- figures --------------------------------------------------------------------------------------------------------
+
+
+def _median_ms(call: Callable[[], object]) -> float:
+    taken = []
+    for _ in range(CALLS):
+        start = time.perf_counter()
+        call()
+        taken.append(time.perf_counter() - start)
+    return statistics.median(taken) * 1e3
+
+
+def _rate(work: Callable[[], object]) -> float:
+    start = time.perf_counter()
+    work()
+    return BATCH * BLOCK_BYTES / (time.perf_counter() - start) / GIB
+
+
+def _drained(stub: services.StoreStub) -> None:
+    for _ in stub.Get(store.GetRequest()):
+        pass
+
+
+def _poured(stub: services.StoreStub) -> None:
+    payload = bytes(BLOCK_BYTES)
+    stub.Put(iter(store.PutRequest(data=store.PutData(payload=payload)) for _ in range(BATCH)))
+
+
+def rows(quick: bool) -> list[Row]:
+    rounds = 3 if quick else 15
+    with (
+        _served("node") as node,
+        _served("bare") as bare,
+        grpc.insecure_channel(bare) as echo,
+        grpc.insecure_channel(node) as channel,
+        Client(node) as client,
+    ):
+        limit, raw = services.StoreStub(echo), services.StoreStub(channel)
+        ns = client.namespace(LAYOUT)
+        assert ns.shard_bytes[0] == BLOCK_BYTES
+        chain = ns.chain(np.arange(KEYS * 16, dtype=np.uint32))
+        source = np.random.default_rng(1).integers(0, 256, (BATCH, BLOCK_BYTES), dtype=np.uint8)
+        into = np.zeros_like(source)
+        assert ns.put(chain[:BATCH], source).stored == BATCH
+        lookup = store.LookupRequest(namespace=ns.digest, chain=store.Chain(keys=chain.tobytes()))
+        fresh = iter(range(1, 1 << 30))
+
+        def put() -> None:
+            other = ns.chain(np.arange(BATCH * 16, dtype=np.uint32) + 16 * next(fresh))
+            assert ns.put(other, source).stored == BATCH
+
+        def get() -> None:
+            assert ns.get(chain[:BATCH], into).blocks == BATCH
+
+        get()
+        assert np.array_equal(source, into)
+        return [
+            measure(
+                f"lookup of a {KEYS}-key chain over gRPC, p50",
+                unit="ms",
+                ours=lambda: _median_ms(lambda: raw.Lookup(lookup)),
+                limit=lambda: _median_ms(lambda: limit.Lookup(lookup)),
+                limit_is="a bare server's echo of as many bytes",
+                target=at_most(1, "ms"),
+                peers={"our client": lambda: _median_ms(lambda: ns.lookup(chain))},
+                rounds=rounds,
+            ),
+            measure(
+                "get of 32 blocks of 2 MiB over gRPC, verified",
+                unit="GiB/s",
+                ours=lambda: _rate(get),
+                limit=lambda: _rate(lambda: _drained(limit)),
+                limit_is="a bare stream of as many bytes",
+                target=no_target(),
+                rounds=rounds,
+            ),
+            measure(
+                "put of 32 blocks of 2 MiB over gRPC, verified",
+                unit="GiB/s",
+                ours=lambda: _rate(put),
+                limit=lambda: _rate(lambda: _poured(limit)),
+                limit_is="a bare stream of as many bytes",
+                target=no_target(),
+                rounds=rounds,
+            ),
+        ]
+
+
+if __name__ == "__main__":
+    asyncio.run(_serve(sys.argv[1], Path(sys.argv[2])))

@@ -1,0 +1,1 @@
+"""Where the store meets its users: one subpackage an engine. The only code here that imports torch or an engine."""

@@ -1,0 +1,322 @@
+"""`store-admin`: look at a node and steer it. Tables for people, --json for programs.
+
+Exit codes: 0 well; 1 something was found that should not be (verify) or was not found (lookup, pin, retire); 2 the
+command line, a name or an address is wrong; 3 the node cannot be reached or did not answer in time; 4 refused: rights,
+or a limit.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final, NoReturn
+
+import click
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Table
+
+from kvstore import config as settings
+from kvstore.admin import rows
+from kvstore.admin.chains import chain_message
+from kvstore.admin.connection import CALL_S, Connection, translated
+from kvstore.client.tls import Tls
+from kvstore.errors import Misconfigured, Rejected, Unavailable
+from kvstore.wire import admin, store
+
+EXIT_FOUND: Final = 1
+EXIT_USAGE: Final = 2
+EXIT_UNAVAILABLE: Final = 3
+EXIT_REFUSED: Final = 4
+
+
+@dataclass(frozen=True, slots=True)
+class Context:
+    connection: Connection
+    as_json: bool
+    console: Console
+
+    def call(self, method: str, request: object) -> object:
+        """One unary call of the Admin service."""
+        with translated():
+            verb = getattr(self.connection.admin(), method)
+            return verb(request, timeout=CALL_S, metadata=self.connection.metadata())
+
+    def show(self, title: str, table: Sequence[rows.Row], columns: Sequence[str] = ()) -> None:
+        """`columns`: those for people; --json has them all."""
+        if self.as_json:
+            click.echo(json.dumps(list(table), indent=2))
+            return
+        if not table:
+            self.console.print(f"{title}: none")
+            return
+        names = list(columns or table[0])
+        shown = Table(title=title, title_justify="left")
+        for name in names:
+            number = isinstance(table[0][name], int | float) and not isinstance(table[0][name], bool)
+            shown.add_column(name.removesuffix("_bytes").replace("_", " "), justify="right" if number else "left")
+        for row in table:
+            shown.add_row(*(rows.shown(name, row[name]) for name in names))
+        self.console.print(shown)
+
+
+class Group(click.Group):
+    """Errors of the store as one line and an exit code, never as a traceback."""
+
+    def invoke(self, ctx: click.Context) -> object:
+        try:
+            return super().invoke(ctx)
+        except (Misconfigured, ValueError) as error:
+            _end(str(error), EXIT_USAGE)
+        except Unavailable as error:
+            _end(str(error), EXIT_UNAVAILABLE)
+        except Rejected as error:
+            _end(str(error), EXIT_REFUSED)
+        except KeyboardInterrupt:
+            sys.exit(130)
+
+
+def _end(text: str, code: int) -> NoReturn:
+    click.echo(f"store-admin: {text}", err=True)
+    sys.exit(code)
+
+
+def default_address() -> str:
+    """The socket for operators of the node that this user would run with the same settings."""
+    socket = settings.socket_path(settings.load())
+    return f"unix:{socket.with_name(socket.name + '.grpc')}"
+
+
+@click.group(cls=Group, context_settings={"help_option_names": ["-h", "--help"]})
+@click.option("--address", envvar="KVSTORE_ADDRESS", help="unix:PATH or HOST:PORT of a node's gRPC door.")
+@click.option("--token-file", type=click.Path(path_type=Path), help="A file with the bearer token to show.")
+@click.option("--tls-authority", type=click.Path(path_type=Path), help="PEM: who signed the node's certificate.")
+@click.option("--tls-certificate", type=click.Path(path_type=Path), help="PEM: our own certificate.")
+@click.option("--tls-key", type=click.Path(path_type=Path), help="PEM: its private key.")
+@click.option("--json", "as_json", is_flag=True, help="For programs: everything, as JSON.")
+@click.version_option(package_name="kvstore")
+@click.pass_context
+def main(
+    ctx: click.Context,
+    address: str | None,
+    token_file: Path | None,
+    tls_authority: Path | None,
+    tls_certificate: Path | None,
+    tls_key: Path | None,
+    as_json: bool,
+) -> None:
+    """Look at a node and steer it."""
+    tls = Tls(tls_authority, tls_certificate, tls_key) if tls_authority or tls_certificate else None
+    try:
+        token = token_file.read_text().strip() if token_file else None
+    except OSError as error:
+        raise Misconfigured(f"--token-file {token_file}: {error.strerror}") from error
+    connection = Connection(address or default_address(), token, tls)
+    ctx.obj = Context(connection, as_json, Console())
+    ctx.call_on_close(connection.close)
+
+
+pass_context = click.make_pass_decorator(Context)
+
+
+@main.command()
+@pass_context
+def status(context: Context) -> None:
+    """What the node is, where it listens, what it holds."""
+    answer = context.call("Status", admin.StatusRequest())
+    assert isinstance(answer, admin.StatusResponse)
+    row = rows.status(answer)
+    if context.as_json:
+        click.echo(json.dumps(row, indent=2))
+        return
+    table = Table(show_header=False, box=None)
+    for name, value in row.items():
+        table.add_row(name.removesuffix("_bytes").replace("_", " "), rows.shown(name, value))
+    context.console.print(table)
+
+
+@main.command()
+@pass_context
+def tiers(context: Context) -> None:
+    """Each tier: how large, how full, what has happened to it."""
+    answer = context.call("Tiers", admin.TiersRequest())
+    assert isinstance(answer, admin.TiersResponse)
+    context.show("tiers", rows.tiers(answer))
+
+
+@main.command()
+@pass_context
+def hits(context: Context) -> None:
+    """Blocks asked for and found, by namespace, since the node started."""
+    answer = context.call("Hits", admin.HitsRequest())
+    assert isinstance(answer, admin.HitsResponse)
+    context.show("hits", rows.hits(answer))
+
+
+@main.command()
+@click.option("--top", default=20, show_default=True, type=click.IntRange(1, 1000))
+@pass_context
+def families(context: Context, top: int) -> None:
+    """The prefixes (or labels) asked for most, and how often they were found."""
+    answer = context.call("Families", admin.FamiliesRequest(rows_max=top))
+    assert isinstance(answer, admin.FamiliesResponse)
+    context.show("families", rows.families(answer))
+
+
+@main.command()
+@pass_context
+def namespaces(context: Context) -> None:
+    """Namespaces that are open, with the layout that made them."""
+    answer = context.call("Namespaces", admin.NamespacesRequest())
+    assert isinstance(answer, admin.NamespacesResponse)
+    context.show("namespaces", rows.namespaces(answer))
+
+
+def _chain_options(command: Callable[..., None]) -> Callable[..., None]:
+    """How a chain is named on a command line."""
+    options = (
+        click.option("--namespace", required=True, help="Its digest, or the first digits of it."),
+        click.option(
+            "--tokens", type=click.Path(path_type=Path), help="A file of token ids: JSON list, or one a line."
+        ),
+        click.option("--keys", help="Keys in hex, separated by commas."),
+    )
+    for option in reversed(options):
+        command = option(command)
+    return command
+
+
+def _digest(context: Context, text: str) -> bytes:
+    answer = context.call("Namespaces", admin.NamespacesRequest())
+    assert isinstance(answer, admin.NamespacesResponse)
+    found = [row.digest for row in answer.rows if row.digest.hex().startswith(text.lower())]
+    if len(found) != 1:
+        raise ValueError(f"--namespace {text}: {'no' if not found else len(found)} namespaces begin so")
+    return found[0]
+
+
+@main.command()
+@_chain_options
+@pass_context
+def lookup(context: Context, namespace: str, tokens: Path | None, keys: str | None) -> None:
+    """Where each block of a chain lies, shard by shard. Exit code 1 if none does."""
+    request = admin.LocateRequest(namespace=_digest(context, namespace), chain=chain_message(tokens, keys))
+    answer = context.call("Locate", request)
+    assert isinstance(answer, admin.LocateResponse)
+    found = rows.places(answer)
+    context.show("blocks", found)
+    if not any(row["memory_shards"] or row["file_shards"] for row in found):
+        sys.exit(EXIT_FOUND)
+
+
+@main.command()
+@_chain_options
+@click.option("--shard", default=0, show_default=True, type=click.IntRange(0, 63))
+@click.option("--for", "seconds", default=60.0, show_default=True, help="How many seconds.")
+@click.option("--release", type=int, help="End this pin instead.")
+@pass_context
+def pin(
+    context: Context,
+    namespace: str,
+    tokens: Path | None,
+    keys: str | None,
+    shard: int,
+    seconds: float,
+    release: int | None,
+) -> None:
+    """Keep the blocks of a chain in memory for a while. Exit code 1 if nothing could be pinned."""
+    if release is not None:
+        ended = context.call("Unpin", admin.UnpinRequest(pin=release))
+        assert isinstance(ended, admin.UnpinResponse)
+        context.show("pin", [{"pin": release, "released": ended.released}])
+        sys.exit(0 if ended.released else EXIT_FOUND)
+    request = admin.PinRequest(
+        namespace=_digest(context, namespace),
+        shard=shard,
+        chain=chain_message(tokens, keys),
+        duration_ms=max(1, int(seconds * 1000)),
+    )
+    answer = context.call("Pin", request)
+    assert isinstance(answer, admin.PinResponse)
+    context.show(
+        "pin", [{"pin": answer.pin, "blocks": answer.blocks, "pinned_bytes": answer.bytes, "seconds": seconds}]
+    )
+    if not answer.pin:
+        sys.exit(EXIT_FOUND)
+
+
+@main.command()
+@_chain_options
+@pass_context
+def retire(context: Context, namespace: str, tokens: Path | None, keys: str | None) -> None:
+    """Unlist the blocks of a chain now, on memory and file. Exit code 1 if none was there."""
+    request = admin.RetireRequest(namespace=_digest(context, namespace), chain=chain_message(tokens, keys))
+    answer = context.call("Retire", request)
+    assert isinstance(answer, admin.RetireResponse)
+    context.show("retired", [{"slots": answer.slots}])
+    if not answer.slots:
+        sys.exit(EXIT_FOUND)
+
+
+@main.command()
+@click.option("--namespace", help="Only this one: its digest, or the first digits of it.")
+@pass_context
+def verify(context: Context, namespace: str | None) -> None:
+    """Read every block and check it with a second implementation of the checksum. Exit code 1 if one was bad."""
+    request = admin.VerifyRequest(namespace=_digest(context, namespace) if namespace else b"")
+    bad: list[rows.Row] = []
+    last = admin.VerifyProgress()
+    columns = (TextColumn("verifying"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    # Progress is for people at a terminal; it goes to standard error, so that the result can be piped.
+    with translated(), Progress(*columns, console=Console(stderr=True), disable=context.as_json) as progress:
+        task = progress.add_task("verify", total=None)
+        for last in context.connection.admin().Verify(request, metadata=context.connection.metadata()):
+            progress.update(task, total=last.blocks_total, completed=last.blocks_checked)
+            bad += rows.corrupt(last.corrupt)
+    summary: rows.Row = {"checked": last.blocks_checked, "checked_bytes": last.bytes_checked, "corrupt": len(bad)}
+    if context.as_json:
+        click.echo(json.dumps({**summary, "blocks": bad}, indent=2))
+    else:
+        context.show("verified", [summary])
+        if bad:
+            context.show("dropped because they did not verify", bad)
+    if not last.done:
+        raise Unavailable("the node ended before everything was checked")
+    if bad:
+        sys.exit(EXIT_FOUND)
+
+
+@main.command()
+@click.option("--namespace", help="Only this one: its digest, or the first digits of it.")
+@click.option("--follow/--no-follow", "-f", default=True, help="Go on until interrupted; else what is kept, and end.")
+@click.option("--from-start", is_flag=True, help="Begin with the oldest event that is kept.")
+@pass_context
+def events(context: Context, namespace: str | None, follow: bool, from_start: bool) -> None:
+    """Blocks stored, removed and cleared, as they happen; one JSON object a line with --json."""
+    now = context.call("Status", admin.StatusRequest())
+    assert isinstance(now, admin.StatusResponse)
+    until = now.event_sequence
+    request = store.WatchRequest(namespace=_digest(context, namespace) if namespace else b"")
+    if from_start or not follow:
+        request.after.CopyFrom(store.Cursor(epoch=now.node.epoch, sequence=0))
+        if until == 0 and not follow:
+            return
+    with translated():
+        for batch in context.connection.admin().Events(request, metadata=context.connection.metadata()):
+            if batch.gap:
+                click.echo("store-admin: events before these are not kept any more", err=True)
+            for told in batch.events:
+                _tell(context, rows.event(told))
+            if not follow and batch.cursor.sequence >= until:
+                return
+
+
+def _tell(context: Context, row: rows.Row) -> None:
+    if context.as_json:
+        click.echo(json.dumps(row))
+    else:
+        click.echo("  ".join(rows.shown(name, value) for name, value in row.items()))
+    sys.stdout.flush()

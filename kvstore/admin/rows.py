@@ -1,0 +1,154 @@
+"""What `store-admin` shows, as plain rows: the same for tables and for --json. No I/O."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Final
+
+from kvstore.allowed import human
+from kvstore.wire import admin, store
+
+Value = str | int | float | bool | None | list[str] | dict[str, int]
+Row = dict[str, Value]
+
+TIER_NAMES: Final = {1: "memory", 2: "file", 3: "object"}
+EVENT_NAMES: Final = {0: "stored", 1: "removed", 2: "cleared"}
+
+
+def rate(part: int, whole: int) -> float | None:
+    return part / whole if whole else None
+
+
+def status(answer: admin.StatusResponse) -> Row:
+    return {
+        "node": answer.node.node,
+        "version": answer.node.version,
+        "uptime_s": round(answer.uptime_s, 1),
+        "listening": list(answer.listening),
+        "tls": answer.tls,
+        "insecure": answer.insecure,
+        "namespaces": answer.namespaces,
+        "connections": answer.connections,
+        "holds": answer.holds,
+        "pinned_bytes": answer.pinned_bytes,
+        "event_sequence": answer.event_sequence,
+    }
+
+
+def tiers(answer: admin.TiersResponse) -> list[Row]:
+    return [
+        {
+            "tier": TIER_NAMES[tier.tier],
+            "medium": tier.medium,
+            "capacity_bytes": tier.capacity_bytes,
+            "used_bytes": tier.used_bytes,
+            "free_bytes": tier.free_bytes,
+            "blocks": tier.slots_sealed,
+            "reserved": tier.slots_reserved,
+            "retired": tier.slots_retired,
+            "index_bytes": tier.index_bytes,
+            "counters": dict(sorted(tier.counters.items())),
+        }
+        for tier in answer.tiers
+    ]
+
+
+def _found(row: admin.HitRow | admin.FamilyRow) -> Row:
+    hit = row.blocks_memory + row.blocks_file + row.blocks_object
+    return {
+        "asked": row.blocks_asked,
+        "hit": hit,
+        "hit_rate": rate(hit, row.blocks_asked),
+        "memory": row.blocks_memory,
+        "file": row.blocks_file,
+        "object": row.blocks_object,
+    }
+
+
+def hits(answer: admin.HitsResponse) -> list[Row]:
+    return [
+        {"namespace": row.namespace.hex(), "tenant": row.tenant, "model": row.model}
+        | _found(row)
+        | {"tokens_asked": row.blocks_asked * row.block_tokens}
+        for row in sorted(answer.rows, key=lambda row: -row.blocks_asked)
+    ]
+
+
+def families(answer: admin.FamiliesResponse) -> list[Row]:
+    return [
+        {"family": row.family, "tenant": row.tenant, "namespace": row.namespace.hex()}
+        | _found(row)
+        | {"asked_error_max": row.error}
+        for row in answer.rows
+    ]
+
+
+def namespaces(answer: admin.NamespacesResponse) -> list[Row]:
+    return [
+        {
+            "namespace": row.digest.hex(),
+            "tenant": row.tenant,
+            "generation": row.generation,
+            "model": row.layout.model,
+            "revision": row.layout.revision,
+            "dtype": row.layout.dtype,
+            "block_tokens": row.layout.block_tokens,
+        }
+        for row in answer.rows
+    ]
+
+
+def places(answer: admin.LocateResponse) -> list[Row]:
+    return [
+        {
+            "block": index,
+            "key": block.key.hex(),
+            "memory_shards": _shards(block.memory_shards),
+            "file_shards": _shards(block.file_shards),
+        }
+        for index, block in enumerate(answer.blocks)
+    ]
+
+
+def corrupt(blocks: Iterable[admin.CorruptBlock]) -> list[Row]:
+    return [
+        {
+            "namespace": block.namespace.hex(),
+            "key": block.key.hex(),
+            "shard": block.shard,
+            "tier": TIER_NAMES[block.tier],
+        }
+        for block in blocks
+    ]
+
+
+def event(told: store.Event) -> Row:
+    row: Row = {"sequence": told.sequence, "kind": EVENT_NAMES[told.kind], "namespace": told.namespace.hex()}
+    if told.kind != 2:
+        row |= {"tier": TIER_NAMES.get(told.tier), "shard": told.shard, "key": told.key.hex()}
+        row |= {"parent": told.parent.hex() or None, "meta_bytes": len(told.meta)}
+    return row
+
+
+def _shards(bitmap: int) -> list[str]:
+    return [str(shard) for shard in range(64) if bitmap >> shard & 1]
+
+
+def shown(name: str, value: Value) -> str:
+    """One cell of a table, for people."""
+    match value:
+        case None:
+            text = "-"
+        case bool():
+            text = "yes" if value else "no"
+        case list():
+            text = ",".join(value) or "-"
+        case float():
+            text = f"{value:.1%}" if name.endswith("rate") else f"{value:,.1f}"
+        case int():
+            text = human(value) if name.endswith("bytes") else f"{value:,}"
+        case dict():
+            text = "  ".join(f"{key} {count:,}" for key, count in value.items() if count) or "-"
+        case _:
+            text = value[:12] if name in {"namespace", "key", "parent"} else value
+    return text

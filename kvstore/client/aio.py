@@ -1,0 +1,262 @@
+"""The async face: the verbs of the sync face, awaited. Neither wraps the other; both drive kvstore.client.journeys.
+
+One event loop a client. Cancelling a call is safe: it ends only when nothing touches the caller's memory any more.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import Callable, Sequence
+from types import TracebackType
+from typing import TYPE_CHECKING, TypeVar
+
+from kvstore import identity
+from kvstore.client.buffers import Registry
+from kvstore.client.calls import Times, positive, times_of
+from kvstore.client.channel import AsyncChannel, connect_async
+from kvstore.client.hints import NO_HINTS, Hints
+from kvstore.client.journeys import Found, Got, Journey, Outcomes, Stored
+from kvstore.client.slots import Filling, check
+from kvstore.client.space import Choices, Space, parent_of
+from kvstore.client.steps import Keys, Limits
+from kvstore.client.sync import DEADLINE_S, Registration
+from kvstore.client.views import View
+from kvstore.layout import KVLayout, Need
+from kvstore.security import DEFAULT_TENANT
+from kvstore.wire import store
+
+if TYPE_CHECKING:
+    from kvstore.client.tls import Tls
+
+T = TypeVar("T")
+
+
+class AsyncClient:
+    """As kvstore.Client, awaited. Belongs to the event loop of its first call."""
+
+    def __init__(
+        self,
+        address: str,
+        *,
+        token: str | None = None,
+        tls: Tls | None = None,
+        deadline_s: float = DEADLINE_S,
+        verify: bool = True,
+        workers: int | None = None,
+    ) -> None:
+        self._deadline_s = positive("deadline_s", deadline_s)
+        threads = workers if workers is not None else min(4, os.cpu_count() or 1)
+        self._channel = connect_async(address, token, tls, verify=verify, workers=threads)
+        self._registry = Registry()
+
+    async def namespace(self, layout: KVLayout, *, tenant: str = DEFAULT_TENANT) -> AsyncNamespace:
+        space = Space(layout, tenant, self._registry)
+        await self._channel.open(space, times_of(self._deadline_s, None))
+        return AsyncNamespace(self._channel, space, self._deadline_s)
+
+    def register(self, buffers: Sequence[object]) -> Registration:
+        """As Client.register."""
+        self._registry.add(buffers)
+        return Registration(self._registry, buffers)
+
+    async def close(self) -> None:
+        await self._channel.close()
+
+    async def __aenter__(self) -> AsyncClient:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.close()
+
+
+class AsyncNamespace:
+    """As kvstore.client.sync.Namespace, awaited; arguments and answers are the same."""
+
+    def __init__(self, channel: AsyncChannel, space: Space, deadline_s: float) -> None:
+        self._channel = channel
+        self._space = space
+        self._deadline_s = deadline_s
+
+    @property
+    def digest(self) -> bytes:
+        return self._space.known.digest
+
+    @property
+    def generation(self) -> int:
+        return self._space.known.generation
+
+    @property
+    def block_tokens(self) -> int:
+        return self._space.block_tokens
+
+    @property
+    def shard_bytes(self) -> tuple[int, ...]:
+        return self._space.shard_bytes
+
+    def chain(
+        self, token_ids: identity.Tokens, *, extras: Sequence[identity.Extra] = (), parent: object = None
+    ) -> Keys:
+        """Not awaited: it is arithmetic, in the calling thread."""
+        return self._space.chain(token_ids, extras, parent_of(parent) or None)
+
+    async def lookup(
+        self, chain: object, needs: Sequence[Need] | None = None, *, deadline_s: float | None = None
+    ) -> Found:
+        times, limits = await self._ready(deadline_s, None)
+        return await self._drive(self._space.lookup(limits, chain, needs), times)
+
+    async def put(
+        self,
+        chain: object,
+        source: object,
+        *,
+        shard: int = 0,
+        metas: Sequence[bytes] | None = None,
+        parent: object = None,
+        position: int = 0,
+        hints: Hints | None = None,
+        deadline_s: float | None = None,
+    ) -> Stored:
+        """`source` must stay as it is until this returns."""
+        times, limits = await self._ready(deadline_s, None)
+        choices = Choices(shard, hints or NO_HINTS, parent_of(parent), position)
+        return await self._drive(self._space.put(limits, chain, source, metas, choices), times)
+
+    async def get(
+        self,
+        chain: object,
+        into: object,
+        *,
+        shard: int = 0,
+        position: int = 0,
+        hints: Hints | None = None,
+        wait_s: float | None = None,
+        deadline_s: float | None = None,
+    ) -> Got:
+        times, limits = await self._ready(deadline_s, wait_s)
+        choices = Choices(shard, hints or NO_HINTS, position=position)
+        return await self._drive(self._space.get(limits, chain, into, choices), times)
+
+    async def view(
+        self,
+        chain: object,
+        *,
+        shard: int = 0,
+        follow: bool = False,
+        position: int = 0,
+        hints: Hints | None = None,
+        wait_s: float | None = None,
+        deadline_s: float | None = None,
+    ) -> View:
+        """The view itself is not awaited: `with await ns.view(chain) as view`."""
+        times, limits = await self._ready(deadline_s, wait_s)
+        choices = Choices(shard, hints or NO_HINTS, position=position)
+        lent = await self._drive(self._space.view(limits, chain, follow, choices), times)
+        return View(lent, self._space.block_tokens)
+
+    async def reserve(
+        self,
+        chain: object,
+        *,
+        shard: int = 0,
+        metas: Sequence[bytes] | None = None,
+        parent: object = None,
+        position: int = 0,
+        hints: Hints | None = None,
+        deadline_s: float | None = None,
+    ) -> AsyncSlots:
+        """`async with await ns.reserve(chain) as slots`."""
+        times, limits = await self._ready(deadline_s, None)
+        choices = Choices(shard, hints or NO_HINTS, parent_of(parent), position)
+        return AsyncSlots(await self._drive(self._space.reserve(limits, chain, metas, choices), times), times)
+
+    async def prefetch(
+        self, chain: object, *, hints: Hints | None = None, shards: Sequence[int] = (), deadline_s: float | None = None
+    ) -> int:
+        times, _ = await self._ready(deadline_s, None)
+        body = await self._channel.call(
+            store.METHOD_PREFETCH, self._space.prefetching(chain, shards, hints or NO_HINTS), times
+        )
+        return store.PrefetchResponse.FromString(body).blocks
+
+    async def clear(self, *, deadline_s: float | None = None) -> int:
+        times, _ = await self._ready(deadline_s, None)
+        request = store.ClearRequest(namespace=self.digest)
+        body = await self._channel.call(store.METHOD_CLEAR, request.SerializeToString(), times)
+        await self._channel.open(self._space, times)
+        return store.ClearResponse.FromString(body).generation
+
+    # ---- driving ----------------------------------------------------------------------------------------------------
+
+    async def _ready(self, deadline_s: float | None, wait_s: float | None) -> tuple[Times, Limits]:
+        times = times_of(self._deadline_s if deadline_s is None else positive("deadline_s", deadline_s), wait_s)
+        return times, await self._channel.limits(times.deadline)
+
+    async def _drive(self, journey: Journey[T], times: Times) -> T:
+        perform, space = self._channel.perform, self._space
+        try:
+            step = next(journey)
+            while True:
+                step = journey.send(await perform(space, step, times))
+        except StopIteration as stop:
+            result: T = stop.value
+            return result
+
+
+class AsyncSlots:
+    """As kvstore.client.slots.Slots. What copies or hashes runs in a thread, and is waited for even when cancelled."""
+
+    def __init__(self, filling: Filling, times: Times) -> None:
+        self._filling = filling
+        self._times = times
+
+    @property
+    def granted(self) -> tuple[int, ...]:
+        return self._filling.granted
+
+    @property
+    def outcomes(self) -> Outcomes:
+        return self._filling.outcomes
+
+    def array(self, block: int) -> Keys:
+        return self._filling.array(block)
+
+    async def write(self, part: int, sources: object) -> None:
+        places = self._filling.places(part, sources)
+        check(await _quiet(self._filling.held.write, part, places.addresses, places.lengths, self._times.left()))
+
+    async def publish(self, part: int) -> None:
+        self._filling.check_next(part)
+        check(await _quiet(self._filling.held.publish, part, self._times.left()))
+        self._filling.published()
+
+    async def seal(self) -> Stored:
+        self._filling.check_open()
+        return self._filling.sealed(await _quiet(self._filling.held.seal, self._times.left()))
+
+    async def abort(self) -> None:
+        if not self._filling.done:
+            self._filling.done = True
+            await _quiet(self._filling.held.abort)
+
+    async def __aenter__(self) -> AsyncSlots:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.abort()
+
+
+async def _quiet(call: Callable[..., T], *arguments: object) -> T:
+    """In a thread; a cancellation is let through only when the thread is done with the caller's memory."""
+    task = asyncio.ensure_future(asyncio.to_thread(call, *arguments))
+    try:
+        return await asyncio.shield(task)
+    except asyncio.CancelledError:
+        while not task.done():
+            await asyncio.wait({task})
+        raise

@@ -1,0 +1,124 @@
+"""Steps as calls of the native session: the same arguments for both faces."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from typing import Final, NamedTuple
+
+from kvstore import native
+from kvstore.client.steps import (
+    Answer,
+    Fetch,
+    Lent,
+    Limits,
+    Look,
+    Lookup,
+    Put,
+    Report,
+    Reserve,
+    Status,
+    Taken,
+    WireHint,
+)
+from kvstore.client.views import Lending, LentSlots, lend
+
+WAIT_MARGIN_S: Final = 0.25  # of a call's time that a node may not spend waiting, so that its answer is still in time
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Line:
+    """One session, for as long as its node lives."""
+
+    session: native.Session
+    limits: Limits
+    lending: Lending
+
+
+class Times(NamedTuple):
+    """Of one journey; readings of time.monotonic(). wait_s: the longest that the node may wait for promotions."""
+
+    began: float
+    deadline: float
+    wait_s: float
+
+    def left(self) -> float:
+        return max(0.0, self.deadline - time.monotonic())
+
+    def elapsed(self) -> float:
+        return time.monotonic() - self.began
+
+    def wait(self, left: float, limits: Limits) -> float:
+        return min(self.wait_s, limits.hold_wait_s_max, max(left - WAIT_MARGIN_S, left / 2))
+
+
+Asked = Lookup | Put | Fetch | Look | Reserve
+
+
+def as_call(line: Line, handle: int, step: Asked, times: Times) -> tuple[str, tuple[object, ...]]:
+    """The session's method (its submitted twin has `submit_` in front) and its arguments."""
+    left = times.left()
+    if isinstance(step, Fetch):
+        at, wait = step.places, times.wait(left, line.limits)
+        hint = native_hint(step.hint)
+        return "fetch", (handle, step.shard, step.keys, at.addresses, at.lengths, hint, wait, left)
+    if isinstance(step, Put):
+        at, hint = step.places, native_hint(step.hint)
+        metas = list(step.metas)
+        return "put", (handle, step.shard, step.keys, at.addresses, at.lengths, hint, left, step.parent, metas)
+    if isinstance(step, Lookup):
+        return "lookup", (handle, step.keys, [(n.shard, int(n.kind), n.blocks) for n in step.needs], left)
+    if isinstance(step, Reserve):
+        metas = list(step.metas)
+        return "reserve", (handle, step.shard, step.keys, native_hint(step.hint), left, step.parent, metas)
+    wait = times.wait(left, line.limits)
+    return "view", (handle, step.shard, step.keys, native_hint(step.hint), wait, left, step.following)
+
+
+def told(line: Line, step: Asked, answer: native.Result | native.Reservation, shard_bytes: int) -> Answer:
+    """A native answer, with what it brought where that is more than numbers."""
+    if isinstance(answer, native.Reservation):
+        result = answer.result
+        status, field, reason, limit = result.status, result.field, result.reason, result.limit
+        return Taken(status, field, reason, limit, outcomes=result.outcomes, held=LentSlots(answer, line.lending))
+    if isinstance(step, Look) and answer.status == Status.OK:
+        return Lent(
+            blocks=answer.blocks,
+            blocks_corrupt=answer.blocks_corrupt,
+            window_full=answer.window_full,
+            tiers=answer.tiers,
+            arrays=lend(line.lending, answer.hold, answer.offsets, shard_bytes),
+            parts=answer.parts_ready,
+        )
+    return answer
+
+
+def report(line: Line, handle: int, step: Report, elapsed_s: float) -> None:
+    line.session.fetched(
+        handle, native_hint(step.hint), step.asked, step.by_tier, step.failed, step.moved, int(elapsed_s * 1e9)
+    )
+
+
+def native_hint(hint: WireHint) -> native.Hint:
+    return native.Hint(
+        family=hint.family,
+        session=hint.session,
+        turn=hint.turn,
+        expected_return_ms=hint.expected_return_ms,
+        priority=hint.priority,
+        end=hint.end,
+        position=hint.position,
+    )
+
+
+def positive(name: str, seconds: float) -> float:
+    if not seconds > 0:
+        raise ValueError(f"{name}: {seconds}, must be more than 0 seconds")
+    return seconds
+
+
+def times_of(deadline_s: float, wait_s: float | None) -> Times:
+    if wait_s is not None and not wait_s >= 0:
+        raise ValueError(f"wait_s: {wait_s}, must be 0 seconds or more")
+    now = time.monotonic()
+    return Times(now, now + deadline_s, float("inf") if wait_s is None else wait_s)

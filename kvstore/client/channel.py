@@ -1,0 +1,82 @@
+"""What a face asks of the way to its node, and which way an address means.
+
+`unix:PATH` is the framed socket: bytes move by one copy through shared memory. `HOST:PORT` is gRPC: bytes ride in
+messages (docs/grpc.md says what that costs).
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Protocol
+
+from kvstore.client.address import UnixAddress, parse
+from kvstore.client.async_socket import AsyncSocketChannel
+from kvstore.client.socket import SocketChannel
+
+if TYPE_CHECKING:
+    from kvstore.client.calls import Times
+    from kvstore.client.space import Space
+    from kvstore.client.steps import Answer, Limits, Step
+    from kvstore.client.tls import Tls
+
+
+class Channel(Protocol):
+    """Thread-safe."""
+
+    def check(self) -> None:
+        """RuntimeError where a call could not work: closed, or made before a fork."""
+        ...
+
+    def limits(self, deadline: float) -> Limits:
+        """Of the node; connects if need be. `deadline` is a reading of time.monotonic(). Raises KvStoreError."""
+        ...
+
+    def open(self, space: Space, times: Times) -> bool:
+        """Opens the namespace. Whether it is the one it was. Raises KvStoreError, ValueError."""
+        ...
+
+    def perform(self, space: Space, step: Step, times: Times) -> Answer:
+        """One step. Never raises what an answer can say."""
+        ...
+
+    def call(self, method: int, body: bytes, times: Times) -> bytes:
+        """A rare verb. Raises what its answer says."""
+        ...
+
+    def close(self) -> None: ...
+
+
+class AsyncChannel(Protocol):
+    """The same, awaited, on one event loop."""
+
+    async def limits(self, deadline: float) -> Limits: ...
+    async def open(self, space: Space, times: Times) -> bool: ...
+    async def perform(self, space: Space, step: Step, times: Times) -> Answer: ...
+    async def call(self, method: int, body: bytes, times: Times) -> bytes: ...
+    async def close(self) -> None: ...
+
+
+def connect(address: str, token: str | None, tls: Tls | None, *, verify: bool) -> Channel:
+    """Connects to nothing yet. ValueError names the address."""
+    at = parse(address)
+    if isinstance(at, UnixAddress):
+        _no_tls(tls)
+        return SocketChannel(at.path, token, verify=verify, workers=1)
+    from kvstore.client.grpc import GrpcChannel  # loads gRPC
+
+    return GrpcChannel(address, token, tls, verify=verify)
+
+
+def connect_async(address: str, token: str | None, tls: Tls | None, *, verify: bool, workers: int) -> AsyncChannel:
+    """workers: threads that copy, for the framed socket."""
+    at = parse(address)
+    if isinstance(at, UnixAddress):
+        _no_tls(tls)
+        return AsyncSocketChannel(SocketChannel(at.path, token, verify=verify, workers=workers))
+    from kvstore.client.grpc_aio import AsyncGrpcChannel
+
+    return AsyncGrpcChannel(address, token, tls, verify=verify)
+
+
+def _no_tls(tls: Tls | None) -> None:
+    if tls is not None:
+        raise ValueError("tls: is for HOST:PORT; a Unix socket stays on the machine")

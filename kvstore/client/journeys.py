@@ -1,0 +1,280 @@
+"""The client's journeys as plain decisions: what to ask next, when to stop, what to report. No I/O, clock or thread.
+
+A journey is a generator: it yields steps (kvstore.client.steps), is sent the answer to each, and returns what the
+caller gets. The sync face and the async face drive the same generators.
+
+Rules
+- A miss is a shorter number. What had arrived when something failed is still the answer; only a journey of which
+  nothing came at all raises.
+- A stale namespace or a lost connection is reopened once. If the namespace is the same, the journey goes on where it
+  stood; if it was cleared meanwhile, the chain names nothing any more and the journey ends.
+- Blocks are asked for in windows: nothing waits for a slot while holding one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Generator
+from dataclasses import dataclass
+from enum import Enum
+from typing import Final, TypeVar
+
+import numpy as np
+import numpy.typing as npt
+
+from kvstore.client.buffers import Places
+from kvstore.client.steps import (
+    Answer,
+    Fetch,
+    Keys,
+    Lent,
+    Limits,
+    Look,
+    Lookup,
+    Put,
+    PutOutcome,
+    Reopen,
+    Reopened,
+    Report,
+    Reserve,
+    Status,
+    Step,
+    Taken,
+    Told,
+    WireHint,
+    fail,
+)
+from kvstore.errors import Rejected
+from kvstore.layout import Need
+
+Tiers = npt.NDArray[np.uint8]
+Outcomes = npt.NDArray[np.uint8]
+_RETRIED: Final = frozenset({Status.STALE_NAMESPACE, Status.UNAVAILABLE})
+
+
+class Ended(Enum):
+    """Why a get or a put went no further."""
+
+    COMPLETE = "complete"  # all that was asked
+    MISS = "miss"  # the next block is not in the store, or did not come up in time
+    CORRUPT = "corrupt"  # the next block did not verify; it is dropped
+    FULL = "full"  # no room: only pins and holds are left
+    CLEARED = "cleared"  # the namespace was cleared: make the chain anew
+    LATE = "late"  # the deadline
+    UNAVAILABLE = "unavailable"  # the node went away
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """tiers: one a block before the boundary, the slowest that a need must read there. fetch_s: the node's estimate."""
+
+    blocks: int
+    tokens: int
+    tiers: Tiers
+    fetch_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class Stored:
+    """held: was there already. pending: another is writing it. rejected: the rest. outcomes: a PutOutcome a block."""
+
+    stored: int
+    held: int
+    pending: int
+    rejected: int
+    outcomes: Outcomes
+    ended: Ended
+
+
+@dataclass(frozen=True, slots=True)
+class Got:
+    """The contiguous prefix that arrived and verified. tiers: where each of its blocks was found."""
+
+    blocks: int
+    tokens: int
+    tiers: Tiers
+    ended: Ended
+
+
+@dataclass(frozen=True, slots=True)
+class Shape:
+    """What a journey must know of its namespace and node."""
+
+    block_tokens: int
+    shard_bytes: tuple[int, ...]
+    limits: Limits
+
+
+_Result = TypeVar("_Result")
+Journey = Generator[Step, Answer, _Result]
+
+
+def check_count(keys: Keys, limits: Limits) -> None:
+    """Refuses what no node of this configuration would take, before anything is sent."""
+    if keys.shape[0] > limits.keys_per_call_max:
+        raise Rejected(
+            f"chain: {keys.shape[0]} keys, at most {limits.keys_per_call_max} a call", limit="keys_per_call_max"
+        )
+
+
+def looking_up(shape: Shape, keys: Keys, needs: tuple[Need, ...]) -> Journey[Found]:
+    """The longest boundary at which every need holds."""
+    check_count(keys, shape.limits)
+    answer = yield from _once(Lookup(keys, needs))
+    tiers = np.frombuffer(answer.tiers, dtype=np.uint8)[: answer.blocks]
+    return Found(answer.blocks, answer.blocks * shape.block_tokens, tiers, answer.fetch_s)
+
+
+def getting(shape: Shape, shard: int, keys: Keys, places: Places, hint: WireHint) -> Journey[Got]:
+    """Window after window until the chain ends, a block is missing, or something fails."""
+    check_count(keys, shape.limits)
+    walk = _Walk(keys.shape[0])
+    tiers: list[bytes] = []
+    moved = corrupt = 0
+    while walk.ended is None:
+        at = walk.at
+        rest = keys[at:] if at else keys
+        answer = yield Fetch(shard, rest, places.of(at, walk.end), hint.at(at))
+        walk.at += answer.blocks
+        moved += answer.bytes
+        corrupt += answer.blocks_corrupt
+        tiers.append(answer.tiers[: answer.blocks])
+        if answer.status == Status.OK:
+            walk.ended = _ended_fetch(answer, walk)
+        else:
+            yield from walk.recover(answer)
+    found = tiers[0] if len(tiers) == 1 else b"".join(tiers)
+    if walk.ended is not Ended.UNAVAILABLE:
+        yield Report(hint, walk.end, count_tiers(found), corrupt, moved)
+    return Got(walk.at, walk.at * shape.block_tokens, np.frombuffer(found, dtype=np.uint8), walk.ended)
+
+
+def _ended_fetch(answer: Answer, walk: _Walk) -> Ended | None:
+    if walk.at >= walk.end:
+        return Ended.COMPLETE
+    if answer.blocks_corrupt:
+        return Ended.CORRUPT
+    # A window that is full and brought nothing would be asked for ever.
+    return None if answer.window_full and answer.blocks else Ended.MISS
+
+
+@dataclass(frozen=True, slots=True)
+class Load:
+    """What is to be put: blocks by key, where they lie, the key before the first (b"": none), metas (none or all)."""
+
+    keys: Keys
+    places: Places
+    parent: bytes = b""
+    metas: tuple[bytes, ...] = ()
+
+
+def putting(shape: Shape, shard: int, load: Load, hint: WireHint) -> Journey[Stored]:
+    """Window after window; the first block that finds no room ends it, since those behind it would be of no use."""
+    keys, places, metas = load.keys, load.places, load.metas
+    check_count(keys, shape.limits)
+    step = max(1, shape.limits.window_bytes // shape.shard_bytes[shard])
+    walk = _Walk(keys.shape[0])
+    outcomes = np.full(walk.end, PutOutcome.FULL, dtype=np.uint8)
+    while walk.ended is None:
+        at, end = walk.at, min(walk.at + step, walk.end)
+        before = load.parent if at == 0 else keys[at - 1].tobytes()
+        answer = yield Put(shard, keys[at:end], places.of(at, end), hint.at(at), before, metas[at:end])
+        told = np.frombuffer(answer.outcomes, dtype=np.uint8)
+        outcomes[at : at + told.shape[0]] = told
+        if (told == PutOutcome.TOO_LARGE).any():
+            size = shape.shard_bytes[shard]
+            raise Rejected(
+                f"shard {shard}: a block of {size} bytes does not fit a slab of this node", limit="slab_bytes"
+            )
+        if answer.status == Status.OK:
+            walk.at = end
+            full = bool((told == PutOutcome.FULL).any())
+            walk.ended = Ended.FULL if full else Ended.COMPLETE if end == walk.end else None
+        else:
+            yield from walk.recover(answer)
+    return stored_of(outcomes, walk.ended)
+
+
+def stored_of(outcomes: Outcomes, ended: Ended) -> Stored:
+    counts = np.bincount(outcomes, minlength=len(PutOutcome))
+    stored, held, pending = (int(counts[o]) for o in (PutOutcome.STORED, PutOutcome.HELD, PutOutcome.PENDING))
+    return Stored(stored, held, pending, outcomes.shape[0] - stored - held - pending, outcomes, ended)
+
+
+def viewing(shape: Shape, look: Look) -> Journey[Lent]:
+    """One window, held without a copy."""
+    check_count(look.keys, shape.limits)
+    answer = yield from _once(look)
+    if not isinstance(answer, Lent):
+        return Lent()
+    by_tier = count_tiers(answer.tiers)
+    moved = answer.blocks * shape.shard_bytes[look.shard]
+    yield Report(look.hint, look.keys.shape[0], by_tier, answer.blocks_corrupt, moved)
+    return answer
+
+
+def reserving(shape: Shape, step: Reserve) -> Journey[Taken]:
+    """Slots for one window. The answer has its reservation."""
+    check_count(step.keys, shape.limits)
+    size = shape.shard_bytes[step.shard]
+    most = max(1, shape.limits.window_bytes // size)
+    if step.keys.shape[0] > most:
+        raise Rejected(
+            f"chain: {step.keys.shape[0]} blocks of {size} bytes, at most {most} a reservation", limit="window_bytes"
+        )
+    answer = yield from _once(step)
+    if not isinstance(answer, Taken) or answer.held is None:
+        raise fail(Told(Status.STALE_NAMESPACE))
+    return answer
+
+
+def _once(step: Step) -> Generator[Step, Answer, Answer]:
+    """A step that is asked again after a reopening. Answered with Reopened where the namespace was cleared."""
+    answer = yield step
+    if answer.status in _RETRIED:
+        answer = yield Reopen()
+        if isinstance(answer, Reopened) and answer.same:
+            answer = yield step
+    if answer.status != Status.OK:
+        raise fail(answer)
+    return answer
+
+
+def count_tiers(tiers: bytes) -> tuple[int, int, int, int]:
+    return (0, tiers.count(1), tiers.count(2), tiers.count(3))
+
+
+@dataclass(slots=True)
+class _Walk:
+    """How far a journey of many windows has come."""
+
+    end: int
+    at: int = 0
+    ended: Ended | None = None
+    reopened: bool = False
+
+    def __post_init__(self) -> None:
+        if self.end == 0:
+            self.ended = Ended.COMPLETE
+
+    def recover(self, answer: Answer) -> Generator[Step, Answer, None]:
+        """After an answer that is not OK: reopens once and goes on, or says how the journey ended, or raises."""
+        if answer.status in _RETRIED and not self.reopened:
+            self.reopened = True
+            answer = yield Reopen()
+            if isinstance(answer, Reopened):
+                if not answer.same:
+                    self.ended = Ended.CLEARED
+                elif self.at >= self.end:
+                    self.ended = Ended.COMPLETE
+                return
+        if answer.status in {Status.BAD_INPUT, Status.DENIED} or (self.at == 0 and answer.status != Status.LATE):
+            raise fail(answer)
+        self.ended = _ENDED_BY.get(Status(answer.status), Ended.UNAVAILABLE)
+
+
+_ENDED_BY: Final = {
+    Status.STALE_NAMESPACE: Ended.CLEARED,
+    Status.REJECTED: Ended.FULL,
+    Status.GONE: Ended.MISS,
+    Status.LATE: Ended.LATE,
+}

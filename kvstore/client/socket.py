@@ -1,0 +1,186 @@
+"""The framed socket of a node as a channel: sessions made, kept and made anew, and steps in the calling thread.
+
+One session serves all threads of a process: its native side lets any number of calls be in flight at once. When it
+is found dead the next call connects again; while nobody answers, calls fail at once until a growing pause is over.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import threading
+import time
+from collections.abc import Callable
+from typing import Final
+
+from kvstore import native
+from kvstore.client.calls import Line, Times, as_call, report, told
+from kvstore.client.space import Known, Space
+from kvstore.client.steps import Answer, Limits, Lookup, Reopen, Reopened, Report, Status, Step, Told, fail
+from kvstore.client.views import Lending
+from kvstore.errors import KvStoreError, Rejected, Unavailable
+from kvstore.wire import store
+
+PAUSE_S_MIN: Final = 0.02
+PAUSE_S_MAX: Final = 1.0
+
+
+class SocketChannel:
+    """Thread-safe. `deadline` arguments are readings of time.monotonic()."""
+
+    def __init__(self, path: str, token: str | None, *, verify: bool, workers: int) -> None:
+        self._path = path
+        self._token = (token or "").encode()
+        self._verify = verify
+        self._workers = workers
+        self._lock = threading.Lock()
+        self._line: Line | None = None
+        self._former: list[Line] = []
+        self._pause_s = 0.0
+        self._not_before = 0.0
+        self._closed = False
+        self._pid = os.getpid()
+
+    @property
+    def current(self) -> Line | None:
+        """The live session, if there is one. Costs nothing: the hot path."""
+        line = self._line
+        return line if line is not None and not line.session.closed else None
+
+    def check(self) -> None:
+        """RuntimeError where a call could not work: closed, or another process's client."""
+        if self._pid != os.getpid():
+            raise RuntimeError("this client was made before a fork; make one in each process")
+        if self._closed:
+            raise RuntimeError("this client is closed")
+
+    def connect(self, deadline: float) -> Line:
+        """The live session, made if need be. Raises Unavailable, or Rejected where the node does not let us in."""
+        self.check()
+        if not self._lock.acquire(timeout=max(0.0, min(deadline - time.monotonic(), threading.TIMEOUT_MAX))):
+            raise Unavailable(f"unix:{self._path}: still being connected to by another thread")
+        try:
+            self.check()
+            return self.current or self._renew(deadline)
+        finally:
+            self._lock.release()
+
+    def _renew(self, deadline: float) -> Line:
+        session = self._new_session(deadline)
+        info, former = session.info, self._line
+        limits = Limits(info.keys_per_call_max, info.window_bytes, info.meta_bytes_max, info.hold_wait_ms_max / 1e3)
+        self._line = line = Line(session, limits, Lending(session))
+        if former is not None:
+            former.session.close()
+            self._former.append(former)
+            former.lending.former = self._tell_quiet
+            self._tell_quiet()
+        return line
+
+    def _new_session(self, deadline: float) -> native.Session:
+        now = time.monotonic()
+        if now < self._not_before:
+            raise Unavailable(
+                f"unix:{self._path}: not to be reached a moment ago; tried again in {self._not_before - now:.2f} s"
+            )
+        try:
+            session = native.Session(self._path, self._token, max(0.001, deadline - now), self._workers, self._verify)
+        except PermissionError as error:
+            raise Rejected(f"token: {error}") from error
+        except OSError as error:
+            self._pause_s = min(PAUSE_S_MAX, max(PAUSE_S_MIN, 2 * self._pause_s))
+            self._not_before = time.monotonic() + self._pause_s
+            raise Unavailable(f"unix:{self._path}: {error}") from error
+        self._pause_s = 0.0
+        return session
+
+    def _tell_quiet(self) -> None:
+        """Tells the node's present life of former sessions of which nothing touches the segment any more. Takes no
+        lock: garbage collection calls this anywhere.
+        """
+        line = self._line
+        if line is None or line.session.closed:
+            return
+        for former in tuple(self._former):
+            if former.lending.all_back:
+                with contextlib.suppress(ValueError):  # another thread was first
+                    self._former.remove(former)
+                    info = former.session.info
+                    line.session.quiet(info.session, info.incarnation)
+
+    def close(self) -> None:
+        """Ends the session; calls in flight end Unavailable. Arrays of views stay readable."""
+        if self._pid != os.getpid():
+            return  # the session is the parent's, and so may be the lock
+        with self._lock:
+            self._closed = True
+            line, self._line = self._line, None
+        if line is not None:
+            line.session.close()
+
+    # ---- steps ------------------------------------------------------------------------------------------------------
+
+    def limits(self, deadline: float) -> Limits:
+        """Of the node at the other end; connects if need be."""
+        self.check()
+        line = self.current or self.connect(deadline)
+        return line.limits
+
+    def perform(self, space: Space, step: Step, times: Times) -> Answer:
+        """One step, in the calling thread; the GIL is given back for all of it. Never raises what an answer can say."""
+        if isinstance(step, Reopen):
+            return self._reopen(space, times)
+        line = self.current
+        if line is None:
+            return GONE
+        handle = space.handle_on(line)
+        if handle is None:
+            return NOT_OPEN
+        if isinstance(step, Report):
+            report(line, handle, step, times.elapsed())
+            return DONE
+        name, arguments = as_call(line, handle, step, times)
+        call: Callable[..., native.Result | native.Reservation] = getattr(line.session, name)
+        shard_bytes = 0 if isinstance(step, Lookup) else space.shard_bytes[step.shard]
+        return told(line, step, call(*arguments), shard_bytes)
+
+    def call(self, method: int, body: bytes, times: Times) -> bytes:
+        """A rare verb. Raises what its answer says."""
+        return self._call(self.connect(times.deadline), method, body, times)
+
+    def _call(self, line: Line, method: int, body: bytes, times: Times) -> bytes:
+        answer = line.session.call(method, body, times.left())
+        if answer.status != Status.OK:
+            raise fail(answer)
+        return answer.body
+
+    def open(self, space: Space, times: Times) -> bool:
+        """Opens the namespace on the live session. Whether it is the one it was. Raises KvStoreError, ValueError."""
+        line = self.connect(times.deadline)
+        body = self._call(line, store.METHOD_OPEN_NAMESPACE, space.request, times)
+        return place(space, line, store.OpenNamespaceResponse.FromString(body))
+
+    def _reopen(self, space: Space, times: Times) -> Answer:
+        try:
+            return Reopened(same=self.open(space, times))
+        except KvStoreError as error:
+            return as_told(error)
+
+
+def as_told(error: KvStoreError) -> Told:
+    """For a journey, which is told and never raised at."""
+    if isinstance(error, Rejected):
+        return Told(Status.REJECTED, field=error.limit, reason=str(error))
+    return Told(Status.UNAVAILABLE, reason=str(error))
+
+
+def place(space: Space, line: Line, response: store.OpenNamespaceResponse) -> bool:
+    line.session.describe(response.handle, space.part_bytes)
+    same = space.adopt(Known.of(response))
+    space.placed = (line, response.handle)
+    return same
+
+
+DONE: Final = Told()
+GONE: Final = Told(Status.UNAVAILABLE, reason="the node is gone")
+NOT_OPEN: Final = Told(Status.STALE_NAMESPACE)

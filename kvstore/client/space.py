@@ -1,0 +1,180 @@
+"""A namespace as a client has it: what both faces know of it, and what they check before a journey begins. No I/O."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+
+from kvstore import identity
+from kvstore.client import buffers, hints
+from kvstore.client.hints import NO_HINTS, Hints
+from kvstore.client.journeys import (
+    Found,
+    Got,
+    Journey,
+    Load,
+    Shape,
+    Stored,
+    getting,
+    looking_up,
+    putting,
+    reserving,
+    viewing,
+)
+from kvstore.client.slots import Filling
+from kvstore.client.steps import Keys, Lent, Limits, Look, Reserve, WireHint
+from kvstore.layout import KVLayout, Need, NeedKind
+from kvstore.wire import convert, store
+
+KEY_BYTES = 32
+
+
+@dataclass(frozen=True, slots=True)
+class Known:
+    """What the node said when the namespace was opened."""
+
+    digest: bytes
+    generation: int
+    seed: bytes
+    family_blocks: int
+
+    @staticmethod
+    def of(response: store.OpenNamespaceResponse) -> Known:
+        return Known(response.digest, response.generation, response.seed, response.node.family_blocks)
+
+
+class Choices(NamedTuple):
+    """What every verb may be told besides its blocks."""
+
+    shard: int = 0
+    hints: Hints = NO_HINTS
+    parent: bytes = b""
+    position: int = 0
+
+
+class Space:
+    """Shared by the faces. `known` changes when the namespace was cleared and opened again."""
+
+    def __init__(self, layout: KVLayout, tenant: str, registry: buffers.Registry) -> None:
+        opening = store.OpenNamespaceRequest(layout=convert.layout_message(layout), tenant=tenant)
+        self.request = opening.SerializeToString()
+        self.part_bytes: list[list[int]] = [list(shard.part_bytes) for shard in opening.layout.shards]
+        self.shard_bytes = tuple(sum(parts) for parts in self.part_bytes)
+        self.block_tokens: int = opening.layout.block_tokens
+        self.registry = registry
+        self.placed: tuple[object, int] | None = None  # the connection it was last opened over, and its handle there
+        self._known: Known | None = None
+        self._shape: Shape | None = None
+
+    @property
+    def known(self) -> Known:
+        assert self._known is not None, "opened when it was made"
+        return self._known
+
+    def handle_on(self, line: object) -> int | None:
+        placed = self.placed
+        return placed[1] if placed is not None and placed[0] is line else None
+
+    def adopt(self, known: Known) -> bool:
+        """Whether it is the namespace that it was."""
+        same = self._known is not None and self._known.digest == known.digest
+        self._known = known
+        return same
+
+    def shape(self, limits: Limits) -> Shape:
+        shape = self._shape
+        if shape is None or shape.limits is not limits:  # another node, or its next life
+            self._shape = shape = Shape(self.block_tokens, self.shard_bytes, limits)
+        return shape
+
+    # ---- journeys, checked ------------------------------------------------------------------------------------------
+
+    def chain(self, tokens: identity.Tokens, extras: Sequence[identity.Extra], parent: bytes | None) -> Keys:
+        return identity.chain_keys(parent or self.known.seed, tokens, self.block_tokens, extras)
+
+    def lookup(self, limits: Limits, chain: object, needs: Sequence[Need] | None) -> Journey[Found]:
+        wanted = tuple(needs or ())
+        for i, need in enumerate(wanted):
+            if not 0 <= need.shard < len(self.shard_bytes):
+                raise ValueError(f"needs[{i}].shard: {need.shard}, must be 0 to {len(self.shard_bytes) - 1}")
+            if need.kind == NeedKind.LAST and not 0 < need.blocks < 2**32:
+                raise ValueError(f"needs[{i}].blocks: {need.blocks}, must be at least 1 for LAST")
+        return looking_up(self.shape(limits), keys_of(chain), wanted)
+
+    def get(self, limits: Limits, chain: object, into: object, choices: Choices) -> Journey[Got]:
+        keys, shard_bytes = keys_of(chain), self._size_of(choices.shard)
+        wanted = buffers.Wanted("into", keys.shape[0], shard_bytes, writing=True)
+        places = buffers.places(into, wanted, self.registry)
+        return getting(self.shape(limits), choices.shard, keys, places, self._hint(keys, choices))
+
+    def put(
+        self, limits: Limits, chain: object, source: object, metas: Sequence[bytes] | None, choices: Choices
+    ) -> Journey[Stored]:
+        keys, shard_bytes = keys_of(chain), self._size_of(choices.shard)
+        wanted = buffers.Wanted("source", keys.shape[0], shard_bytes, writing=False)
+        places = buffers.places(source, wanted, self.registry)
+        load = Load(keys, places, choices.parent, self.metas_of(metas, keys.shape[0], limits))
+        return putting(self.shape(limits), choices.shard, load, self._hint(keys, choices))
+
+    def view(self, limits: Limits, chain: object, follow: bool, choices: Choices) -> Journey[Lent]:
+        keys = keys_of(chain)
+        self._size_of(choices.shard)
+        return viewing(self.shape(limits), Look(choices.shard, keys, self._hint(keys, choices), follow))
+
+    def reserve(
+        self, limits: Limits, chain: object, metas: Sequence[bytes] | None, choices: Choices
+    ) -> Journey[Filling]:
+        keys = keys_of(chain)
+        self._size_of(choices.shard)
+        hint, told = self._hint(keys, choices), self.metas_of(metas, keys.shape[0], limits)
+        taken = yield from reserving(self.shape(limits), Reserve(choices.shard, keys, hint, choices.parent, told))
+        return Filling(taken, self.part_bytes[choices.shard], self.registry)
+
+    def prefetching(self, chain: object, shards: Sequence[int], hints_given: Hints) -> bytes:
+        for shard in shards:
+            self._size_of(shard)
+        named = store.Chain(keys=keys_of(chain).tobytes())
+        told = hints.to_message(hints_given)
+        return store.PrefetchRequest(
+            namespace=self.known.digest, shards=shards, chain=named, hints=told
+        ).SerializeToString()
+
+    def metas_of(self, metas: Sequence[bytes] | None, blocks: int, limits: Limits) -> tuple[bytes, ...]:
+        if metas is None:
+            return ()
+        if len(metas) != blocks:
+            raise ValueError(f"metas: {len(metas)}, must be one a block, {blocks}")
+        for i, meta in enumerate(metas):
+            if len(meta) > limits.meta_bytes_max:
+                raise ValueError(f"metas[{i}]: {len(meta)} bytes, must be at most {limits.meta_bytes_max}")
+        return tuple(bytes(meta) for meta in metas)
+
+    def _size_of(self, shard: int) -> int:
+        if not 0 <= shard < len(self.shard_bytes):
+            raise ValueError(f"shard: {shard}, must be 0 to {len(self.shard_bytes) - 1}")
+        return self.shard_bytes[shard]
+
+    def _hint(self, keys: Keys, choices: Choices) -> WireHint:
+        return hints.to_wire(choices.hints, keys, self.known.family_blocks, choices.position)
+
+
+def keys_of(chain: object) -> Keys:
+    """A chain as (n, 32) uint8 in one piece. ValueError and TypeError name `chain`."""
+    if not isinstance(chain, np.ndarray):
+        raise TypeError(f"chain: {type(chain).__name__}, must be the array that ns.chain() gives")
+    if chain.dtype != np.uint8 or chain.ndim != 2 or chain.shape[1] != KEY_BYTES:
+        raise ValueError(f"chain: {chain.dtype} {chain.shape}, must be uint8 (blocks, {KEY_BYTES})")
+    return np.ascontiguousarray(chain)
+
+
+def parent_of(parent: object) -> bytes:
+    """The key before a chain's first, given as bytes or as a row of another chain."""
+    if parent is None:
+        return b""
+    raw = parent.tobytes() if isinstance(parent, np.ndarray) and parent.dtype == np.uint8 else parent
+    if not isinstance(raw, bytes) or len(raw) != KEY_BYTES:
+        raise ValueError(f"parent: must be a key of {KEY_BYTES} bytes")
+    return raw

@@ -1,0 +1,237 @@
+"""What journeys ask of a channel, and what they are told. Data only: a channel gives these their bytes on the wire.
+
+A channel is a node's framed socket or gRPC; it fills in what a journey need not know: connections, the namespace's
+handle there, deadlines, and times.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from enum import IntEnum
+from typing import NamedTuple, Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from kvstore.client.buffers import Addresses, Places
+from kvstore.errors import Rejected, Unavailable
+from kvstore.layout import Need
+
+_Raw = bytes  # where a field has the name of the type
+Keys = npt.NDArray[np.uint8]  # (n, 32), C-contiguous
+
+
+class Status(IntEnum):
+    """How a step went; numbered as in native/door/frame.hpp."""
+
+    OK = 0
+    STALE_NAMESPACE = 1
+    REJECTED = 2
+    BAD_INPUT = 3
+    DENIED = 4
+    GONE = 5
+    UNAVAILABLE = 6
+    LATE = 7
+    CANCELLED = 8
+
+
+class PutOutcome(IntEnum):
+    """What became of one block of a put."""
+
+    STORED = 0
+    HELD = 1
+    PENDING = 2
+    FULL = 3
+    TOO_LARGE = 4
+    LAPSED = 5
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """What the node at the other end allows."""
+
+    keys_per_call_max: int
+    window_bytes: int
+    meta_bytes_max: int
+    hold_wait_s_max: float
+
+
+class WireHint(NamedTuple):
+    """Hints as numbers; zero: nothing said."""
+
+    family: int = 0
+    session: int = 0
+    turn: int = 0
+    expected_return_ms: int = 0
+    priority: int = 0
+    end: bool = False
+    position: int = 0  # how many blocks of the prompt come before the first key of the call
+
+    def at(self, blocks: int) -> WireHint:
+        """For the rest of the same chain, `blocks` further on."""
+        return self._replace(position=self.position + blocks) if blocks else self
+
+
+# ---- steps ----------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Lookup:
+    keys: Keys
+    needs: tuple[Need, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Put:
+    """One window. `places`: one block a key."""
+
+    shard: int
+    keys: Keys
+    places: Places
+    hint: WireHint
+    parent: bytes
+    metas: tuple[bytes, ...]
+
+
+class Fetch(NamedTuple):
+    """The rest of a chain, which the node cuts to a window."""
+
+    shard: int
+    keys: Keys
+    places: Places
+    hint: WireHint
+
+
+@dataclass(frozen=True, slots=True)
+class Look:
+    """A zero-copy hold of one window. following: blocks that are being published count as there."""
+
+    shard: int
+    keys: Keys
+    hint: WireHint
+    following: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Reserve:
+    """Slots of one window, to be filled part by part."""
+
+    shard: int
+    keys: Keys
+    hint: WireHint
+    parent: bytes
+    metas: tuple[bytes, ...]
+
+
+class Report(NamedTuple):
+    """What came of a whole get; nobody answers."""
+
+    hint: WireHint
+    asked: int
+    by_tier: tuple[int, int, int, int]
+    failed: int
+    moved: int
+
+
+@dataclass(frozen=True, slots=True)
+class Reopen:
+    """A live connection with the namespace open, whatever that takes. Answered by Reopened."""
+
+
+Step = Lookup | Put | Fetch | Look | Reserve | Report | Reopen
+
+
+class Answer(Protocol):
+    """What came of a step; the native session's Result is one. Fields a step does not speak of keep their zeros."""
+
+    @property
+    def status(self) -> int: ...
+    @property
+    def field(self) -> str: ...
+    @property
+    def reason(self) -> str: ...
+    @property
+    def limit(self) -> int: ...
+    @property
+    def blocks(self) -> int: ...
+    @property
+    def blocks_corrupt(self) -> int: ...
+    @property
+    def window_full(self) -> bool: ...
+    @property
+    def bytes(self) -> int: ...
+    @property
+    def fetch_s(self) -> float: ...
+    @property
+    def outcomes(self) -> _Raw: ...
+    @property
+    def tiers(self) -> _Raw: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Told:
+    """An answer made in Python: by the gRPC channel, by a failed connection, by a test."""
+
+    status: int = Status.OK
+    field: str = ""
+    reason: str = ""
+    limit: int = 0
+    blocks: int = 0
+    blocks_corrupt: int = 0
+    window_full: bool = False
+    bytes: int = 0
+    fetch_s: float = 0.0
+    outcomes: _Raw = b""
+    tiers: _Raw = b""
+
+
+@dataclass(frozen=True, slots=True)
+class Reopened(Told):
+    """same: the namespace is what it was (the node was restarted), so the chain still names the same blocks."""
+
+    same: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Lent(Told):
+    """Look, answered: arrays over the hold, which is theirs."""
+
+    arrays: tuple[Keys, ...] = ()
+    parts: Sequence[int] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Taken(Told):
+    """Reserve, answered: the native reservation."""
+
+    held: Held | None = None
+
+
+class Held(Protocol):
+    """What a native reservation is to those who fill it."""
+
+    @property
+    def granted(self) -> Sequence[int]: ...
+    def array(self, index: int) -> Keys: ...
+    def write(self, part: int, addresses: Addresses, lengths: Addresses, deadline_s: float) -> Answer: ...
+    def publish(self, part: int, deadline_s: float) -> Answer: ...
+    def seal(self, deadline_s: float) -> Answer: ...
+    def abort(self) -> None: ...
+
+
+def fail(answer: Answer) -> Exception:
+    """An answer that is not OK, as the exception that says so. The only place where one becomes the other."""
+    what = f"{answer.field}: {answer.reason}" if answer.field else answer.reason
+    status = answer.status
+    if status == Status.BAD_INPUT:
+        return ValueError(what)
+    if status == Status.REJECTED:
+        return Rejected(what, limit=answer.field)
+    if status == Status.DENIED:
+        return Rejected(what or "the node does not let this client in")
+    if status == Status.LATE:
+        return Unavailable(what or "the node did not answer in time")
+    if status in {Status.STALE_NAMESPACE, Status.GONE}:
+        return Unavailable(what or "the namespace was cleared")
+    return Unavailable(what or "the node is gone")

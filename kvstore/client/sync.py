@@ -1,0 +1,248 @@
+"""The sync face: each call blocks its thread, with the GIL given back. Any number of threads may share one client."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from types import TracebackType
+from typing import TYPE_CHECKING, Final, TypeVar
+
+from kvstore import identity
+from kvstore.client.buffers import Registry
+from kvstore.client.calls import Times, positive, times_of
+from kvstore.client.channel import Channel, connect
+from kvstore.client.hints import NO_HINTS, Hints
+from kvstore.client.journeys import Found, Got, Journey, Stored
+from kvstore.client.slots import Slots
+from kvstore.client.space import Choices, Space, parent_of
+from kvstore.client.steps import Keys, Limits
+from kvstore.client.views import View
+from kvstore.layout import KVLayout, Need
+from kvstore.security import DEFAULT_TENANT
+from kvstore.wire import store
+
+if TYPE_CHECKING:
+    from kvstore.client.tls import Tls
+
+DEADLINE_S: Final = 30.0
+T = TypeVar("T")
+
+
+class Client:
+    """A node's client. Connects with the first call that needs it, and again after the node was restarted.
+
+    address: "unix:PATH", or "host:port" (gRPC: bytes ride in messages, views and reservations are refused). token: for
+    a node that asks for one. tls: over host:port. deadline_s: of every call that is not given its own. verify: off only
+    to show why it is on. Raises nothing but ValueError, TypeError and Misconfigured before it is used.
+    """
+
+    def __init__(
+        self,
+        address: str,
+        *,
+        token: str | None = None,
+        tls: Tls | None = None,
+        deadline_s: float = DEADLINE_S,
+        verify: bool = True,
+    ) -> None:
+        self._deadline_s = positive("deadline_s", deadline_s)
+        self._channel = connect(address, token, tls, verify=verify)
+        self._registry = Registry()
+
+    def namespace(self, layout: KVLayout, *, tenant: str = DEFAULT_TENANT) -> Namespace:
+        """Opens the namespace of this layout. Raises Unavailable without a node: the node makes its seed."""
+        space = Space(layout, tenant, self._registry)
+        self._channel.check()
+        self._channel.open(space, times_of(self._deadline_s, None))
+        return Namespace(self._channel, space, self._deadline_s)
+
+    def register(self, buffers: Sequence[object]) -> Registration:
+        """Looks at buffers once. Calls that name the same objects later need not; they must not be moved or resized
+        until the registration is closed.
+        """
+        self._registry.add(buffers)
+        return Registration(self._registry, buffers)
+
+    def close(self) -> None:
+        """Waits for copies under way; calls in flight end Unavailable. Arrays of views stay readable."""
+        self._channel.close()
+
+    def __enter__(self) -> Client:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+class Registration:
+    """Buffers that were looked at; ended by close or `with`."""
+
+    def __init__(self, registry: Registry, buffers: Sequence[object]) -> None:
+        self._registry = registry
+        self._buffers: tuple[object, ...] = tuple(buffers)
+
+    def close(self) -> None:
+        buffers, self._buffers = self._buffers, ()
+        self._registry.remove(buffers)
+
+    def __enter__(self) -> Registration:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+class Namespace:
+    """Blocks of one layout and tenant. Thread-safe.
+
+    What verbs share: `chain` is what chain() gives, or a slice of it. `shard`: of which rank's bytes it speaks.
+    `parent`, `position`: for a chain cut out of the middle, the key before its first block and how many blocks come
+    before it. `hints`: shift the order in which blocks leave. `deadline_s`: how long the call may take.
+    """
+
+    def __init__(self, channel: Channel, space: Space, deadline_s: float) -> None:
+        self._channel = channel
+        self._space = space
+        self._deadline_s = deadline_s
+
+    @property
+    def digest(self) -> bytes:
+        return self._space.known.digest
+
+    @property
+    def generation(self) -> int:
+        """How often it was cleared."""
+        return self._space.known.generation
+
+    @property
+    def block_tokens(self) -> int:
+        return self._space.block_tokens
+
+    @property
+    def shard_bytes(self) -> tuple[int, ...]:
+        return self._space.shard_bytes
+
+    def chain(
+        self, token_ids: identity.Tokens, *, extras: Sequence[identity.Extra] = (), parent: object = None
+    ) -> Keys:
+        """Keys of all full blocks, (n, 32) uint8. With `parent`, of tokens that follow the block of that key. A chain
+        made before a clear finds nothing after it.
+        """
+        return self._space.chain(token_ids, extras, parent_of(parent) or None)
+
+    def lookup(self, chain: object, needs: Sequence[Need] | None = None, *, deadline_s: float | None = None) -> Found:
+        """The longest boundary at which every need holds; none: all of shard 0. Changes and touches nothing."""
+        times, limits = self._ready(deadline_s, None)
+        return self._drive(self._space.lookup(limits, chain, needs), times)
+
+    def put(
+        self,
+        chain: object,
+        source: object,
+        *,
+        shard: int = 0,
+        metas: Sequence[bytes] | None = None,
+        parent: object = None,
+        position: int = 0,
+        hints: Hints | None = None,
+        deadline_s: float | None = None,
+    ) -> Stored:
+        """Publishes blocks. What is held already is not copied; nothing ever waits for room. metas: up to 1 KiB a
+        block, kept beside it and told in events.
+        """
+        times, limits = self._ready(deadline_s, None)
+        choices = Choices(shard, hints or NO_HINTS, parent_of(parent), position)
+        return self._drive(self._space.put(limits, chain, source, metas, choices), times)
+
+    def get(
+        self,
+        chain: object,
+        into: object,
+        *,
+        shard: int = 0,
+        position: int = 0,
+        hints: Hints | None = None,
+        wait_s: float | None = None,
+        deadline_s: float | None = None,
+    ) -> Got:
+        """Fetches the contiguous prefix that is there, verified as it lands. Beyond what arrived, `into` may have been
+        written to. wait_s: how long the node may wait for blocks to come up from lower tiers; 0: take what is up.
+        """
+        times, limits = self._ready(deadline_s, wait_s)
+        choices = Choices(shard, hints or NO_HINTS, position=position)
+        return self._drive(self._space.get(limits, chain, into, choices), times)
+
+    def view(
+        self,
+        chain: object,
+        *,
+        shard: int = 0,
+        follow: bool = False,
+        position: int = 0,
+        hints: Hints | None = None,
+        wait_s: float | None = None,
+        deadline_s: float | None = None,
+    ) -> View:
+        """As get, without a copy: arrays in the node's memory. At most one window (`window_bytes`) at a time.
+        follow: go on into blocks that somebody is publishing; `view.parts` says how much of each is there.
+        """
+        times, limits = self._ready(deadline_s, wait_s)
+        choices = Choices(shard, hints or NO_HINTS, position=position)
+        lent = self._drive(self._space.view(limits, chain, follow, choices), times)
+        return View(lent, self._space.block_tokens)
+
+    def reserve(
+        self,
+        chain: object,
+        *,
+        shard: int = 0,
+        metas: Sequence[bytes] | None = None,
+        parent: object = None,
+        position: int = 0,
+        hints: Hints | None = None,
+        deadline_s: float | None = None,
+    ) -> Slots:
+        """Takes slots to be filled part by part, at most one window (`window_bytes`) of them. `deadline_s` bounds all
+        that is done with them, as the node's `reserve_lapse_ms` does.
+        """
+        times, limits = self._ready(deadline_s, None)
+        choices = Choices(shard, hints or NO_HINTS, parent_of(parent), position)
+        return Slots(self._drive(self._space.reserve(limits, chain, metas, choices), times), times)
+
+    def prefetch(
+        self, chain: object, *, hints: Hints | None = None, shards: Sequence[int] = (), deadline_s: float | None = None
+    ) -> int:
+        """Asks that blocks be in memory soon; answers at once how many are on some tier of the node."""
+        times, _ = self._ready(deadline_s, None)
+        request = self._space.prefetching(chain, shards, hints or NO_HINTS)
+        body = self._channel.call(store.METHOD_PREFETCH, request, times)
+        return store.PrefetchResponse.FromString(body).blocks
+
+    def clear(self, *, deadline_s: float | None = None) -> int:
+        """Makes every block unreachable at once, for all clients. Returns the new generation; chains must be made
+        anew.
+        """
+        times, _ = self._ready(deadline_s, None)
+        request = store.ClearRequest(namespace=self.digest)
+        body = self._channel.call(store.METHOD_CLEAR, request.SerializeToString(), times)
+        self._channel.open(self._space, times)
+        return store.ClearResponse.FromString(body).generation
+
+    # ---- driving ----------------------------------------------------------------------------------------------------
+
+    def _ready(self, deadline_s: float | None, wait_s: float | None) -> tuple[Times, Limits]:
+        times = times_of(self._deadline_s if deadline_s is None else positive("deadline_s", deadline_s), wait_s)
+        return times, self._channel.limits(times.deadline)
+
+    def _drive(self, journey: Journey[T], times: Times) -> T:
+        perform, space = self._channel.perform, self._space
+        try:
+            step = next(journey)
+            while True:
+                step = journey.send(perform(space, step, times))
+        except StopIteration as stop:
+            result: T = stop.value
+            return result

@@ -1,0 +1,429 @@
+"""Settings: one TOML file, `KVSTORE_SECTION_KEY` variables over it, flags over both. Alone reads the environment.
+
+Rules
+- Frozen sections. `[cluster]` is what every node of a cluster must agree on; all else is a node's own business.
+- A value that is not allowed is refused at start: where it was said, the key, the value, what is allowed.
+- A key that nothing reads is refused too, so that a slip of the pen is not a silent default.
+- Sizes are whole bytes or text such as "512MiB". None as a default: decided at start from what the machine has.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import tomllib
+import types
+import typing
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Final
+
+from kvstore.allowed import (
+    GIB,
+    MIB,
+    Read,
+    a_path,
+    a_text,
+    boolean,
+    count,
+    human,
+    matching,
+    multiple_of,
+    one_of,
+    power_of_two,
+    size,
+    tuple_of,
+)
+from kvstore.errors import Misconfigured
+from kvstore.security import SecurityConfig
+
+SHM_DIR: Final = Path("/dev/shm")  # noqa: S108 - shared memory is what is meant
+CONFIG_VARIABLE: Final = "KVSTORE_CONFIG"  # the file, for those who cannot give a flag
+POLICIES: Final = ("leaf_lru", "s3_fifo")
+
+
+@dataclass(frozen=True, slots=True)
+class ClusterConfig:
+    """What every node must agree on.
+
+    secret_file: 32 bytes, 0600, from which the seeds of keys are made. None: DATA_DIR/secret, made at the first start.
+    family_blocks: a chain's first so many blocks name its family when no label is given.
+    """
+
+    secret_file: Path | None = None
+    family_blocks: int = 4
+
+
+@dataclass(frozen=True, slots=True)
+class NodeConfig:
+    """name: names the segments. None: made from the data directory's path, so that two directories are two nodes.
+    data_dir: None: /var/lib/kvstore for root, else $XDG_DATA_HOME/kvstore or ~/.local/share/kvstore.
+    socket: the framed door's. None: $XDG_RUNTIME_DIR/kvstore.sock where that is, else DATA_DIR/kvstore.sock.
+    """
+
+    name: str | None = None
+    data_dir: Path | None = None
+    socket: Path | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class MemoryConfig:
+    """The memory tier.
+
+    bytes: None: what the segment has already, else min(1 GiB, half of the free shared memory).
+    slab_bytes: given to one size class at a time; the largest block. None: min(64 MiB, an eighth), a power of two.
+    directory: a tmpfs or hugetlbfs.
+    keep: whether blocks stay in shared memory after the node was stopped, for its next start.
+    """
+
+    bytes: int | None = None
+    slab_bytes: int | None = None
+    policy: str = "leaf_lru"
+    directory: Path = SHM_DIR
+    keep: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class FileConfig:
+    """The file tier.
+
+    directory: None: DATA_DIR/files. bytes: None: 10 GiB, or half of the free disk if that is less; allocated in full.
+    shrink: take half of what the disk has where `bytes` does not fit, instead of refusing to start.
+    slab_bytes: None: 64 MiB and room for the headers of 2 MiB blocks. The largest block is a slab less 4 KiB.
+    engine: auto takes io_uring where the machine lets it, else threads. depth: requests in the kernel at once.
+    pending_max: those behind them; deadline_ms: of each batch. direct: past the page cache, where the disk can.
+    register_memory: pins the memory tier for io_uring, where the memlock limit lets it.
+    admission: reuse writes what shows that it will be read again, or costs nothing else its place; always writes all.
+    write_behind_bytes_max: how much of the coldest memory is kept written. checkpoint_ms: how often the index is.
+    """
+
+    enabled: bool = True
+    directory: Path | None = None
+    bytes: int | None = None
+    shrink: bool = False
+    slab_bytes: int | None = None
+    policy: str = "leaf_lru"
+    engine: str = "auto"
+    depth: int = 32
+    pending_max: int = 65_536
+    deadline_ms: int = 10_000
+    direct: bool = True
+    register_memory: bool = True
+    admission: str = "reuse"
+    ghost_keys_max: int = 65_536
+    write_behind_bytes_max: int = 256 * MIB
+    checkpoint_ms: int = 200
+
+
+@dataclass(frozen=True, slots=True)
+class ObjectConfig:
+    """The object tier.
+
+    url: s3://BUCKET/PREFIX, gs://, az://, file:///DIRECTORY. None: the directory DATA_DIR/objects. "none": off.
+    options: NAME=VALUE in the provider's own words, such as endpoint=http://host:9000, access_key_id, region.
+    bytes_max: for all that lies under the URL. None: of a directory 32 GiB, or a quarter of the free disk if that is
+    less; of a bucket no limit. sweep_ms: how often that is looked after; a writer at the limit asks for it at once.
+    timeout_ms: of one request, its retries included. concurrency: requests at once.
+    write_bytes_max: copies of blocks on their way there. blocks_max: how many blocks are known to lie there.
+    probe_again_ms: how long a chain of which nothing was found is not looked for again.
+    flush_ms: how long a node that stops may write what lies in no pack yet: for one whose disk does not stay.
+    """
+
+    url: str | None = None
+    options: tuple[str, ...] = ()
+    bytes_max: int | None = None
+    sweep_ms: int = 60_000
+    timeout_ms: int = 10_000
+    retries: int = 2
+    concurrency: int = 16
+    write_bytes_max: int = 128 * MIB
+    blocks_max: int = 262_144
+    probe_again_ms: int = 30_000
+    flush_ms: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class LimitsConfig:
+    """ARCHITECTURE.md, 6, says what is answered when each is reached. pinned_bytes_max None: a quarter of memory."""
+
+    keys_per_call_max: int = 65_536
+    frame_bytes_max: int = 8 * MIB
+    window_bytes: int = 256 * MIB
+    reserve_lapse_ms: int = 30_000
+    lease_ms_max: int = 60_000
+    hold_wait_ms_max: int = 10_000
+    connections_max: int = 1_024
+    holds_per_connection_max: int = 65_536
+    namespaces_max: int = 4_096
+    parked_max: int = 4_096
+    families_max: int = 1_000
+    events_max: int = 65_536
+    pinned_bytes_max: int | None = None
+    streamed_bytes_max: int = GIB
+
+
+@dataclass(frozen=True, slots=True)
+class GrpcConfig:
+    """The door for any language. A Unix socket (0600) beside the framed one is always there, for operators.
+
+    address: HOST:PORT; port 0: any free one; "none": no TCP door.
+    message_bytes_max: every gRPC library's own default; raising it means that clients must raise theirs.
+    streams_max: Put and Get calls at once; each has at most one block and one message in memory.
+    window_bytes: held at once for one Get.
+    call_ms_max: the longest that one call may take, whatever its caller says. Watch has no end.
+    """
+
+    address: str = "127.0.0.1:7401"
+    message_bytes_max: int = 4 * MIB
+    streams_max: int = 64
+    window_bytes: int = 32 * MIB
+    call_ms_max: int = 600_000
+
+
+@dataclass(frozen=True, slots=True)
+class MetricsConfig:
+    """/metrics for Prometheus.
+
+    address: HOST:PORT; port 0: any free one; "none": no endpoint.
+    families_told_max: the families asked for most that have labels of their own.
+    """
+
+    address: str = "127.0.0.1:9464"
+    families_told_max: int = 100
+
+
+@dataclass(frozen=True, slots=True)
+class Config:
+    cluster: ClusterConfig = field(default_factory=ClusterConfig)
+    node: NodeConfig = field(default_factory=NodeConfig)
+    memory: MemoryConfig = field(default_factory=MemoryConfig)
+    file: FileConfig = field(default_factory=FileConfig)
+    object: ObjectConfig = field(default_factory=ObjectConfig)
+    limits: LimitsConfig = field(default_factory=LimitsConfig)
+    grpc: GrpcConfig = field(default_factory=GrpcConfig)
+    metrics: MetricsConfig = field(default_factory=MetricsConfig)
+    security: SecurityConfig = field(default_factory=SecurityConfig)
+
+
+SECTIONS: Final = types.MappingProxyType({section.name: section for section in fields(Config)})
+
+# ---- what is allowed ------------------------------------------------------------------------------------------------
+
+_BY_TYPE: Final[Mapping[object, Read]] = types.MappingProxyType(
+    {
+        bool: boolean,
+        Path: a_path,
+        str: a_text,
+        tuple[str, ...]: tuple_of(a_text, "a list of texts"),
+        tuple[int, ...]: tuple_of(count(0, 2**32 - 1), "a list of numbers"),
+    }
+)
+
+_RULES: Final[Mapping[str, Read]] = types.MappingProxyType(
+    {
+        "cluster.family_blocks": count(1, 1_024, "blocks"),
+        "node.name": matching(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}", "1 to 64 letters, digits, dots, dashes, underscores"),
+        "memory.bytes": size(256 << 10),
+        "memory.slab_bytes": power_of_two(size(64 << 10, 64 * MIB)),
+        "memory.policy": one_of(POLICIES),
+        "file.bytes": size(1 * MIB),
+        "file.slab_bytes": multiple_of(4096, size(64 << 10, GIB)),
+        "file.policy": one_of(POLICIES),
+        "file.engine": one_of(("auto", "io_uring", "threads")),
+        "file.depth": count(1, 1_024, "requests"),
+        "file.pending_max": count(1, 1 << 24, "requests"),
+        "file.deadline_ms": count(1, 3_600_000, "milliseconds"),
+        "file.admission": one_of(("reuse", "always")),
+        "file.ghost_keys_max": count(1, 1 << 24, "keys"),
+        "file.write_behind_bytes_max": size(1 * MIB),
+        "file.checkpoint_ms": count(1, 3_600_000, "milliseconds"),
+        "object.url": matching(
+            r"none|[a-z0-9]+://\S+", "a URL such as s3://bucket/prefix or file:///directory, or none"
+        ),
+        "object.options": tuple_of(matching(r"[A-Za-z0-9_]+=.*", "NAME=VALUE"), "a list of options"),
+        "object.bytes_max": size(1 * MIB),
+        "object.sweep_ms": count(10, 86_400_000, "milliseconds"),
+        "object.timeout_ms": count(1, 3_600_000, "milliseconds"),
+        "object.retries": count(0, 100),
+        "object.concurrency": count(1, 1_024, "requests"),
+        "object.write_bytes_max": size(1 * MIB),
+        "object.blocks_max": count(1, 1 << 28, "blocks"),
+        "object.probe_again_ms": count(10, 86_400_000, "milliseconds"),
+        "object.flush_ms": count(0, 3_600_000, "milliseconds"),
+        "limits.keys_per_call_max": count(1, 1 << 20),
+        "limits.frame_bytes_max": size(64 << 10, GIB),
+        "limits.window_bytes": size(1 << 16, 1 << 40),
+        "limits.reserve_lapse_ms": count(1, 3_600_000, "milliseconds"),
+        "limits.lease_ms_max": count(1, 3_600_000, "milliseconds"),
+        "limits.hold_wait_ms_max": count(0, 600_000, "milliseconds"),
+        "limits.connections_max": count(1, 65_536),
+        "limits.holds_per_connection_max": count(1, 1 << 24),
+        "limits.namespaces_max": count(1, 1 << 20),
+        "limits.parked_max": count(0, 1 << 20),
+        "limits.families_max": count(1, 1 << 20),
+        "limits.events_max": count(1, 1 << 24),
+        "limits.pinned_bytes_max": size(0),
+        "limits.streamed_bytes_max": size(1 << 16),
+        "grpc.address": matching(r"none|\S+:\d{1,5}", "HOST:PORT, or none"),
+        "grpc.message_bytes_max": size(64 << 10, 1 << 30),
+        "grpc.streams_max": count(1, 65_536),
+        "grpc.window_bytes": size(1 << 16, 1 << 40),
+        "metrics.address": matching(r"none|\S+:\d{1,5}", "HOST:PORT, or none"),
+        "metrics.families_told_max": count(0, 10_000),
+        "grpc.call_ms_max": count(1, 86_400_000, "milliseconds"),
+    }
+)
+
+
+# ---- reading --------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Said:
+    """One value as somebody wrote it. `where`: a file, a variable or a flag, for the message."""
+
+    where: str
+    value: object
+
+
+def load(
+    path: Path | None = None,
+    flags: Mapping[str, Said] | None = None,
+    environ: Mapping[str, str] | None = None,
+) -> Config:
+    """The settings of this process; raises Misconfigured. `flags` by "section.key"."""
+    environ = os.environ if environ is None else environ
+    if path is None and environ.get(CONFIG_VARIABLE):
+        path = Path(environ[CONFIG_VARIABLE])
+    said = _from_file(path) if path is not None else {}
+    said.update(_from_environment(environ))
+    said.update(flags or {})
+    return assemble(said)
+
+
+def assemble(said: Mapping[str, Said]) -> Config:
+    """Pure: from what was said, by "section.key", to checked settings."""
+    chosen: dict[str, dict[str, object]] = {name: {} for name in SECTIONS}
+    for key, one in said.items():
+        section, _, name = key.partition(".")
+        read = _reader(section, name)
+        if read is None:
+            raise Misconfigured(f"{one.where}: {key}: not a setting; allowed: {', '.join(_keys(section))}")
+        try:
+            chosen[section][name] = read(one.value)
+        except ValueError as error:
+            raise Misconfigured(f"{one.where}: {key} = {one.value!r}: must be {error}") from None
+    sections = {
+        "cluster": ClusterConfig,
+        "node": NodeConfig,
+        "memory": MemoryConfig,
+        "file": FileConfig,
+        "object": ObjectConfig,
+        "limits": LimitsConfig,
+        "grpc": GrpcConfig,
+        "metrics": MetricsConfig,
+        "security": SecurityConfig,
+    }
+    assert sections.keys() == SECTIONS.keys()
+    config = Config(**{name: make(**chosen[name]) for name, make in sections.items()})
+    _check_relations(config)
+    return config
+
+
+def _check_relations(config: Config) -> None:
+    """Limits that only make sense together."""
+    memory = config.memory
+    if memory.bytes is not None and memory.slab_bytes is not None and memory.slab_bytes > memory.bytes // 2:
+        raise Misconfigured(
+            f"memory.slab_bytes = {human(memory.slab_bytes)}: must be at most half of memory.bytes, "
+            f"{human(memory.bytes)}: a tier of one slab can serve one block size only"
+        )
+    if config.limits.keys_per_call_max * 32 + 4_096 > config.limits.frame_bytes_max:
+        raise Misconfigured(
+            f"limits.keys_per_call_max = {config.limits.keys_per_call_max}: at 32 bytes a key does not fit "
+            f"limits.frame_bytes_max, {human(config.limits.frame_bytes_max)}"
+        )
+
+
+def _section_types() -> dict[str, type]:
+    return typing.get_type_hints(Config)
+
+
+def _reader(section: str, name: str) -> Read | None:
+    made = _section_types().get(section)
+    hint = typing.get_type_hints(made).get(name) if made is not None else None
+    if hint is None:
+        return None
+    rule = _RULES.get(f"{section}.{name}")
+    if rule is not None:
+        return rule
+    kinds = [kind for kind in typing.get_args(hint) if kind is not types.NoneType]
+    plain = kinds[0] if typing.get_origin(hint) in {types.UnionType, typing.Union} else hint
+    return _BY_TYPE[plain]
+
+
+def _keys(section: str) -> list[str]:
+    made = _section_types().get(section)
+    if made is None:
+        return [f"[{name}]" for name in SECTIONS]
+    return [f"{section}.{name}" for name in typing.get_type_hints(made)]
+
+
+def _from_file(path: Path) -> dict[str, Said]:
+    try:
+        document = tomllib.loads(path.read_text())
+    except (OSError, UnicodeDecodeError) as error:
+        raise Misconfigured(f"{path}: {error}") from error
+    except tomllib.TOMLDecodeError as error:
+        raise Misconfigured(f"{path}: not TOML: {error}") from error
+    said: dict[str, Said] = {}
+    for section, table in document.items():
+        if not isinstance(table, dict) or section not in SECTIONS:
+            raise Misconfigured(f"{path}: {section}: not a section; allowed: {', '.join(_keys(''))}")
+        said.update({f"{section}.{name}": Said(str(path), value) for name, value in table.items()})
+    return said
+
+
+# What Kubernetes puts into every pod beside a service that is called kvstore.
+_OF_KUBERNETES: Final = re.compile(r"KVSTORE_(?:.*_)?(?:SERVICE_HOST|SERVICE_PORT(?:_.*)?|PORT(?:_.*)?)")
+
+
+def _from_environment(environ: Mapping[str, str]) -> dict[str, Said]:
+    said: dict[str, Said] = {}
+    for variable in sorted(environ):
+        section, _, name = variable.removeprefix("KVSTORE_").lower().partition("_")
+        if not variable.startswith("KVSTORE_") or variable == CONFIG_VARIABLE:
+            continue
+        if _reader(section, name) is None and _OF_KUBERNETES.fullmatch(variable):
+            continue
+        said[f"{section}.{name}"] = Said(variable, environ[variable])
+    return said
+
+
+# ---- places ---------------------------------------------------------------------------------------------------------
+
+
+def data_dir(config: Config, environ: Mapping[str, str] | None = None) -> Path:
+    environ = os.environ if environ is None else environ
+    if config.node.data_dir is not None:
+        return config.node.data_dir.absolute()
+    if os.geteuid() == 0:
+        return Path("/var/lib/kvstore")
+    base = environ.get("XDG_DATA_HOME")
+    return (Path(base) if base else Path.home() / ".local" / "share") / "kvstore"
+
+
+def socket_path(config: Config, environ: Mapping[str, str] | None = None) -> Path:
+    """Where the framed door listens. Raises Misconfigured for a path that no socket can have."""
+    environ = os.environ if environ is None else environ
+    runtime = environ.get("XDG_RUNTIME_DIR")
+    if config.node.socket is not None:
+        path = config.node.socket.absolute()
+    elif runtime and Path(runtime).is_dir():
+        path = Path(runtime) / "kvstore.sock"
+    else:
+        path = data_dir(config, environ) / "kvstore.sock"
+    if len(os.fsencode(path)) > 107:  # sun_path
+        raise Misconfigured(f"node.socket = {str(path)!r}: must be at most 107 bytes long")
+    return path

@@ -1,0 +1,254 @@
+"""`kvstore doctor`: what this machine has for the store, what is missing, and what to do about it.
+
+Each check looks and changes nothing (O_DIRECT and the ring are tried on a scratch file that is removed). A finding is
+`ok`, `slow` (works, a faster way is off), `off` (a part is off; the rest works) or `bad` (the node would not start).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import ctypes
+import mmap
+import os
+import resource
+import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+from kvstore import native
+from kvstore.allowed import human
+from kvstore.config import ObjectConfig
+from kvstore.errors import Misconfigured
+from kvstore.tiers.object import ObjectTier
+
+SHM_MIN_BYTES = 256 << 20
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    subject: str
+    state: str  # ok | slow | off | bad
+    found: str
+    advice: str = ""
+
+
+def examine(
+    data_dir: Path,
+    shm: Path,
+    sysfs: Path = Path("/sys"),
+    proc: Path = Path("/proc"),
+    objects: ObjectConfig | None = None,
+) -> list[Finding]:
+    """Every check, in the order in which a block travels. A check that fails itself is a finding, not an exception."""
+    checks: list[tuple[str, Callable[[], Finding]]] = [
+        ("shared memory", partial(shared_memory, shm)),
+        ("huge pages", partial(huge_pages, sysfs, proc)),
+        ("locked memory", locked_memory),
+        ("io_uring", ring),
+        ("direct I/O", partial(direct_io, data_dir)),
+        ("object store", partial(object_store, objects or ObjectConfig(), data_dir)),
+        ("open files", open_files),
+        ("GPU", gpu),
+        ("RDMA", partial(rdma, sysfs)),
+    ]
+    return [_guarded(subject, check) for subject, check in checks]
+
+
+def _guarded(subject: str, check: Callable[[], Finding]) -> Finding:
+    try:
+        return check()
+    except OSError as error:
+        return Finding(subject, "off", f"could not look: {error}")
+
+
+def shared_memory(shm: Path) -> Finding:
+    """The memory tier lies in shared memory, so its size bounds the tier."""
+    if not shm.is_dir():
+        return Finding(
+            "shared memory",
+            "bad",
+            f"{shm} is not there",
+            "mount a tmpfs there; containers: --shm-size or an emptyDir of medium Memory",
+        )
+    stats = os.statvfs(shm)
+    total, free = stats.f_blocks * stats.f_frsize, stats.f_bavail * stats.f_frsize
+    found = f"{human(free)} free of {human(total)} in {shm}"
+    if total < SHM_MIN_BYTES:
+        return Finding(
+            "shared memory",
+            "bad",
+            found,
+            "docker gives 64 MiB by default: --shm-size=8g, or mount -o remount,size=50% " + str(shm),
+        )
+    if free < total // 4:
+        return Finding("shared memory", "slow", found, f"look for leftovers of dead processes: ls -l {shm}")
+    return Finding("shared memory", "ok", found)
+
+
+def huge_pages(sysfs: Path, proc: Path) -> Finding:
+    """Shared memory takes transparent huge pages only where shmem_enabled lets it."""
+    setting = sysfs / "kernel/mm/transparent_hugepage/shmem_enabled"
+    chosen = _chosen(setting)
+    reserved = next(
+        (line.split()[1] for line in (proc / "meminfo").read_text().splitlines() if line.startswith("HugePages_Total")),
+        "0",
+    )
+    found = f"shmem_enabled is {chosen or 'unknown'}, {reserved} reserved"
+    if chosen in {"always", "within_size", "advise", "force"}:
+        return Finding("huge pages", "ok", found)
+    return Finding("huge pages", "slow", found, f"echo advise > {setting} (fewer TLB misses in large copies)")
+
+
+def locked_memory() -> Finding:
+    """Registered memory (io_uring buffers, RDMA regions, pinned staging) counts against RLIMIT_MEMLOCK."""
+    soft, _ = resource.getrlimit(resource.RLIMIT_MEMLOCK)
+    if soft == resource.RLIM_INFINITY:
+        return Finding("locked memory", "ok", "unlimited")
+    if os.geteuid() == 0:
+        return Finding("locked memory", "ok", f"{human(soft)}, and root is not bound by it")
+    return Finding(
+        "locked memory",
+        "slow",
+        human(soft),
+        "LimitMEMLOCK=infinity in the unit, or ulimit -l unlimited: buffers are not registered beyond it",
+    )
+
+
+def ring() -> Finding:
+    """Whether the file tier may use io_uring."""
+    reason = native.uring_refused()
+    if reason is None:
+        return Finding("io_uring", "ok", "usable")
+    return Finding(
+        "io_uring",
+        "slow",
+        f"not usable: {reason}; the file tier uses threads",
+        "sysctl kernel.io_uring_disabled=0; containers: a seccomp profile that allows io_uring_*",
+    )
+
+
+def direct_io(data_dir: Path) -> Finding:
+    """Direct I/O keeps blocks out of the page cache, where they would be held twice."""
+    existing = next(path for path in (data_dir, *data_dir.parents) if path.exists())
+    if not os.access(existing, os.W_OK):
+        return Finding(
+            "direct I/O", "off", f"{existing} cannot be written", "choose another --data-dir, or mend its permissions"
+        )
+    with tempfile.NamedTemporaryFile(dir=existing) as scratch, mmap.mmap(-1, 4096) as page:
+        try:
+            file = os.open(scratch.name, os.O_RDWR | os.O_DIRECT)
+        except OSError as error:
+            return Finding(
+                "direct I/O",
+                "slow",
+                f"refused in {existing}: {error.strerror}",
+                "ext4 and xfs have it; tmpfs and some network file systems do not",
+            )
+        try:
+            os.pwritev(file, [page], 0)
+        except OSError as error:
+            return Finding(
+                "direct I/O",
+                "slow",
+                f"a direct write in {existing} failed: {error.strerror}",
+                "use a file system with direct I/O for the data directory",
+            )
+        finally:
+            os.close(file)
+    stats = os.statvfs(existing)
+    return Finding("direct I/O", "ok", f"works in {existing}, {human(stats.f_bavail * stats.f_frsize)} free")
+
+
+def object_store(config: ObjectConfig, data_dir: Path) -> Finding:
+    """Whether the object tier's store answers, and takes a small object."""
+    subject = "object store"
+    if config.url == "none":
+        return Finding(subject, "off", "object.url = none", "set object.url: blocks then outlive this machine")
+    if config.url is None or config.url.startswith("file://"):
+        path = Path(config.url.removeprefix("file://")) if config.url is not None else data_dir / "objects"
+        existing = next(each for each in (path, *path.parents) if each.exists())
+        if not os.access(existing, os.W_OK):
+            return Finding(subject, "off", f"{existing} cannot be written", "mend its permissions, or set object.url")
+        stats = os.statvfs(existing)
+        return Finding(subject, "ok", f"{path}, {human(stats.f_bavail * stats.f_frsize)} free on its disk")
+    why = asyncio.run(_refusal(config, config.url))
+    if why is None:
+        return Finding(subject, "ok", f"{config.url} answers and can be written")
+    return Finding(
+        subject, "off", f"{config.url}: {why}", "check object.url and object.options (endpoint, keys, region)"
+    )
+
+
+async def _refusal(config: ObjectConfig, url: str) -> str | None:
+    try:
+        tier = ObjectTier.open(
+            url,
+            timeout_s=min(config.timeout_ms / 1000, 5.0),
+            retries=0,
+            concurrency=1,
+            options=dict(one.split("=", 1) for one in config.options),
+        )
+    except Misconfigured as error:
+        return str(error)
+    return await tier.refusal()
+
+
+def open_files() -> Finding:
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft >= 4096:
+        return Finding("open files", "ok", str(soft))
+    return Finding(
+        "open files",
+        "slow",
+        f"{soft} (hard limit {hard})",
+        "LimitNOFILE=65536 in the unit: each client connection takes one",
+    )
+
+
+def gpu() -> Finding:
+    """Asks the driver itself; no framework is imported."""
+    try:
+        driver = ctypes.CDLL("libcuda.so.1")
+    except OSError:
+        return Finding(
+            "GPU",
+            "off",
+            "no NVIDIA driver (libcuda.so.1)",
+            "only needed for device memory; blocks in host memory work without",
+        )
+    count = ctypes.c_int(0)
+    if driver.cuInit(0) != 0 or driver.cuDeviceGetCount(ctypes.byref(count)) != 0 or count.value == 0:
+        return Finding("GPU", "off", "the driver is there, a device is not", "nvidia-smi; containers: --gpus all")
+    return Finding("GPU", "ok", f"{count.value} CUDA device(s)")
+
+
+def rdma(sysfs: Path) -> Finding:
+    """RDMA devices as the kernel lists them, with the state of their ports."""
+    devices = sorted(path.name for path in (sysfs / "class/infiniband").glob("*"))
+    if not devices:
+        return Finding(
+            "RDMA",
+            "off",
+            "no RDMA device",
+            "peers are reached without RDMA; with a NIC: modprobe its driver, apt-get install rdma-core",
+        )
+    states = [
+        f"{device} port {port.name} {(port / 'state').read_text().split(':')[-1].strip()}"
+        for device in devices
+        for port in sorted((sysfs / "class/infiniband" / device / "ports").glob("*"))
+    ]
+    state = "ok" if any("ACTIVE" in line for line in states) else "off"
+    return Finding(
+        "RDMA",
+        state,
+        "; ".join(states),
+        "" if state == "ok" else "ip link set up on the port's network device, or check the cable",
+    )
+
+
+def _chosen(setting: Path) -> str:
+    """The bracketed word of a sysfs choice."""
+    text = setting.read_text() if setting.exists() else ""
+    return text.partition("[")[2].partition("]")[0]

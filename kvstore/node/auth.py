@@ -1,0 +1,241 @@
+"""Who is calling: tokens and certificates to a Peer, a Peer to tenants and rights.
+
+Tokens are kept as SHA-256 digests. That is enough, because a token is 32 random bytes and not a password: there is
+nothing to guess. All digests are compared in constant time, and all of them every time.
+
+What is told to a caller never depends on what exists: a tenant that one may not use and one that nobody uses are
+refused with the same words.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import re
+import secrets
+import stat
+import tomllib
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Final
+
+from kvstore.errors import Misconfigured
+from kvstore.security import SecurityConfig
+
+RIGHTS: Final = frozenset({"admin", "metrics"})  # admin implies metrics
+GRANTS_MAX: Final = 10_000
+TENANT_BYTES_MAX: Final = 255
+TOKEN_BYTES_MAX: Final = 512
+
+
+class Denied(Exception):
+    """The caller may not. `known`: we know who it is (PERMISSION_DENIED, HTTP 403) or not (UNAUTHENTICATED, 401)."""
+
+    def __init__(self, reason: str, *, known: bool) -> None:
+        super().__init__(reason)
+        self.known = known
+
+
+@dataclass(frozen=True, slots=True)
+class Peer:
+    """Who a connection belongs to. `tenants` None: every tenant."""
+
+    name: str
+    tenants: frozenset[str] | None
+    rights: frozenset[str] = frozenset()
+
+    def may_use(self, tenant: str) -> bool:
+        return self.tenants is None or tenant in self.tenants
+
+    def require_tenant(self, tenant: str) -> None:
+        if not self.may_use(tenant):
+            raise Denied(f"tenant: {self.name} may not use it", known=True)
+
+    def require(self, right: str) -> None:
+        if right not in self.rights and "admin" not in self.rights:
+            raise Denied(f"{right}: {self.name} has no such right", known=True)
+
+
+# The node's own user, over a socket that only it can open.
+TRUSTED: Final = Peer("local", None, RIGHTS)
+
+
+@dataclass(frozen=True, slots=True)
+class Access:
+    """The access file: token digests and certificate names, each with its peer."""
+
+    tokens: tuple[tuple[bytes, Peer], ...] = ()
+    certificates: Mapping[str, Peer] = field(default_factory=dict)
+
+
+def load_access(path: Path) -> Access:
+    """Reads the access file. Raises Misconfigured naming file, entry and what is allowed."""
+    try:
+        mode = path.stat().st_mode
+        text = path.read_text()
+    except (OSError, UnicodeDecodeError) as error:
+        raise Misconfigured(f"security.access_file {path}: {error}") from error
+    if not stat.S_ISREG(mode) or mode & 0o077:
+        raise Misconfigured(f"security.access_file {path}: must be a file that only its owner can read (chmod 600)")
+    try:
+        return parse_access(text)
+    except (tomllib.TOMLDecodeError, ValueError) as error:
+        raise Misconfigured(f"security.access_file {path}: {error}") from error
+
+
+def parse_access(text: str) -> Access:
+    """ValueError names the entry."""
+    document = tomllib.loads(text)
+    _refuse_others(document, {"token", "certificate"}, "the file")
+    tokens: dict[bytes, Peer] = {}
+    for where, entry in _entries(document, "token"):
+        _refuse_others(entry, {"name", "sha256", "tenants", "rights"}, where)
+        digest = entry.get("sha256")
+        if not isinstance(digest, str) or not re.fullmatch(r"[0-9a-f]{64}", digest):
+            raise ValueError(f"{where}.sha256: 64 hexadecimal digits, the SHA-256 of the token")
+        if bytes.fromhex(digest) in tokens:
+            raise ValueError(f"{where}.sha256: given twice")
+        tokens[bytes.fromhex(digest)] = _peer(entry, where)
+    certificates: dict[str, Peer] = {}
+    for where, entry in _entries(document, "certificate"):
+        _refuse_others(entry, {"name", "tenants", "rights"}, where)
+        peer = _peer(entry, where)
+        if peer.name in certificates:
+            raise ValueError(f"{where}.name: given twice")
+        certificates[peer.name] = peer
+    if len(tokens) + len(certificates) > GRANTS_MAX:
+        raise ValueError(f"more than {GRANTS_MAX} entries")
+    return Access(tuple(tokens.items()), certificates)
+
+
+def _entries(document: Mapping[str, object], kind: str) -> Iterable[tuple[str, dict[str, object]]]:
+    entries = document.get(kind, [])
+    if not isinstance(entries, list) or not all(isinstance(entry, dict) for entry in entries):
+        raise ValueError(f"{kind}: tables, written [[{kind}]]")
+    return [(f"{kind}[{i}]", entry) for i, entry in enumerate(entries)]
+
+
+def _refuse_others(table: Mapping[str, object], allowed: set[str], where: str) -> None:
+    for key in table:
+        if key not in allowed:
+            raise ValueError(f"{where}.{key}: not a key here; allowed: {', '.join(sorted(allowed))}")
+
+
+def _peer(entry: Mapping[str, object], where: str) -> Peer:
+    name = entry.get("name")
+    if not isinstance(name, str) or not name:
+        raise ValueError(f"{where}.name: a text that says whose it is")
+    tenants = _texts(entry.get("tenants", []), f"{where}.tenants")
+    rights = _texts(entry.get("rights", []), f"{where}.rights")
+    if not rights <= RIGHTS:
+        raise ValueError(f"{where}.rights: {', '.join(sorted(RIGHTS))}")
+    if "*" in tenants and len(tenants) > 1:
+        raise ValueError(f'{where}.tenants: "*" stands alone')
+    return Peer(name, None if "*" in tenants else tenants, rights)
+
+
+def _texts(value: object, where: str) -> frozenset[str]:
+    if not isinstance(value, list) or not all(
+        isinstance(text, str) and 0 < len(text.encode()) <= TENANT_BYTES_MAX for text in value
+    ):
+        raise ValueError(f"{where}: a list of texts of 1 to {TENANT_BYTES_MAX} bytes")
+    return frozenset(value)
+
+
+def mint_token(name: str, tenants: Iterable[str], rights: Iterable[str] = ()) -> tuple[str, str]:
+    """A new token and its entry for the access file. The token is told once and kept nowhere."""
+    token = secrets.token_urlsafe(32)
+
+    def quoted(texts: Iterable[str]) -> str:
+        return "[" + ", ".join(_toml_text(text) for text in sorted(texts)) + "]"
+
+    entry = (
+        f'[[token]]\nname = {_toml_text(name)}\nsha256 = "{hashlib.sha256(token.encode()).hexdigest()}"\n'
+        f"tenants = {quoted(tenants)}\nrights = {quoted(rights)}\n"
+    )
+    parse_access(entry)  # refuses what the node would refuse
+    return token, entry
+
+
+def _toml_text(text: str) -> str:
+    escaped = "".join(f"\\u{ord(c):04x}" if ord(c) < 0x20 or c in '"\\\x7f' else c for c in text)
+    return f'"{escaped}"'
+
+
+class Guard:
+    """Answers who a caller is, for every TCP door of a node: gRPC, and the HTTP endpoint of the metrics.
+
+    Thread-safe: it only reads, and `replace` swaps one reference.
+    """
+
+    def __init__(self, security: SecurityConfig) -> None:
+        self._security = security
+        self._access = load_access(security.access_file) if security.access_file else Access()
+        self.denials = 0
+
+    def reload(self) -> None:
+        """Reads the access file again, so that tokens can be rotated under a running node. Raises as at start,
+        changing nothing.
+        """
+        if self._security.access_file:
+            self._access = load_access(self._security.access_file)
+
+    def tokens(self) -> tuple[tuple[bytes, Peer], ...]:
+        """Digest and bearer of each token, for the framed door, which compares them itself."""
+        return self._access.tokens
+
+    def authorize(self, headers: Mapping[str, str], certificate_names: Iterable[str] = ()) -> Peer:
+        """Who this is. `headers` have lower-case names; `certificate_names` are those of a certificate that TLS has
+        verified.
+
+        A token, where one is shown, decides; then the certificate. Raises Denied.
+        """
+        try:
+            return self._authorize(headers.get("authorization"), tuple(certificate_names))
+        except Denied:
+            self.denials += 1
+            raise
+
+    def authorize_metrics(self, headers: Mapping[str, str], certificate_names: Iterable[str] = ()) -> Peer:
+        """As authorize, for /metrics, whose labels name every tenant: wants the right `metrics` once anybody must
+        say who they are.
+        """
+        peer = self.authorize(headers, certificate_names)
+        if self._security.authenticates:
+            try:
+                peer.require("metrics")
+            except Denied:
+                self.denials += 1
+                raise
+        return peer
+
+    def _authorize(self, authorization: str | None, certificate_names: tuple[str, ...]) -> Peer:
+        if authorization is not None:
+            scheme, _, token = authorization.partition(" ")
+            if scheme.lower() != "bearer":
+                raise Denied("authorization: Bearer TOKEN is the only scheme", known=False)
+            return self._by_token(token.strip())
+        if self._security.client_ca is not None and certificate_names:
+            for name in certificate_names:
+                if name in self._access.certificates:
+                    return self._access.certificates[name]
+            if self._security.access_file is None:
+                # Signed by the authority the operator named, told apart from no other: the least that is of use.
+                return Peer(certificate_names[0], frozenset(self._security.anonymous_tenants))
+            raise Denied("certificate: not in the access file", known=False)
+        if self._security.authenticates:
+            raise Denied("authorization: a bearer token is needed", known=False)
+        return Peer("anonymous", frozenset(self._security.anonymous_tenants))
+
+    def _by_token(self, token: str) -> Peer:
+        if len(token) > TOKEN_BYTES_MAX:
+            raise Denied("authorization: not a token of this node", known=False)
+        shown = hashlib.sha256(token.encode()).digest()
+        found: Peer | None = None
+        for digest, peer in self._access.tokens:
+            if hmac.compare_digest(digest, shown):
+                found = peer
+        if found is None:
+            raise Denied("authorization: not a token of this node", known=False)
+        return found

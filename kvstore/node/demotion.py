@@ -1,0 +1,188 @@
+"""Write-behind: keeps the coldest part of memory written below, so that what is evicted is not lost.
+
+Rules
+- No put waits for it. Blocks are held while they are written, at most `WRITES_MAX` batches of them; a put that needs
+  room takes warmer ones meanwhile, and what it takes unwritten is dropped and counted by the core.
+- Only the coldest `write_behind_bytes_max` are looked at; what was passed over there is not asked about again until it
+  has been warmer in between.
+- A write that fails leaves its blocks dirty and passed over; after it, nothing is written for `RETRY_S`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Final
+
+import numpy as np
+import numpy.typing as npt
+
+from kvstore.tiers.base import Run, TierKind
+
+if TYPE_CHECKING:
+    from kvstore import native
+    from kvstore.node.admission import Admission
+    from kvstore.tiers.base import Tier
+    from kvstore.tiers.memory import MemoryTier
+
+__all__ = ["Demotion", "chains"]
+
+log = logging.getLogger(__name__)
+
+BATCH_BYTES: Final = 16 << 20
+BATCH_BLOCKS: Final = 256
+WRITES_MAX: Final = 3
+RETRY_S: Final = 1.0
+
+Tickets = npt.NDArray[np.uint64]
+
+
+def chains(keys: list[bytes], parents: list[bytes]) -> list[list[int]]:
+    """Indices of blocks as runs in chain order: each block's parent is the one before it in its run."""
+    at = {key: i for i, key in enumerate(keys)}
+    children: dict[bytes, list[int]] = {}
+    starts: list[int] = []
+    for i, parent in enumerate(parents):
+        if parent in at and at[parent] != i:
+            children.setdefault(parent, []).append(i)
+        else:
+            starts.append(i)
+    runs: list[list[int]] = []
+    while starts:
+        run = [starts.pop()]
+        while following := children.pop(keys[run[-1]], None):
+            run.append(following[0])
+            starts.extend(following[1:])
+        runs.append(run)
+    # Opaque keys may name each other in a circle; those are runs of one.
+    runs.extend([i] for circle in children.values() for i in circle)
+    return runs
+
+
+class Demotion:
+    """Called by the mover when memory has crossed its watermark; returns when the coldest part is settled."""
+
+    def __init__(
+        self,
+        memory: MemoryTier,
+        below: Tier,
+        admission: Admission,
+        write_behind_bytes_max: int,
+        room_bytes: Callable[[], int],
+    ) -> None:
+        """room_bytes: what `below` can take without evicting."""
+        self._core = memory.core
+        self._owner = self._core.new_owner()
+        self._below = below
+        self._admission = admission
+        self._memory = memory
+        self._bytes_max = write_behind_bytes_max
+        self._room_bytes = room_bytes
+        self._passed: set[int] = set()  # tickets in the coldest part that are not to be asked about again
+        self.retry_s = RETRY_S
+        self.blocks_written = 0
+        self.failures = 0
+
+    async def __call__(self) -> None:
+        writes: set[asyncio.Task[bool]] = set()
+        try:
+            while True:
+                batch = self._next_batch()
+                if batch is not None:
+                    writes.add(asyncio.ensure_future(self._write(*batch)))
+                if not writes:
+                    return
+                if batch is None or len(writes) >= WRITES_MAX:
+                    done, writes = await asyncio.wait(writes, return_when=asyncio.FIRST_COMPLETED)
+                    if not all(task.result() for task in done):
+                        await asyncio.sleep(self.retry_s)
+        finally:
+            for task in writes:
+                task.cancel()
+            if writes:
+                await asyncio.wait(writes)
+
+    def _next_batch(self) -> tuple[int, native.SlotRows] | None:
+        """The coldest that are to go down, held."""
+        cold = self._core.dirty_victims(int(TierKind.MEMORY), self._bytes_max)
+        listed = cold.tolist()
+        self._passed.intersection_update(listed)
+        fresh = [i for i, ticket in enumerate(listed) if ticket not in self._passed]
+        while fresh:
+            rows = self._core.info(int(TierKind.MEMORY), cold[fresh[:BATCH_BLOCKS]])
+            few = max(1, min(len(fresh), BATCH_BLOCKS, BATCH_BYTES // int(rows.bytes.max(initial=1))))
+            # On their way now, or not to be asked about again: what cannot be written must not come back at once.
+            self._passed.update(listed[i] for i in fresh[:few])
+            fresh = fresh[few:]
+            chosen = self._choose(rows, few)
+            if chosen:
+                hold, held = self._core.hold_slots(int(TierKind.MEMORY), self._owner, rows.tickets[chosen])
+                if hold:
+                    return hold, held
+        return None
+
+    def _choose(self, rows: native.SlotRows, few: int) -> list[int]:
+        few = min(few, len(rows.tickets))  # some may be gone already
+        return self._admission.choose(
+            [key.tobytes() for key in rows.keys[:few]],
+            [parent.tobytes() for parent in rows.parents[:few]],
+            rows.tickets[:few].tolist(),
+            rows.wanted[:few].tolist(),
+            self._room_bytes() // int(rows.bytes.max(initial=1)),
+        )
+
+    async def _write(self, hold: int, rows: native.SlotRows) -> bool:
+        """False: the tier below could not take them."""
+        try:
+            groups: dict[tuple[int, int], list[int]] = {}
+            for i, name in enumerate(zip(rows.ns.tolist(), rows.shards.tolist(), strict=True)):
+                groups.setdefault(name, []).append(i)
+            written = True
+            for members in groups.values():
+                keys = [rows.keys[i].tobytes() for i in members]
+                parents = [rows.parents[i].tobytes() for i in members]
+                for run in chains(keys, parents):
+                    written = await self._write_run(rows, [members[i] for i in run]) and written
+            return written
+        finally:
+            self._core.release(int(TierKind.MEMORY), self._owner, hold)
+
+    async def _write_run(self, rows: native.SlotRows, picked: list[int]) -> bool:
+        run = _run(rows, picked)
+        reservation = self._below.reserve(run)
+        try:
+            sources = [
+                self._memory.place(int(rows.offsets[picked[i]]), int(rows.bytes[picked[i]]))
+                for i in reservation.granted
+            ]
+            await reservation.write(sources)
+            written = reservation.seal()
+            self.blocks_written += written
+            self._core.moved(int(TierKind.MEMORY), int(self._below.kind), written)
+        except OSError as error:
+            self.failures += 1
+            log.warning("write-behind: %s", error)
+            return False
+        finally:
+            reservation.abort()
+            there = self._below.lookup(run.ns, run.shard, run.keys)
+            tickets = rows.tickets[picked]
+            self._core.mark_clean(int(TierKind.MEMORY), tickets[there])
+            self._passed.update(tickets[~there].tolist())  # not again while they stay as cold as they are
+        return True
+
+
+def _run(rows: native.SlotRows, picked: list[int]) -> Run:
+    first = picked[0]
+    parent = rows.parents[first].tobytes()
+    at = [0, *np.cumsum(rows.checksum_counts).tolist()]
+    return Run(
+        ns=int(rows.ns[first]),
+        shard=int(rows.shards[first]),
+        keys=np.ascontiguousarray(rows.keys[picked]),
+        parent=parent if any(parent) else None,
+        checksums=np.stack([rows.checksums[at[i] : at[i + 1]] for i in picked]),
+        metas=tuple(bytes(rows.metas[i]) for i in picked),
+        position=int(rows.positions[first]),
+    )

@@ -1,0 +1,186 @@
+"""The Python half of the framed door: who a connection is, and its rare verbs. The hot ones never come here.
+
+Listens on a Unix socket, 0600 unless others than the node's own user are allowed in.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import os
+import socket
+import stat
+from pathlib import Path
+from typing import Final
+
+from kvstore import native
+from kvstore.config import LimitsConfig
+from kvstore.errors import Misconfigured, Rejected, Unavailable
+from kvstore.node.auth import TRUSTED, Denied, Guard, Peer
+from kvstore.node.handlers import Handlers
+from kvstore.node.namespaces import NotOpen
+from kvstore.security import SecurityConfig
+from kvstore.wire import errors
+
+log = logging.getLogger(__name__)
+
+BACKLOG: Final = 128
+REQUESTS_MAX: Final = 256  # taken from the door at once
+
+
+def listen(path: Path, *, for_others: bool) -> socket.socket:
+    """A listening socket. One left by a node that was killed is replaced; one that answers is another node's. Raises
+    Misconfigured.
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+        _clear_the_way(path)
+        return _bound(path, 0o666 if for_others else 0o600)
+    except OSError as error:
+        raise Misconfigured(f"node.socket = {str(path)!r}: cannot listen: {error.strerror}") from error
+
+
+def _clear_the_way(path: Path) -> None:
+    with contextlib.suppress(FileNotFoundError):
+        if not stat.S_ISSOCK(path.stat(follow_symlinks=False).st_mode):
+            raise Misconfigured(f"node.socket = {str(path)!r}: is there and no socket")
+        if _answers(path):
+            raise Misconfigured(f"node.socket = {str(path)!r}: another node listens there")
+        path.unlink()
+
+
+def _bound(path: Path, mode: int) -> socket.socket:
+    listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    former = os.umask(0o777)  # nobody may connect between bind and chmod
+    try:
+        listener.bind(str(path))
+        path.chmod(mode)
+        listener.listen(BACKLOG)
+    except OSError:
+        listener.close()
+        raise
+    finally:
+        os.umask(former)
+    return listener
+
+
+def _answers(path: Path) -> bool:
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
+        probe.settimeout(1.0)
+        try:
+            probe.connect(str(path))
+        except (ConnectionRefusedError, FileNotFoundError):
+            return False
+        except OSError:  # a full backlog, or not ours to open: somebody is there
+            return True
+        return True
+
+
+class FramedDoor:
+    """Lives on the node's event loop from `start` to `stop`."""
+
+    def __init__(
+        self, security: SecurityConfig, guard: Guard, limits: LimitsConfig, core: native.NodeCore, path: Path
+    ) -> None:
+        self._security = security
+        self._guard = guard
+        self._path = path
+        self._limits = limits
+        self._core = core
+        self._native: native.Door
+        self._handlers: Handlers
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._bearers: list[Peer] = []
+        self._inode = 0
+
+    def start(self, handlers: Handlers, payload_fd: int, payload_bytes: int) -> None:
+        """Raises Misconfigured where the socket cannot be had."""
+        security, limits = self._security, self._limits
+        trusted = sorted({os.getuid(), *security.trusted_uids})
+        tokens = self._guard.tokens()
+        for_others = len(trusted) > 1 or bool(security.allowed_uids) or bool(tokens)
+        listener = listen(self._path, for_others=for_others)
+        with listener:
+            self._inode = self._path.stat().st_ino
+            self._native = native.Door(
+                self._core,
+                listener.fileno(),
+                payload_fd,
+                payload_bytes,
+                trusted_uids=trusted,
+                token_required=bool(tokens) and not security.allowed_uids,
+                connections_max=limits.connections_max,
+                frame_bytes_max=limits.frame_bytes_max,
+                hold_wait_ms_max=limits.hold_wait_ms_max,
+                streamed_bytes_max=limits.streamed_bytes_max,
+            )
+        self._handlers = handlers
+        self._bearers = [peer for _, peer in tokens]
+        self._native.set_tokens([(digest, i) for i, (digest, _) in enumerate(tokens)])
+        self._native.start()
+        asyncio.get_running_loop().add_reader(self._native.request_fd, self._take)
+
+    async def stop(self) -> None:
+        """Ends all connections. Removes the socket if it is still ours."""
+        asyncio.get_running_loop().remove_reader(self._native.request_fd)
+        with contextlib.suppress(FileNotFoundError):
+            if self._path.stat().st_ino == self._inode:
+                self._path.unlink()
+        for task in tuple(self._tasks):
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await asyncio.to_thread(self._native.stop)
+
+    def disallow(self, handle: int) -> None:
+        self._native.disallow(handle)
+
+    def stats(self) -> dict[str, int]:
+        return self._native.stats()
+
+    def _take(self) -> None:
+        for request in self._native.take_requests(REQUESTS_MAX):
+            if request.gone:
+                continue
+            task = asyncio.ensure_future(self._answer(request))
+            self._tasks.add(task)
+            task.add_done_callback(self._tasks.discard)
+
+    def _peer(self, request: native.Request) -> Peer:
+        if request.trusted:
+            return TRUSTED
+        if 0 <= request.token < len(self._bearers):
+            return self._bearers[request.token]
+        if request.uid in self._security.allowed_uids:
+            return Peer(f"uid {request.uid}", frozenset(self._security.anonymous_tenants))
+        raise Denied(f"uid {request.uid} may not use this node", known=False)
+
+    async def _answer(self, request: native.Request) -> None:
+        owner, number = request.owner, request.request
+        try:
+            peer = self._peer(request)
+            body = await self._handlers.call(
+                peer, request.method, request.body, lambda handle: self._native.allow(owner, handle)
+            )
+        except Exception as error:  # each is told to the caller, and the unexpected to the log as well
+            status, text, limit = _refusal(error)
+            told = errors.detail(text, limit_name=limit)
+            self._native.answer_error(owner, number, int(status), told.field, told.reason, told.limit)
+        else:
+            self._native.answer(owner, number, body)
+
+
+def _refusal(error: Exception) -> tuple[native.Status, str, str]:
+    """Status, text and the limit's name, as the contract tells what a handler raised."""
+    if isinstance(error, Denied):
+        return native.Status.DENIED, str(error), ""
+    if isinstance(error, NotOpen):
+        return native.Status.STALE_NAMESPACE, "namespace: not open", ""
+    if isinstance(error, ValueError | TypeError):
+        return native.Status.BAD_INPUT, str(error), ""
+    if isinstance(error, Rejected):
+        return native.Status.REJECTED, str(error), error.limit
+    if isinstance(error, Unavailable):
+        return native.Status.REJECTED, str(error), ""
+    log.error("a call failed", exc_info=error)
+    return native.Status.REJECTED, "the node failed; its log says how", ""

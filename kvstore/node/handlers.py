@@ -1,0 +1,287 @@
+"""The rare verbs, once for both doors: OpenNamespace, Clear, Prefetch, Info, Watch.
+
+A handler takes the peer and the request message, and answers the response message or raises:
+Denied; NotOpen; ValueError or TypeError naming the field; Rejected naming the limit; Unavailable.
+What a peer may not see is answered exactly as what does not exist.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Final
+
+import kvstore
+from kvstore import native
+from kvstore.errors import Rejected
+from kvstore.node.namespaces import Namespaces, NotOpen, Opened
+from kvstore.node.streams import Prefix
+from kvstore.security import DEFAULT_TENANT
+from kvstore.wire import convert, store
+from kvstore.wire.labels import label_id
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+    from kvstore.clock import Clock
+    from kvstore.config import GrpcConfig, LimitsConfig
+    from kvstore.node.auth import Peer
+    from kvstore.node.bridge import CoreBridge
+
+log = logging.getLogger(__name__)
+
+MEMORY_TIER: Final = 1
+EVENTS_MAX: Final = 2_048  # of one batch: with the longest metas still a message of every gRPC library's default size
+EVENTS_DEFAULT: Final = 1_024
+WATCH_TURN_S: Final = 0.02  # how late an event may be told
+PREFETCHES_MAX: Final = 64
+
+
+# (namespace handle, shard, keys, position of keys[0], seconds): looks in the object tier for a chain's rest.
+FindPacks = Callable[[int, int, "NDArray[np.uint8]", int, float], Awaitable[None]]
+
+
+@dataclass(frozen=True, slots=True)
+class TierReport:
+    """One tier as Admin tells it. `stats`: as the core counts them, by name."""
+
+    tier: int
+    medium: str
+    capacity_bytes: int
+    stats: Mapping[str, int]
+
+
+@dataclass(frozen=True, slots=True)
+class DoorsReport:
+    """Where a node listens, and how safely."""
+
+    addresses: tuple[str, ...]
+    connections: int
+    tls: bool
+    insecure: bool
+
+
+@dataclass(frozen=True, slots=True)
+class NodeHost:
+    """What the handlers and services need of their node. Composed in node.py.
+
+    payload: the memory tier's mapping, writable. on_clear: told the handle of a namespace that was cleared.
+    find_packs: None without an object tier.
+    tiers, doors: for Admin. readers: by tier, how to read (offset, bytes) of it; None where that fails.
+    """
+
+    name: str
+    bridge: CoreBridge
+    payload: memoryview
+    clock: Clock
+    namespaces: Namespaces
+    limits: LimitsConfig
+    grpc: GrpcConfig
+    family_blocks: int
+    on_clear: Callable[[int], object]
+    started_ns: int
+    tiers: Callable[[], Sequence[TierReport]]
+    doors: Callable[[], DoorsReport]
+    readers: Mapping[int, Callable[[int, int], Awaitable[memoryview | None]]]
+    find_packs: FindPacks | None = None
+
+
+@dataclass(slots=True)
+class Handlers:
+    host: NodeHost
+    _prefetches: set[asyncio.Task[None]] = field(default_factory=set)
+    _labels: dict[int, str] = field(default_factory=dict)
+
+    async def call(self, peer: Peer, method: int, body: bytes, on_open: Callable[[int], object]) -> bytes:
+        """One CALL of the framed door. `on_open`: told the handle that this connection may use from now on."""
+        try:
+            match method:
+                case store.METHOD_OPEN_NAMESPACE:
+                    opened = self.open_namespace(peer, store.OpenNamespaceRequest.FromString(body))
+                    on_open(opened.handle)
+                    return opened.SerializeToString()
+                case store.METHOD_CLEAR:
+                    return (await self.clear(peer, store.ClearRequest.FromString(body))).SerializeToString()
+                case store.METHOD_PREFETCH:
+                    return (await self.prefetch(peer, store.PrefetchRequest.FromString(body))).SerializeToString()
+                case store.METHOD_INFO:
+                    return self.info().SerializeToString()
+                case store.METHOD_WATCH:
+                    watch = store.WatchRequest.FromString(body)
+                    wait_ms = min(watch.wait_ms, self.host.limits.hold_wait_ms_max)
+                    return (await self.watch(peer, watch, wait_ms / 1e3)).SerializeToString()
+        except convert.DecodeError as error:
+            raise ValueError("body: not a message of this method") from error
+        raise ValueError(f"method: {method} is none of this node's")
+
+    def opened(self, peer: Peer, digest: bytes) -> Opened:
+        """The namespace, if it is open and the peer's. Raises NotOpen."""
+        opened = self.host.namespaces.find(digest)
+        if opened is None or not peer.may_use(opened.tenant):
+            raise NotOpen
+        return opened
+
+    def prefix(self, opened: Opened, chain: store.Chain, hints: store.Hints) -> Prefix:
+        """A chain as the request names it. Raises ValueError naming its field, Rejected."""
+        chain_keys = self.keys(opened, chain)
+        if hints.family:
+            self._note(hints.family)
+        return Prefix(
+            chain_keys,
+            chain.parent,
+            lambda first: convert.hint(hints, chain_keys, self.host.family_blocks, chain.position, first),
+        )
+
+    def keys(self, opened: Opened, chain: store.Chain) -> NDArray[np.uint8]:
+        """The chain's keys, (n, 32). Raises ValueError naming its field, Rejected."""
+        return convert.keys(chain, opened.seed, opened.block_tokens, self.host.limits.keys_per_call_max)
+
+    def label(self, family: int) -> str:
+        """The text that a family goes by, if a caller of gRPC gave one; else nothing."""
+        return self._labels.get(family, "")
+
+    def _note(self, label: str) -> None:
+        self._labels[label_id(label)] = label
+        while len(self._labels) > 2 * self.host.limits.families_max:
+            del self._labels[next(iter(self._labels))]
+
+    def open_namespace(self, peer: Peer, request: store.OpenNamespaceRequest) -> store.OpenNamespaceResponse:
+        tenant = request.tenant or DEFAULT_TENANT
+        peer.require_tenant(tenant)
+        opened = self.host.namespaces.open(convert.identity_of(request.layout, tenant))
+        return store.OpenNamespaceResponse(
+            digest=opened.digest,
+            generation=opened.generation,
+            seed=opened.seed,
+            block_tokens=opened.block_tokens,
+            shards=convert.shard_messages(opened.shards),
+            node=self.info(),
+            handle=opened.handle,
+        )
+
+    async def clear(self, peer: Peer, request: store.ClearRequest) -> store.ClearResponse:
+        opened = self.opened(peer, request.namespace)
+        generation = self.host.namespaces.clear(opened)
+        self.host.on_clear(opened.handle)
+        log.info("%s cleared a namespace of %s: generation %d", peer.name, opened.tenant, generation)
+        return store.ClearResponse(generation=generation)
+
+    def info(self) -> store.NodeInfo:
+        limits = self.host.limits
+        return store.NodeInfo(
+            node=self.host.name,
+            version=kvstore.__version__,
+            epoch=self.host.bridge.core.incarnation,
+            keys_per_call_max=limits.keys_per_call_max,
+            window_bytes=limits.window_bytes,
+            message_bytes_max=self.host.grpc.message_bytes_max,
+            lease_ms_max=limits.lease_ms_max,
+            hold_wait_ms_max=limits.hold_wait_ms_max,
+            reserve_lapse_ms=limits.reserve_lapse_ms,
+            family_blocks=self.host.family_blocks,
+        )
+
+    # ---- prefetch -----------------------------------------------------------------------------------------------
+
+    async def prefetch(self, peer: Peer, request: store.PrefetchRequest) -> store.PrefetchResponse:
+        opened = self.opened(peer, request.namespace)
+        prefix = self.prefix(opened, request.chain, request.hints)
+        shards = list(request.shards) or list(range(len(opened.shards)))
+        convert.check_shards(shards, len(opened.shards))
+        blocks, tiers = self._found(opened, shards, prefix)
+        if blocks < len(prefix.keys) and self.host.find_packs is not None:
+            rest, position = prefix.keys[blocks:], request.chain.position + blocks
+            wait_s = self.host.limits.hold_wait_ms_max / 1e3
+            find = self.host.find_packs
+            await asyncio.gather(*(find(opened.handle, shard, rest, position, wait_s) for shard in shards))
+            blocks, tiers = self._found(opened, shards, prefix)
+        if any(tier != MEMORY_TIER for tier in tiers):
+            if len(self._prefetches) >= PREFETCHES_MAX:
+                raise Rejected(f"prefetches_max: {PREFETCHES_MAX} are under way", limit="prefetches_max")
+            task = asyncio.create_task(self._bring_up(opened, shards, prefix, blocks))
+            self._prefetches.add(task)
+            task.add_done_callback(self._prefetches.discard)
+        return store.PrefetchResponse(blocks=blocks)
+
+    def _found(self, opened: Opened, shards: list[int], prefix: Prefix) -> tuple[int, bytes]:
+        """How many blocks some tier has of every shard, and which tier. Raises NotOpen."""
+        needs = [(shard, native.NeedKind.ALL, 0) for shard in shards]
+        status, blocks, tiers, *_ = self.host.bridge.core.lookup(opened.handle, prefix.keys, needs)
+        if status == native.Status.STALE_NAMESPACE:
+            raise NotOpen
+        return int(blocks), tiers
+
+    async def _bring_up(self, opened: Opened, shards: list[int], prefix: Prefix, blocks: int) -> None:
+        """A get that copies nothing: holds run after run until each is up, so that the mover works in chain order."""
+        core, owner = self.host.bridge.core, self.host.bridge.core.new_owner()
+        try:
+            for shard in shards:
+                at = 0
+                while at < blocks:
+                    run = await self.host.bridge.fetch(
+                        owner,
+                        opened.handle,
+                        shard,
+                        prefix.keys[at:blocks],
+                        kind=native.HoldKind.LEASE,
+                        hint=prefix.hint(at),
+                        wait_s=self.host.limits.hold_wait_ms_max / 1e3,
+                        lease_s=self.host.limits.lease_ms_max / 1e3,
+                    )
+                    core.release(MEMORY_TIER, owner, run.hold)
+                    at += len(run.offsets)
+                    if len(run.offsets) == 0 or not run.window_full:
+                        break
+        finally:
+            core.owner_gone(owner)
+
+    async def close(self) -> None:
+        for task in tuple(self._prefetches):
+            task.cancel()
+        await asyncio.gather(*self._prefetches, return_exceptions=True)
+
+    # ---- watch --------------------------------------------------------------------------------------------------
+
+    def watch_from(self, peer: Peer, request: store.WatchRequest) -> tuple[Opened | None, store.WatchBatch]:
+        """Where a watch begins: the namespace it is about (None: all of the peer's), and the batch before the first."""
+        only = self.opened(peer, request.namespace) if request.namespace else None
+        core = self.host.bridge.core
+        now = store.Cursor(epoch=core.incarnation, sequence=core.event_sequence)
+        if not request.HasField("after"):
+            return only, store.WatchBatch(cursor=now)
+        if request.after.epoch != now.epoch or request.after.sequence > now.sequence:
+            # Another life of the node: everything it has to say of this one is news.
+            return only, store.WatchBatch(cursor=store.Cursor(epoch=now.epoch, sequence=0), gap=True)
+        return only, store.WatchBatch(cursor=request.after)
+
+    def events(self, peer: Peer, only: Opened | None, after: store.Cursor, events_max: int) -> store.WatchBatch:
+        """What has happened after the cursor, as far as the peer may see it. The cursor passes over the rest."""
+        core = self.host.bridge.core
+        events, gap = core.events_since(after.sequence, min(events_max or EVENTS_DEFAULT, EVENTS_MAX))
+        batch = store.WatchBatch(gap=gap, cursor=after)
+        if events:
+            batch.cursor.sequence = events[-1].sequence
+        for event in events:
+            opened = self.host.namespaces.by_handle(event.ns)
+            if opened is not None and peer.may_use(opened.tenant) and only in {None, opened}:
+                batch.events.append(convert.event(event, opened.digest))
+        return batch
+
+    def up_to_date(self, cursor: store.Cursor) -> bool:
+        return int(self.host.bridge.core.event_sequence) <= cursor.sequence
+
+    async def watch(self, peer: Peer, request: store.WatchRequest, wait_s: float) -> store.WatchBatch:
+        """One batch: at once if there is news, else when there is, else an empty one after `wait_s`."""
+        only, begin = self.watch_from(peer, request)
+        batch, until = begin, self.host.clock.now_ns() + int(wait_s * 1e9)
+        while request.HasField("after"):
+            batch = self.events(peer, only, batch.cursor, request.events_max)
+            batch.gap |= begin.gap
+            if batch.events or batch.gap or self.host.clock.now_ns() >= until:
+                break
+            if self.up_to_date(batch.cursor):
+                await asyncio.sleep(WATCH_TURN_S)
+        return batch

@@ -1,0 +1,291 @@
+"""A node: puts its parts together, starts them in order, and stops them the other way round.
+
+Order: data directory (no lock, no start), segments, core, namespaces, mover, doors. What serves starts last and stops
+first, so that nobody is ever answered by half a node.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import secrets
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Final
+
+from kvstore import config as settings
+from kvstore import native
+from kvstore.clock import Clock, SystemClock
+from kvstore.config import Config, LimitsConfig
+from kvstore.errors import Unavailable
+from kvstore.node.auth import Guard
+from kvstore.node.bridge import CoreBridge
+from kvstore.node.door import FramedDoor
+from kvstore.node.file_store import FileStore
+from kvstore.node.handlers import DoorsReport, Handlers, NodeHost, TierReport
+from kvstore.node.home import Home
+from kvstore.node.mover import Demote, Mover
+from kvstore.node.namespaces import Namespaces
+from kvstore.node.object_store import ObjectStore, url_of
+from kvstore.node.segments import Segments
+from kvstore.node.service import GrpcServer
+from kvstore.node.telemetry import Telemetry
+from kvstore.security import check_addresses
+from kvstore.tiers.base import Keys, Shape, Tier, TierKind
+from kvstore.tiers.ladder import Ladder
+from kvstore.tiers.memory import MemoryTier
+
+log = logging.getLogger(__name__)
+
+TICK_S: Final = 0.05  # how late a lease, a pin or a parked fetch of a gRPC call may end; the framed door keeps its own
+NANOS: Final = 1_000_000_000
+MILLIS: Final = 1_000_000
+
+
+@dataclass(slots=True)
+class Node:
+    """From `start` to `stop`, on one event loop. `start` raises Misconfigured and leaves nothing behind it."""
+
+    config: Config
+    clock: Clock = field(default_factory=SystemClock)
+    home: Home = field(init=False)
+    name: str = field(init=False)
+    socket: Path = field(init=False)
+    segments: Segments = field(init=False)
+    core: native.NodeCore = field(init=False)
+    memory: MemoryTier = field(init=False)
+    files: FileStore | None = None
+    objects: ObjectStore | None = None
+    grpc: GrpcServer = field(init=False)
+    telemetry: Telemetry = field(init=False)
+    said_aloud: tuple[str, ...] = ()
+    _door: FramedDoor = field(init=False)
+    _mover: Mover = field(init=False)
+    _namespaces: Namespaces = field(init=False)
+    _exits: contextlib.AsyncExitStack = field(default_factory=contextlib.AsyncExitStack)
+
+    async def start(self) -> None:
+        async with contextlib.AsyncExitStack() as undo:
+            await self._start(undo)
+            self._exits = undo.pop_all()
+
+    async def stop(self) -> None:
+        """Idempotent. Blocks in memory stay for the next start, unless memory.keep says otherwise."""
+        await self._exits.aclose()
+
+    async def _start(self, exits: contextlib.AsyncExitStack) -> None:
+        config = self.config
+        self.said_aloud = check_addresses(config.security, _addresses(config))
+        for said in self.said_aloud:
+            log.warning(said)
+        self.socket = settings.socket_path(config)
+        guard = Guard(config.security)
+        self.home = Home(settings.data_dir(config))
+        self.home.acquire()
+        exits.callback(self.home.release)
+        self.name = config.node.name or self.home.default_name()
+        secret = self.home.secret(config.cluster.secret_file)
+        self.segments = Segments(config.memory, self.name)
+        await asyncio.to_thread(self.segments.open)
+        exits.callback(self.segments.close, keep=config.memory.keep)
+        file_table = None
+        if config.file.enabled:
+            self.files = FileStore(config.file, config.file.directory or self.home.path / "files", self.clock)
+            file_table = await asyncio.to_thread(self.files.prepare)
+            exits.push_async_callback(self.files.stop)
+        url = url_of(config.object, self.home.path)
+        if url is not None:
+            self.objects = ObjectStore(config.object, url)
+            await asyncio.to_thread(self.objects.open)
+        self.core = make_core(self.segments, config, file_table)
+        namespaces = self._namespaces = Namespaces(self.core, secret, self.home.namespaces)
+        namespaces.load()
+        bridge = CoreBridge(self.core, self.clock)
+        bridge.open()
+        exits.callback(bridge.close)
+        await self._start_mover(namespaces, exits)
+        await self._start_doors(guard, bridge, namespaces, exits)
+        ticking = asyncio.ensure_future(self._tick())
+        exits.push_async_callback(_cancelled, ticking)
+
+    async def _start_mover(self, namespaces: Namespaces, exits: contextlib.AsyncExitStack) -> None:
+        def part_bytes(ns: int, shard: int) -> tuple[int, ...]:
+            opened = namespaces.by_handle(ns)
+            return tuple(opened.shards[shard].part_bytes) if opened is not None else ()
+
+        self.memory = MemoryTier(self.core, memoryview(self.segments.payload.memory), part_bytes, self.clock)
+        tiers: list[Tier] = []
+        demote: Demote | None = None
+        probe = None
+        shapes = _Shapes(namespaces)
+        if self.files is not None:
+            await self.files.start(self.core, shapes, memoryview(self.segments.payload.memory))
+            tiers.append(self.files.tier)
+            demote = self.files.demotion(self.memory)
+        if self.objects is not None:
+            self.objects.start(self.core, namespaces, shapes, [*tiers, self.memory], self._bring_up, self._clear)
+            exits.push_async_callback(self.objects.stop)
+            tiers.append(self.objects.tier)
+            demote = demote or self.objects.writer.kick
+            probe = self.objects.prober.ask
+        mover = self._mover = Mover(self.core, self.memory, Ladder(tiers), self.clock, demote, probe)
+        mover.start()
+        exits.push_async_callback(mover.stop)
+
+    async def _start_doors(
+        self, guard: Guard, bridge: CoreBridge, namespaces: Namespaces, exits: contextlib.AsyncExitStack
+    ) -> None:
+        config = self.config
+        self._door = FramedDoor(config.security, guard, config.limits, self.core, self.socket)
+        host = NodeHost(
+            name=self.name,
+            bridge=bridge,
+            payload=memoryview(self.segments.payload.memory),
+            clock=self.clock,
+            namespaces=namespaces,
+            limits=config.limits,
+            grpc=config.grpc,
+            family_blocks=config.cluster.family_blocks,
+            on_clear=self._cleared,
+            started_ns=self.clock.now_ns(),
+            tiers=self.tiers,
+            doors=self.doors,
+            readers=self._readers(),
+            find_packs=self.objects.find if self.objects is not None else None,
+        )
+        handlers = Handlers(host)
+        exits.push_async_callback(handlers.close)
+        self.grpc = GrpcServer(config.security, guard, host, handlers, str(self.admin_socket))
+        self.admin_socket.unlink(missing_ok=True)
+        exits.push_async_callback(self.grpc.stop)
+        await self.grpc.start()
+        self.telemetry = Telemetry(config, guard, host, handlers)
+        exits.push_async_callback(asyncio.to_thread, self.telemetry.stop)
+        self.telemetry.start()
+        self._door.start(handlers, self.segments.payload.fd, self.segments.size.bytes)
+        exits.push_async_callback(self._door.stop)
+
+    @property
+    def admin_socket(self) -> Path:
+        """gRPC for operators of this machine, beside the framed door."""
+        return self.socket.with_name(self.socket.name + ".grpc")
+
+    async def _tick(self) -> None:
+        while True:
+            await asyncio.sleep(TICK_S)
+            due = self.core.next_deadline()
+            now = self.clock.now_ns()
+            if due is not None and due <= now:
+                self.core.tick(now)
+
+    # ---- what is told of it ---------------------------------------------------------------------------------------
+
+    def tiers(self) -> list[TierReport]:
+        memory = int(TierKind.MEMORY)
+        told = [TierReport(memory, "shared memory", self.segments.size.bytes, self.core.stats(memory))]
+        if self.files is not None:
+            file = int(TierKind.FILE)
+            told.append(TierReport(file, self.files.medium.name, self.files.medium.size, self.core.stats(file)))
+        if self.objects is not None:
+            kind = int(TierKind.OBJECT)
+            told.append(TierReport(kind, self.objects.url, self.objects.bytes_max, self.objects.stats()))
+        return told
+
+    def doors(self) -> DoorsReport:
+        return DoorsReport(
+            addresses=(f"unix:{self.socket}", *self.grpc.addresses, *filter(None, (self.telemetry.address,))),
+            connections=self._door.stats()["connections"],
+            tls=self.config.security.tls,
+            insecure=bool(self.said_aloud),
+        )
+
+    def _readers(self) -> dict[int, Callable[[int, int], Awaitable[memoryview | None]]]:
+        readers: dict[int, Callable[[int, int], Awaitable[memoryview | None]]] = {
+            int(TierKind.MEMORY): self._read_memory
+        }
+        if self.files is not None:
+            readers[int(TierKind.FILE)] = self.files.read
+        return readers
+
+    def _bring_up(self, ns: int, shard: int, keys: Keys) -> None:
+        """As much of it as memory has without losing everything else."""
+        block_bytes = sum(self.memory.part_bytes(ns, shard)) or 1
+        self._mover.bring_up(ns, shard, keys[: max(1, self.segments.size.bytes // 2 // block_bytes)])
+
+    def _clear(self, ns: int) -> None:
+        """What was cleared elsewhere is cleared here."""
+        opened = self._namespaces.by_handle(ns)
+        if opened is None:
+            return
+        try:
+            self._namespaces.clear(opened)
+        except Unavailable as error:
+            log.warning("%s", error)
+            return
+        self._cleared(ns)
+
+    def _cleared(self, ns: int) -> None:
+        self._door.disallow(ns)
+        if self.objects is not None:
+            self.objects.cleared(ns)
+
+    async def _read_memory(self, offset: int, length: int) -> memoryview | None:
+        return self.memory.place(offset, length).toreadonly()
+
+
+@dataclass(frozen=True, slots=True)
+class _Shapes:
+    """What the tiers below memory ask of the namespaces."""
+
+    namespaces: Namespaces
+
+    def shape(self, ns: int, shard: int) -> Shape | None:
+        opened = self.namespaces.by_handle(ns)
+        if opened is None or shard >= len(opened.shards) or self.namespaces.find(opened.digest) is not opened:
+            return None
+        return Shape(opened.digest, tuple(opened.shards[shard].part_bytes))
+
+
+def make_core(segments: Segments, config: Config, file: native.TableConfig | None = None) -> native.NodeCore:
+    """The core over the segments, with the limits of the configuration."""
+    limits: LimitsConfig = config.limits
+    return native.NodeCore(
+        segments.table(),
+        file,
+        meta=segments.meta.address,
+        meta_bytes=len(segments.meta.memory),
+        incarnation=secrets.randbits(63) + 1,
+        window_bytes=limits.window_bytes,
+        reserve_lapse_ns=limits.reserve_lapse_ms * MILLIS,
+        lease_max_ns=limits.lease_ms_max * MILLIS,
+        keys_per_call_max=limits.keys_per_call_max,
+        holds_per_owner_max=limits.holds_per_connection_max,
+        namespaces_max=limits.namespaces_max,
+        parked_max=limits.parked_max,
+        families_max=limits.families_max,
+        events_max=limits.events_max,
+        pinned_bytes_max=limits.pinned_bytes_max or 0,
+    )
+
+
+def _addresses(config: Config) -> tuple[str, ...]:
+    return tuple(address for address in (config.grpc.address, config.metrics.address) if address != "none")
+
+
+async def _cancelled(task: asyncio.Task[None]) -> None:
+    task.cancel()
+    with contextlib.suppress(asyncio.CancelledError):
+        await task
+
+
+async def serve(config: Config, started: Callable[[Node], None], until: Callable[[], Awaitable[object]]) -> None:
+    """Runs a node until `until` returns."""
+    node = Node(config)
+    await node.start()
+    try:
+        started(node)
+        await until()
+    finally:
+        await node.stop()

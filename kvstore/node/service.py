@@ -1,0 +1,255 @@
+"""The Store service over grpc.aio, and the server that carries it: addresses, TLS, health, reflection.
+
+Bytes ride in gRPC messages here, at 0.6 to 0.8 GiB/s and two copies at each side (docs/grpc.md says what that
+costs); the framed socket moves none.
+"""
+
+# ruff: noqa: N802, ARG002 - methods are named by the contract, and take what it gives them
+# Server streams write to their context: an async generator left at a yield would be closed by another task.
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+from collections.abc import AsyncIterator, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+import grpc
+import grpc.aio
+from grpc_health.v1 import health, health_pb2, health_pb2_grpc
+from grpc_reflection.v1alpha import reflection
+
+from kvstore import native
+from kvstore.errors import Misconfigured, Rejected
+from kvstore.node.administration import AdminService
+from kvstore.node.grpc_door import Decoding, Entrance
+from kvstore.node.handlers import WATCH_TURN_S
+from kvstore.node.namespaces import NotOpen
+from kvstore.node.streams import MESSAGE_ROOM, GetStream, PutStream, StreamHost
+from kvstore.node.tls import server_credentials
+from kvstore.wire import admin, convert, services, store
+
+if TYPE_CHECKING:
+    from kvstore.node.auth import Guard, Peer
+    from kvstore.node.grpc_door import Context
+    from kvstore.node.handlers import Handlers, NodeHost
+    from kvstore.security import SecurityConfig
+
+log = logging.getLogger(__name__)
+
+IDLE_S: Final = 30.0  # between two messages of one Put
+STORE_NAME: Final = store.DESCRIPTOR.services_by_name["Store"].full_name
+ADMIN_NAME: Final = admin.DESCRIPTOR.services_by_name["Admin"].full_name
+GRACE_S: Final = 2.0  # for calls under way when the node stops
+
+
+class StoreService(services.StoreServicer):
+    """kvstore.v1.Store. Hot verbs here; the rare ones are the handlers that the framed door uses too."""
+
+    def __init__(self, host: NodeHost, handlers: Handlers, entrance: Entrance) -> None:
+        self._host, self._handlers, self._entrance = host, handlers, entrance
+        self._streams = 0
+        self._stream_host = StreamHost(
+            bridge=host.bridge,
+            payload=host.payload,
+            clock=host.clock,
+            window_bytes=host.grpc.window_bytes,
+            data_bytes=host.grpc.message_bytes_max - MESSAGE_ROOM,
+            lease_s=host.limits.lease_ms_max / 1e3,
+        )
+
+    async def OpenNamespace(self, request: store.OpenNamespaceRequest, context: Context) -> store.OpenNamespaceResponse:
+        async with self._entrance.call(context) as peer:
+            answer = self._handlers.open_namespace(peer, request)
+            answer.ClearField("handle")  # means nothing outside a connection
+            return answer
+
+    async def Clear(self, request: store.ClearRequest, context: Context) -> store.ClearResponse:
+        async with self._entrance.call(context) as peer:
+            return await self._handlers.clear(peer, request)
+
+    async def Prefetch(self, request: store.PrefetchRequest, context: Context) -> store.PrefetchResponse:
+        async with self._entrance.call(context) as peer:
+            return await self._handlers.prefetch(peer, request)
+
+    async def Info(self, request: store.InfoRequest, context: Context) -> store.NodeInfo:
+        async with self._entrance.call(context):
+            return self._handlers.info()
+
+    async def Lookup(self, request: store.LookupRequest, context: Context) -> store.LookupResponse:
+        async with self._entrance.call(context) as peer:
+            return self._lookup(peer, request)
+
+    def _lookup(self, peer: Peer, request: store.LookupRequest) -> store.LookupResponse:
+        opened = self._handlers.opened(peer, request.namespace)
+        keys = self._handlers.keys(opened, request.chain)
+        needs = convert.needs(request.needs, len(opened.shards))
+        status, blocks, tiers, fetch_ns = self._host.bridge.core.lookup(opened.handle, keys, needs)
+        if status == native.Status.STALE_NAMESPACE:
+            raise NotOpen
+        return store.LookupResponse(
+            blocks=blocks,
+            tokens=blocks * opened.block_tokens,
+            tiers=tiers,
+            fetch_s=fetch_ns / 1e9,
+            keys=keys.tobytes() if request.return_keys else b"",
+        )
+
+    async def Put(self, request_iterator: AsyncIterator[store.PutRequest], context: Context) -> store.PutResponse:
+        async with self._entrance.call(context) as peer:
+            with self._stream():
+                first = await self._next(request_iterator)
+                if first is None or first.WhichOneof("message") != "header":
+                    raise ValueError("header: must be the first message")
+                return await self._put(peer, first.header, request_iterator)
+
+    async def _put(
+        self, peer: Peer, header: store.PutHeader, messages: AsyncIterator[store.PutRequest]
+    ) -> store.PutResponse:
+        opened = self._handlers.opened(peer, header.namespace)
+        prefix = self._handlers.prefix(opened, header.chain, header.hints)
+        put = PutStream(self._stream_host, opened, header, prefix)
+        try:
+            while (message := await self._next(messages)) is not None:
+                if message.WhichOneof("message") != "data":
+                    raise ValueError("data: only the first message is a header")
+                if put.ended:
+                    break  # what is still on its way is of no use
+                put.write(message.data.payload)
+            return put.finish()
+        finally:
+            put.close()
+
+    async def _next(self, messages: AsyncIterator[store.PutRequest]) -> store.PutRequest | None:
+        try:
+            async with asyncio.timeout(IDLE_S):
+                return await anext(messages, None)
+        except TimeoutError:
+            raise TimeoutError(f"data: nothing came for {IDLE_S:.0f} s") from None
+
+    async def Get(self, request: store.GetRequest, context: Context) -> None:  # type: ignore[override]
+        async with self._entrance.call(context) as peer:
+            with self._stream():
+                opened = self._handlers.opened(peer, request.namespace)
+                prefix = self._handlers.prefix(opened, request.chain, request.hints)
+                get = GetStream(self._stream_host, opened, request, prefix)
+                try:
+                    async for message in get.messages(self._wait_s(request.wait_ms, context)):
+                        await context.write(message)
+                finally:
+                    get.close()
+
+    def _wait_s(self, wait_ms: int, context: Context) -> float:
+        """For promotions: what was asked, within the node's limit and half of the caller's deadline."""
+        most = self._host.limits.hold_wait_ms_max / 1e3
+        return min(wait_ms / 1e3 if wait_ms else most, most, self._entrance.time_left(context) / 2)
+
+    async def Watch(self, request: store.WatchRequest, context: Context) -> None:  # type: ignore[override]
+        async with self._entrance.call(context, endless=True) as peer:
+            await tell_events(self._handlers, peer, request, context)
+
+    @contextmanager
+    def _stream(self) -> Iterator[None]:
+        if self._streams >= self._host.grpc.streams_max:
+            raise Rejected(f"streams_max: {self._host.grpc.streams_max} are under way", limit="streams_max")
+        self._streams += 1
+        try:
+            yield
+        finally:
+            self._streams -= 1
+
+
+async def tell_events(handlers: Handlers, peer: Peer, request: store.WatchRequest, context: Context) -> None:
+    """Until the reader goes: the batch that says where the stream begins, then every batch that has news."""
+    only, batch = handlers.watch_from(peer, request)
+    await context.write(batch)
+    while True:
+        batch = handlers.events(peer, only, batch.cursor, request.events_max)
+        if batch.events or batch.gap:
+            await context.write(batch)
+        if handlers.up_to_date(batch.cursor):
+            await asyncio.sleep(WATCH_TURN_S)
+
+
+class GrpcServer:
+    """Listens from `start` to `stop`: on TCP where an address is given, and on a Unix socket that only its user
+    opens.
+    """
+
+    def __init__(
+        self, security: SecurityConfig, guard: Guard, host: NodeHost, handlers: Handlers, unix_path: str
+    ) -> None:
+        self._security, self._host, self._unix_path = security, host, unix_path
+        self._entrance = Entrance(guard, host.grpc.call_ms_max / 1e3)
+        self._store = StoreService(host, handlers, self._entrance)
+        self._admin = AdminService(host, handlers, self._entrance)
+        self._server: grpc.aio.Server | None = None
+        self._health: health.aio.HealthServicer | None = None  # type: ignore[name-defined]
+        self.addresses: tuple[str, ...] = ()
+
+    async def start(self) -> None:
+        """Raises Misconfigured where an address cannot be bound."""
+        size = self._host.grpc.message_bytes_max
+        server = grpc.aio.server(
+            interceptors=[Decoding()],
+            options=[
+                ("grpc.max_receive_message_length", size),
+                ("grpc.max_send_message_length", size),
+                ("grpc.so_reuseport", 0),  # a second node on the port is an error, not a lottery
+                ("grpc.keepalive_time_ms", 30_000),  # a peer that is gone without a word is noticed
+                ("grpc.keepalive_timeout_ms", 10_000),
+                ("grpc.http2.min_ping_interval_without_data_ms", 10_000),
+            ],
+        )
+        services.add_StoreServicer_to_server(self._store, server)
+        services.add_AdminServicer_to_server(self._admin, server)
+        self._health = health.aio.HealthServicer()  # type: ignore[attr-defined]
+        health_pb2_grpc.add_HealthServicer_to_server(self._health, server)
+        names = (STORE_NAME, ADMIN_NAME, health.SERVICE_NAME, reflection.SERVICE_NAME)
+        reflection.enable_server_reflection(names, server)
+        self.addresses = (self._listen_unix(server), *self._listen_tcp(server))
+        await server.start()
+        self._server = server
+        for name in ("", STORE_NAME, ADMIN_NAME):
+            await self._health.set(name, health_pb2.HealthCheckResponse.SERVING)
+
+    def _listen_unix(self, server: grpc.aio.Server) -> str:
+        address = f"unix:{self._unix_path}"
+        former = os.umask(0o177)  # nobody else may connect, not even between bind and chmod
+        try:
+            _bind(server, address, None)
+        finally:
+            os.umask(former)
+        # The umask is the whole process's, and another thread may have set it between: the mode is not left to it.
+        Path(self._unix_path).chmod(0o600)
+        return address
+
+    def _listen_tcp(self, server: grpc.aio.Server) -> tuple[str, ...]:
+        address = self._host.grpc.address
+        if address == "none":
+            return ()
+        port = _bind(server, address, server_credentials(self._security))
+        return (f"{address.rpartition(':')[0]}:{port}",)
+
+    async def stop(self) -> None:
+        """Says so to health watchers, gives calls under way a moment, ends the rest. Idempotent."""
+        server, self._server = self._server, None
+        if server is None:
+            return
+        if self._health is not None:
+            await self._health.enter_graceful_shutdown()
+        await server.stop(GRACE_S)
+        Path(self._unix_path).unlink(missing_ok=True)  # noqa: ASYNC240 - the node is stopping
+
+
+def _bind(server: grpc.aio.Server, address: str, credentials: grpc.ServerCredentials | None) -> int:
+    try:
+        port = server.add_secure_port(address, credentials) if credentials else server.add_insecure_port(address)
+    except RuntimeError as error:
+        raise Misconfigured(f"grpc.address {address}: {error}") from error
+    if port == 0:
+        raise Misconfigured(f"grpc.address {address}: cannot be bound")
+    return port

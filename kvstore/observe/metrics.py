@@ -1,0 +1,269 @@
+"""What a node tells Prometheus. Counters live in native code; this reads them when it is asked and keeps nothing.
+
+Rules
+- Hit rate over any window is a ratio of two counters: blocks or tokens hit over blocks or tokens asked, counted once a
+  get. Lookups are counted apart, and blocks that were there but could not be read are neither hits nor plain misses.
+- Labels are bounded: tiers and outcomes by their kind, namespaces by `namespaces_max`, families by `families_told_max`.
+- Names and meanings are listed in docs/metrics.md, which a test compares with what is told here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Final
+
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
+from prometheus_client.registry import Collector
+
+TIERS: Final = {1: "memory", 2: "file", 3: "object"}
+OBJECT: Final = 3
+PATHS: Final = ("get_mapped", "get_streamed", "put_mapped", "put_streamed", "hold_memory", "hold_parked")
+PUT_OUTCOMES: Final = ("granted", "held", "pending", "full", "too_large", "lapsed")
+
+Counts = Mapping[str, Any]  # of native code, by the names of native/core/counters.hpp
+
+
+@dataclass(frozen=True, slots=True)
+class NamespaceLabels:
+    namespace: str  # the first 12 hex digits of its digest
+    tenant: str
+    model: str
+
+
+@dataclass(frozen=True, slots=True)
+class TierSample:
+    """One tier: its capacity, and the counters of its table or its object store, by name."""
+
+    tier: int
+    capacity_bytes: int
+    stats: Mapping[str, int]
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """Where a collector reads. Called on the metrics thread; each call takes the core's mutex for microseconds."""
+
+    counters: Callable[[], Counts]
+    tiers: Callable[[], Sequence[TierSample]]
+    namespace: Callable[[int], NamespaceLabels | None]
+    family: Callable[[int], str]
+    info: Mapping[str, str]
+    families_told_max: int
+
+
+class NodeCollector(Collector):
+    """Register it with a registry of the node's own."""
+
+    def __init__(self, source: Source) -> None:
+        self._source = source
+
+    def describe(self) -> Iterable[Metric]:
+        return ()  # nothing is read at registration
+
+    def collect(self) -> Iterator[Metric]:
+        counts = self._source.counters()
+        yield _gauge("kvstore_node_info", "What this node is; the value is 1.", self._source.info)
+        yield from hits(counts)
+        yield from by_namespace(counts, self._source.namespace)
+        yield from by_family(counts, self._source)
+        yield from traffic(counts)
+        yield from failures(counts)
+        yield from paths(counts)
+        samples = self._source.tiers()
+        yield from tiers(samples)
+        yield from objects(next((one.stats for one in samples if one.tier == OBJECT), {}))
+
+
+def hits(counts: Counts) -> Iterator[Metric]:
+    yield _counter("kvstore_gets", "Gets ended.", counts["gets"])
+    yield _counter("kvstore_get_blocks_asked", "Blocks asked for by gets.", counts["asked"])
+    yield _by_tier(
+        "kvstore_get_blocks_hit", "Blocks that arrived and verified, by the tier they lay on.", counts["by_tier"]
+    )
+    yield _counter(
+        "kvstore_get_blocks_failed",
+        "Blocks that were there and did not arrive or verify: not misses.",
+        counts["failed"],
+    )
+    yield _counter("kvstore_get_tokens_asked", "Tokens of the blocks asked for.", counts["tokens_asked"])
+    yield _by_tier("kvstore_get_tokens_hit", "Tokens of the blocks that arrived.", counts["tokens_by_tier"])
+    yield _counter("kvstore_lookups", "Lookups answered.", counts["lookups"])
+    yield _counter("kvstore_lookup_keys", "Keys asked for by lookups.", counts["lookup_keys"])
+    yield _counter(
+        "kvstore_lookup_keys_found", "Keys before the boundaries that lookups answered.", counts["lookup_found"]
+    )
+
+
+def by_namespace(counts: Counts, labels_of: Callable[[int], NamespaceLabels | None]) -> Iterator[Metric]:
+    names = ["namespace", "tenant", "model"]
+    asked = CounterMetricFamily("kvstore_namespace_blocks_asked", "Blocks asked for by gets.", labels=names)
+    hit = CounterMetricFamily("kvstore_namespace_blocks_hit", "Blocks that arrived.", labels=[*names, "tier"])
+    failed = CounterMetricFamily("kvstore_namespace_blocks_failed", "Blocks there that did not arrive.", labels=names)
+    stored = CounterMetricFamily("kvstore_namespace_blocks_stored", "Blocks sealed.", labels=names)
+    for ns, row in counts["namespaces"].items():
+        labels = labels_of(ns)
+        if labels is None:
+            continue
+        values = [labels.namespace, labels.tenant, labels.model]
+        asked.add_metric(values, row["asked"])
+        failed.add_metric(values, row["failed"])
+        stored.add_metric(values, row["stored"])
+        for tier, name in TIERS.items():
+            hit.add_metric([*values, name], row["by_tier"][tier])
+    yield from (asked, hit, failed, stored)
+
+
+def by_family(counts: Counts, source: Source) -> Iterator[Metric]:
+    """The families asked for most; others are in the totals. A family that makes way for another ends its series."""
+    names = ["family", "tenant"]
+    asked = CounterMetricFamily("kvstore_family_blocks_asked", "Blocks asked for, of the top families.", labels=names)
+    hit = CounterMetricFamily("kvstore_family_blocks_hit", "Blocks that arrived, of the top families.", labels=names)
+    rows = sorted(counts["families"], key=lambda row: -int(row["asked"]))[: source.families_told_max]
+    seen: set[tuple[str, str]] = set()
+    for row in rows:
+        labels = source.namespace(row["ns"])
+        values = (source.family(row["family"]), labels.tenant if labels else "")
+        if values in seen:  # the same label in two namespaces of a tenant: the larger one is told
+            continue
+        seen.add(values)
+        asked.add_metric(values, row["asked"])
+        hit.add_metric(values, sum(row["by_tier"][1:]))
+    yield from (asked, hit)
+
+
+def traffic(counts: Counts) -> Iterator[Metric]:
+    puts = CounterMetricFamily("kvstore_put_keys", "Keys of puts, by what became of them.", labels=["outcome"])
+    for outcome in PUT_OUTCOMES:
+        puts.add_metric([outcome], counts[f"put_{outcome}"])
+    yield puts
+    yield _counter("kvstore_blocks_stored", "Blocks sealed in memory.", counts["stored"])
+    yield _counter("kvstore_bytes_stored", "Their bytes.", counts["stored_bytes"])
+    yield _by_tier("kvstore_blocks_demoted", "Blocks written to a lower tier, by tier.", counts["demoted"])
+    yield _by_tier(
+        "kvstore_blocks_promoted", "Blocks brought up to memory, by the tier they came from.", counts["promoted"]
+    )
+    yield _counter(
+        "kvstore_demotions_dropped", "Blocks not worth or not in time for a lower tier.", counts["demotions_dropped"]
+    )
+    yield _gauge_value("kvstore_fetches_parked", "Fetches waiting for a promotion now.", counts["parked"])
+    yield _counter("kvstore_holds_parked", "Fetches that had to wait for a promotion.", counts["holds_parked"])
+
+
+def failures(counts: Counts) -> Iterator[Metric]:
+    yield _by_tier("kvstore_blocks_corrupt", "Blocks dropped because they did not verify, by tier.", counts["corrupt"])
+    yield _by_tier("kvstore_reads_failed", "Blocks a tier had and could not give.", counts["read_failed"])
+    yield _counter(
+        "kvstore_fetches_late", "Parked fetches answered at their deadline with what there was.", counts["parked_late"]
+    )
+    refused = CounterMetricFamily("kvstore_calls_refused", "Calls refused, by reason.", labels=["reason"])
+    for reason, name in (
+        ("limit", "refused_limit"),
+        ("input", "refused_input"),
+        ("stale_namespace", "stale_namespace"),
+    ):
+        refused.add_metric([reason], counts[name])
+    yield refused
+    yield _counter("kvstore_namespaces_cleared", "Namespaces cleared.", counts["cleared"])
+
+
+def paths(counts: Counts) -> Iterator[Metric]:
+    """Whole gets and puts as their clients saw them, and holds as the node did, by the path taken."""
+    seconds = HistogramMetricFamily(
+        "kvstore_path_seconds", "How long gets, puts and holds took, by path.", labels=["path"]
+    )
+    moved = CounterMetricFamily("kvstore_path_bytes", "Bytes moved, by path.", labels=["path"])
+    bounds = [*map(repr, counts["bounds_s"]), "+Inf"]
+    for name in PATHS:
+        histogram = counts["paths"][name]
+        buckets: list[tuple[str, float]] = []
+        total = 0
+        for bound, count in zip(bounds, histogram["counts"], strict=True):
+            total += count
+            buckets.append((bound, total))
+        seconds.add_metric([name], buckets, histogram["sum_ns"] / 1e9)
+        moved.add_metric([name], histogram["bytes"])
+    yield from (seconds, moved)
+
+
+def tiers(samples: Sequence[TierSample]) -> Iterator[Metric]:
+    capacity = GaugeMetricFamily("kvstore_tier_capacity_bytes", "Size of a tier; 0: unbounded.", labels=["tier"])
+    used = GaugeMetricFamily("kvstore_tier_used_bytes", "Payload of sealed blocks.", labels=["tier"])
+    slots = GaugeMetricFamily("kvstore_tier_slots", "Slots by state.", labels=["tier", "state"])
+    held = GaugeMetricFamily("kvstore_tier_holds", "Leases, views and pins in force.", labels=["tier"])
+    pinned = GaugeMetricFamily("kvstore_tier_pinned_bytes", "Bytes an operator has pinned.", labels=["tier"])
+    index = GaugeMetricFamily("kvstore_tier_index_bytes", "Memory beyond payload.", labels=["tier"])
+    evicted = CounterMetricFamily(
+        "kvstore_tier_evictions", "Blocks evicted; clean: a lower tier has them.", labels=["tier", "clean"]
+    )
+    lapsed = CounterMetricFamily("kvstore_tier_lapses", "Reservations and leases that lapsed.", labels=["tier", "what"])
+    moved = CounterMetricFamily(
+        "kvstore_tier_slabs_moved", "Slabs taken from one size class for another.", labels=["tier"]
+    )
+    quarantined = CounterMetricFamily(
+        "kvstore_tier_slots_quarantined", "Slots kept from reuse until their writer was gone.", labels=["tier"]
+    )
+    for sample in samples:
+        name, stats = TIERS[sample.tier], sample.stats
+        capacity.add_metric([name], sample.capacity_bytes)
+        used.add_metric([name], stats["payload_bytes_sealed"])
+        for state in ("reserved", "sealed", "retired"):
+            slots.add_metric([name, state], stats.get(f"slots_{state}", 0))
+        held.add_metric([name], stats.get("holds", 0))
+        pinned.add_metric([name], stats.get("pinned_bytes", 0))
+        index.add_metric([name], stats.get("index_bytes", 0))
+        evicted.add_metric([name, "yes"], stats.get("evicted_clean", 0))
+        evicted.add_metric([name, "no"], stats.get("evicted_dirty", 0))
+        lapsed.add_metric([name, "reservation"], stats.get("lapsed_reservations", 0))
+        lapsed.add_metric([name, "lease"], stats.get("lapsed_leases", 0))
+        moved.add_metric([name], stats.get("slabs_moved", 0))
+        quarantined.add_metric([name], stats.get("quarantined", 0))
+    yield from (capacity, used, slots, held, pinned, index, evicted, lapsed, moved, quarantined)
+
+
+def objects(stats: Mapping[str, int]) -> Iterator[Metric]:
+    """The object store's requests; all zero without one."""
+    packs = CounterMetricFamily("kvstore_object_packs", "Packs, by what became of them.", labels=["event"])
+    for event in ("written", "there_already", "read", "deleted", "damaged"):
+        packs.add_metric([event], stats.get(f"object_packs_{event}", 0))
+    yield packs
+    moved = CounterMetricFamily("kvstore_object_bytes", "Bytes to and from the object store.", labels=["direction"])
+    for direction in ("written", "read"):
+        moved.add_metric([direction], stats.get(f"object_bytes_{direction}", 0))
+    yield moved
+    for name, text in (
+        ("probes", "Packs looked for by name."),
+        ("probes_dropped", "Chains not looked for, as too many were."),
+        ("errors", "Requests that were not answered, or refused."),
+        ("not_asked", "Requests not made, as the store did not answer before."),
+        ("circuit_opened", "How often the store was left alone for a while."),
+        ("write_failures", "Packs that the store did not take."),
+        ("blocks_passed_over", "Blocks of groups that could not be put together."),
+        ("sweeps", "Looks at all packs for the limit's sake."),
+    ):
+        yield _counter(f"kvstore_object_{name}", text, stats.get(f"object_{name}", 0))
+    yield _gauge_value(
+        "kvstore_object_unreachable", "1: the store does not answer.", stats.get("object_unreachable", 0)
+    )
+    yield _gauge_value("kvstore_object_blocks_known", "Blocks known to lie in packs.", stats.get("blocks_known", 0))
+
+
+def _counter(name: str, text: str, value: float) -> CounterMetricFamily:
+    return CounterMetricFamily(name, text, value=value)
+
+
+def _gauge_value(name: str, text: str, value: float) -> GaugeMetricFamily:
+    return GaugeMetricFamily(name, text, value=value)
+
+
+def _gauge(name: str, text: str, labels: Mapping[str, str]) -> GaugeMetricFamily:
+    family = GaugeMetricFamily(name, text, labels=list(labels))
+    family.add_metric(list(labels.values()), 1)
+    return family
+
+
+def _by_tier(name: str, text: str, values: Sequence[int]) -> CounterMetricFamily:
+    family = CounterMetricFamily(name, text, labels=["tier"])
+    for tier, label in TIERS.items():
+        family.add_metric([label], values[tier])
+    return family

@@ -1,0 +1,183 @@
+"""What every Tier must do. Subclass, give a `rig` fixture, and run.
+
+A rig is a tier of a few MiB with one namespace open in it, one shard a block, and buffers that its medium takes.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import mmap
+import random
+from dataclasses import dataclass
+
+import numpy as np
+
+from kvstore import native
+from kvstore.tiers.base import Keys, Run, Tier
+
+__all__ = ["TierExam", "TierRig", "buffers", "keys_of", "payload_of"]
+
+
+@dataclass(frozen=True, slots=True)
+class TierRig:
+    """capacity: how many blocks fit at most."""
+
+    tier: Tier
+    ns: int
+    part_bytes: tuple[int, ...]
+    capacity: int
+
+    @property
+    def block_bytes(self) -> int:
+        return sum(self.part_bytes)
+
+    def run(self, keys: Keys, parent: bytes | None = None, position: int = 0) -> Run:
+        sums = [native.part_checksums(payload_of(key, self.block_bytes), list(self.part_bytes)) for key in keys]
+        metas = tuple(b"meta of " + key[:4].tobytes() for key in keys)
+        return Run(self.ns, 0, keys, parent, np.stack(sums), metas, position)
+
+    async def put(self, keys: Keys, parent: bytes | None = None, position: int = 0) -> int:
+        reservation = self.tier.reserve(self.run(keys, parent, position))
+        await reservation.write(self.sources(keys[list(reservation.granted)]))
+        return reservation.seal()
+
+    def sources(self, keys: Keys) -> list[memoryview]:
+        """What the blocks of these keys hold."""
+        made = buffers(len(keys), self.block_bytes)
+        for source, key in zip(made, keys, strict=True):
+            source[:] = payload_of(key, self.block_bytes)
+        return made
+
+    async def get(self, keys: Keys) -> int:
+        """How many blocks a hold brings; every byte of them is right."""
+        hold = self.tier.hold(self.ns, 0, keys)
+        if hold is None:
+            return 0
+        try:
+            into = buffers(len(hold.run), self.block_bytes)
+            came = await hold.read(into)
+            for key, block in zip(keys[:came], into[:came], strict=True):
+                assert bytes(block) == payload_of(key, self.block_bytes)
+            return came
+        finally:
+            hold.release()
+
+
+def keys_of(seed: object, count: int) -> Keys:
+    names = (hashlib.sha256(repr((seed, i)).encode()).digest() for i in range(count))
+    return np.frombuffer(b"".join(names), np.uint8).reshape(count, 32)
+
+
+def payload_of(key: Keys, size: int) -> bytes:
+    return random.Random(key.tobytes()).randbytes(size)
+
+
+def buffers(count: int, size: int) -> list[memoryview]:
+    """Each on a page of its own, so that direct I/O takes them."""
+    return [memoryview(mmap.mmap(-1, size)) for _ in range(count)]
+
+
+class TierExam:
+    async def test_what_was_put_is_read(self, rig: TierRig) -> None:
+        keys = keys_of("a", 5)
+        assert not rig.tier.lookup(rig.ns, 0, keys).any()
+        assert rig.tier.hold(rig.ns, 0, keys) is None
+        assert await rig.put(keys) == 5
+        assert rig.tier.lookup(rig.ns, 0, keys).all()
+        assert await rig.get(keys) == 5
+
+    async def test_what_lies_beside_the_bytes_comes_with_them(self, rig: TierRig) -> None:
+        keys, parent = keys_of("a", 3), bytes(range(32))
+        asked = rig.run(keys, parent, 7)
+        await rig.put(keys, parent, 7)
+        hold = rig.tier.hold(rig.ns, 0, keys)
+        assert hold is not None
+        told = hold.run
+        hold.release()
+        assert (told.ns, told.shard, told.parent, told.metas, told.position) == (rig.ns, 0, parent, asked.metas, 7)
+        assert np.array_equal(told.keys, keys)
+        assert np.array_equal(told.checksums, asked.checksums)
+
+    async def test_what_is_reserved_is_invisible_until_sealed(self, rig: TierRig) -> None:
+        keys = keys_of("a", 3)
+        reservation = rig.tier.reserve(rig.run(keys))
+        assert list(reservation.granted) == [0, 1, 2]
+        await reservation.write(rig.sources(keys))
+        assert not rig.tier.lookup(rig.ns, 0, keys).any()
+        assert rig.tier.hold(rig.ns, 0, keys) is None
+        assert reservation.seal() == 3
+        assert reservation.seal() == 0
+        reservation.abort()
+        assert await rig.get(keys) == 3
+
+    async def test_what_is_aborted_never_was(self, rig: TierRig) -> None:
+        keys = keys_of("a", 3)
+        reservation = rig.tier.reserve(rig.run(keys))
+        await reservation.write(rig.sources(keys))
+        reservation.abort()
+        reservation.abort()
+        assert reservation.seal() == 0
+        assert not rig.tier.lookup(rig.ns, 0, keys).any()
+        assert await rig.put(keys) == 3
+
+    async def test_what_is_held_is_not_granted_again(self, rig: TierRig) -> None:
+        keys = keys_of("a", 4)
+        await rig.put(keys[:2])
+        reservation = rig.tier.reserve(rig.run(keys))
+        assert list(reservation.granted) == [2, 3]
+        others = rig.tier.reserve(rig.run(keys))
+        assert list(others.granted) == [], "somebody is writing them"
+        reservation.abort()
+        assert await rig.put(keys) == 2
+        assert await rig.get(keys) == 4
+
+    async def test_a_hold_is_the_longest_run_from_the_start(self, rig: TierRig) -> None:
+        keys = keys_of("a", 6)
+        await rig.put(keys)
+        assert rig.tier.retire(rig.ns, keys[4:5]) == 1
+        assert await rig.get(keys) == 4
+        assert await rig.get(keys[5:]) == 1
+        assert await rig.get(keys[4:]) == 0
+        assert rig.tier.lookup(rig.ns, 0, keys).tolist() == [True] * 4 + [False, True]
+
+    async def test_what_is_held_outlives_its_listing(self, rig: TierRig) -> None:
+        keys = keys_of("a", 3)
+        await rig.put(keys)
+        hold = rig.tier.hold(rig.ns, 0, keys)
+        assert hold is not None
+        assert rig.tier.retire(rig.ns, keys) == 3
+        assert not rig.tier.lookup(rig.ns, 0, keys).any()
+        for i in range(2 * rig.capacity // 8):
+            await rig.put(keys_of(i, 8))
+        into = buffers(3, rig.block_bytes)
+        assert await hold.read(into) == 3
+        assert [bytes(block) for block in into] == [payload_of(key, rig.block_bytes) for key in keys]
+        hold.release()
+        hold.release()
+
+    async def test_a_part_of_a_hold_may_be_read(self, rig: TierRig) -> None:
+        keys = keys_of("a", 4)
+        await rig.put(keys)
+        hold = rig.tier.hold(rig.ns, 0, keys)
+        assert hold is not None
+        into = buffers(2, rig.block_bytes)
+        assert await hold.read(into) == 2
+        assert bytes(into[1]) == payload_of(keys[1], rig.block_bytes)
+        hold.release()
+
+    async def test_a_full_tier_makes_room_and_never_lies(self, rig: TierRig) -> None:
+        rounds = 3 * rig.capacity // 8
+        for i in range(rounds):
+            assert await rig.put(keys_of(i, 8)) == 8, "a cache that is full evicts"
+        there = [await rig.get(keys_of(i, 8)) for i in range(rounds)]
+        assert sum(there) <= rig.capacity
+        assert there[-1] == 8, "the last are the last to go"
+
+    async def test_another_namespace_is_another_block(self, rig: TierRig) -> None:
+        keys = keys_of("a", 2)
+        await rig.put(keys)
+        stranger = rig.ns + 1000
+        assert not rig.tier.lookup(stranger, 0, keys).any()
+        assert rig.tier.hold(stranger, 0, keys) is None
+        assert rig.tier.retire(stranger, keys) == 0
+        assert await rig.get(keys) == 2

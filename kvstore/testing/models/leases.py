@@ -1,0 +1,54 @@
+"""Holds: leases, views and pins, and when each of them ends.
+
+A lease and a pin end by release, by their owner's end, or by time; a view never by time. A mover's hold has no time
+either, and does not count for a restart. Deadlines are inclusive: what is due at `now` has lapsed.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from enum import IntEnum
+
+from kvstore.testing.models.lifecycle import Slot
+
+
+class HoldKind(IntEnum):
+    """Numbered as in native/core/types.hpp."""
+
+    LEASE = 0
+    VIEW = 1
+    PIN = 2
+
+
+@dataclass(slots=True)
+class Hold:
+    owner: int
+    kind: HoldKind
+    deadline: int | None
+    slots: list[Slot]
+
+
+@dataclass(slots=True)
+class Holds:
+    """All holds in force, by number. A number is never given twice."""
+
+    last: int = 0
+    by_id: dict[int, Hold] = field(default_factory=dict)
+
+    def add(self, hold: Hold) -> int:
+        self.last += 1
+        self.by_id[self.last] = hold
+        return self.last
+
+    def of(self, owner: int) -> list[int]:
+        return [number for number, hold in self.by_id.items() if hold.owner == owner]
+
+    def due(self, now: int) -> list[int]:
+        """Those whose time has come, earliest first; of one time, oldest first."""
+        late = [
+            (h.deadline, number) for number, h in self.by_id.items() if h.deadline is not None and h.deadline <= now
+        ]
+        return [number for _, number in sorted(late)]
+
+    def deadlines(self) -> list[int]:
+        return [hold.deadline for hold in self.by_id.values() if hold.deadline is not None]

@@ -1,0 +1,92 @@
+// A client's socket: frames out, and answers to those who wait for them.
+//
+// Rules
+// - Thread-safe. Whoever waits reads for all, unless a thread reads for everybody (dedicate()).
+// - Once broken, always broken: every wait ends, every send is refused. The descriptor stays open until the destructor:
+//   the node takes its end for the end of everything that this process could still do to the segment.
+// - Whoever cannot send because the node waits for its answers to be taken reads meanwhile: two ends never wait for each other.
+// - An answer that nobody waits for any more is undone: its hold released, its reservation aborted.
+// - Answers are checked against `frame_bytes_max`; one that does not parse breaks the channel.
+#pragma once
+#include <atomic>
+#include <condition_variable>
+#include <deque>
+#include <functional>
+#include <mutex>
+#include <unordered_map>
+
+#include "frame.hpp"
+
+namespace kvstore::door {
+
+struct Answer {
+  FrameHeader header;
+  std::vector<std::uint8_t> body;
+};
+
+class Channel {
+ public:
+  explicit Channel(int fd);  // connected, blocking; taken
+  ~Channel();
+  Channel(const Channel&) = delete;
+  Channel& operator=(const Channel&) = delete;
+
+  void set_frame_bytes_max(std::uint32_t bytes) { frame_bytes_max_ = bytes; }
+  int fd() const noexcept { return fd_; }
+  bool broken() const noexcept { return broken_.load(); }
+  void break_off();  // ends every wait within kSlice
+
+  // A request to come. `ready`, if any, is called after each of its answers, by whoever reads, without a lock.
+  std::uint64_t open(std::function<void()> ready = {});
+  void abandon(std::uint64_t request);  // idempotent
+  // Sends whole frames, and before them what waits. kOk, kLate (then the channel is broken if bytes had gone) or kUnavailable.
+  Status send(std::span<const std::uint8_t> frames, Nanos deadline);
+  // Keeps a frame that is not answered until the next send.
+  void later(Verb verb, std::span<const std::uint8_t> body);
+  Status flush(Nanos deadline) { return send({}, deadline); }
+  bool waiting() const noexcept { return waits_.load(std::memory_order_relaxed); }  // is there anything to flush
+
+  // The next answer of `request`.
+  Status wait(std::uint64_t request, Nanos deadline, Answer& out);
+  bool take(std::uint64_t request, Answer& out);  // without waiting
+  bool has(std::uint64_t request);
+  // For a thread that reads for everybody: reads once, for kSlice at most.
+  void dedicate() { dedicated_ = true; }
+  void read_slice();
+
+  static constexpr Nanos kSlice = 50'000'000;
+
+ private:
+  struct Pending {
+    std::deque<Answer> answers;
+    std::function<void()> ready;
+  };
+  void read_for_all(Nanos deadline, std::uint64_t unless_answered = 0);
+  bool receive(Nanos deadline);
+  void dispatch();
+  void undo(const FrameHeader& header, std::span<const std::uint8_t> body);
+
+  const int fd_;
+  std::atomic<std::uint32_t> frame_bytes_max_{1u << 20};
+  std::atomic<bool> broken_{false};
+  std::atomic<bool> dedicated_{false};
+
+  std::mutex sending_;
+  FrameWriter going_;  // frames that go before the next one; of whoever sends
+  std::mutex outbox_;
+  FrameWriter waiting_;  // frames for the next send
+  std::atomic<bool> waits_{false};  // frames in waiting_ or going_
+  std::atomic<bool> undone_{false};  // there are such, and they should not wait for it
+
+  std::mutex mutex_;
+  std::condition_variable changed_;
+  std::unordered_map<std::uint64_t, Pending> pending_;
+  std::uint64_t next_ = 1;
+  std::size_t waiters_ = 0;
+  bool reading_ = false;
+
+  std::vector<std::uint8_t> in_;  // of whoever reads
+  std::size_t begin_ = 0, end_ = 0;
+};
+
+}  // namespace kvstore::door

@@ -1,0 +1,81 @@
+// One peer of the door: what it may do, what it has sent that is not handled, what it has not taken yet.
+// Touched by the door's thread only.
+#pragma once
+#include <sys/types.h>
+
+#include <algorithm>
+#include <deque>
+#include <memory>
+#include <unordered_map>
+#include <vector>
+
+#include "frame.hpp"
+#include "part_hasher.hpp"
+
+namespace kvstore::door {
+
+// A block of a peer that is not trusted, on its way in.
+struct Landing {
+  Landing(std::uint64_t at, std::shared_ptr<const ShardSpec> spec, Nanos lapses_at)
+      : offset(at), shard(std::move(spec)), lapses(lapses_at), hasher(shard->part_bytes) {}
+  std::uint64_t offset;
+  std::shared_ptr<const ShardSpec> shard;
+  Nanos lapses;
+  std::uint32_t parts_published = 0;
+  PartHasher hasher;
+};
+
+// Blocks held for a peer that is not trusted, to be streamed to it.
+struct StreamHold {
+  std::vector<std::uint64_t> offsets;
+  std::uint64_t block_bytes = 0;
+  Nanos lapses = 0;
+};
+
+struct ReadJob {
+  std::uint64_t request = 0;
+  HoldId hold = 0;
+  std::uint32_t next = 0, end = 0;  // blocks of the hold
+  std::uint64_t done = 0;           // bytes of block `next`
+};
+
+struct Connection {
+  enum class State { kHello, kOpen, kCondemned, kClosed };
+
+  int fd = -1;
+  OwnerId owner = 0;
+  State state = State::kHello;
+  bool trusted = false;
+  bool joined = false;  // in the table of the segment's clients
+  uid_t uid = 0;
+  pid_t pid = 0;
+  std::int64_t token = -1;
+  Nanos hello_by = 0;
+  Nanos stalled_since = 0;  // 0: nothing waits to be taken
+  std::uint32_t armed = 0;  // epoll events asked for
+
+  std::vector<std::uint8_t> in;
+  std::size_t in_begin = 0, in_end = 0;
+  FrameWriter out;
+  std::size_t out_sent = 0;
+
+  std::vector<NsId> allowed;  // sorted
+  std::uint32_t requests = 0;  // rare verbs that Python has not answered
+  std::unordered_map<std::uint64_t, std::unique_ptr<Landing>> landings;  // by ticket
+  std::unordered_map<HoldId, StreamHold> holds;
+  std::deque<ReadJob> reads;
+  std::uint64_t streamed_bytes = 0;  // of landings and holds
+
+  std::size_t pending() const noexcept { return out.bytes.size() - out_sent; }
+  bool may(NsId ns) const noexcept { return std::binary_search(allowed.begin(), allowed.end(), ns); }
+  void allow(NsId ns) {
+    const auto at = std::lower_bound(allowed.begin(), allowed.end(), ns);
+    if (at == allowed.end() || *at != ns) allowed.insert(at, ns);
+  }
+  void disallow(NsId ns) {
+    const auto at = std::lower_bound(allowed.begin(), allowed.end(), ns);
+    if (at != allowed.end() && *at == ns) allowed.erase(at);
+  }
+};
+
+}  // namespace kvstore::door

@@ -1,0 +1,90 @@
+// The framed door: one thread, one epoll, a Unix socket. Answers the hot verbs from NodeCore and hands the rare ones to Python.
+//
+// Rules
+// - Answers directly on its own thread; a parked HOLD is answered when NodeCore settles it, on whichever thread, through a wake-up.
+// - Whatever a peer sends costs at most its own connection: an error frame names the field, then the connection ends.
+// - Never waits for a peer. What cannot be sent is queued up to `queue_bytes_max`; a peer that reads slower than that is cut off.
+// - A connection uses the namespaces that Python allowed it and no other; everything else is kStaleNamespace, as if it did not exist.
+// - A trusted peer maps the segment. When the door cuts one off, what it held or may still write is kept until the peer has
+//   closed its end or has died: only then nothing of it can land any more.
+// - A peer that is not trusted sees no offset, gets no descriptor, and its bytes are hashed by the node as they land.
+#pragma once
+#include <sys/types.h>
+
+#include <cstdint>
+#include <memory>
+#include <optional>
+#include <span>
+#include <string>
+#include <vector>
+
+#include "core/node_core.hpp"
+#include "core/superblock.hpp"
+#include "frame.hpp"
+
+namespace kvstore::door {
+
+struct DoorConfig {
+  std::vector<uid_t> trusted_uids;
+  bool token_required = false;  // of peers that are not trusted; a trusted one needs none
+  std::uint32_t connections_max = 1'024;
+  std::uint32_t frame_bytes_max = 8u << 20;
+  std::uint32_t queue_bytes_max = 64u << 20;    // answers that wait for one peer
+  std::uint32_t requests_max = 4'096;           // rare verbs that wait for Python, all peers together
+  std::uint32_t requests_per_connection_max = 64;
+  std::uint32_t hold_wait_ms_max = 10'000;
+  std::uint32_t hello_ms_max = 5'000;           // a peer that has not said HELLO by then is cut off
+  std::uint32_t stall_ms_max = 30'000;          // and one that takes none of its answers for so long
+  std::uint64_t streamed_bytes_max = 1ull << 30;  // held or reserved by one peer that is not trusted
+};
+
+// A rare verb, for Python to answer.
+struct Request {
+  OwnerId owner = 0;
+  std::uint64_t request = 0;
+  std::uint32_t method = 0;
+  bool trusted = false;
+  bool gone = false;  // no request: the connection has ended, forget what you know of this owner
+  uid_t uid = 0;
+  std::int64_t token = -1;  // index given with set_tokens; -1: none shown
+  std::vector<std::uint8_t> body;
+};
+
+struct TokenDigest {
+  std::uint8_t sha256[32];
+  std::int64_t token = -1;  // what Request::token says of those who show it
+};
+
+struct DoorStats {
+  std::uint64_t connections = 0, trusted = 0;  // now
+  std::uint64_t accepted = 0, refused_full = 0, refused_token = 0, cut_malformed = 0, cut_slow = 0, cut_hello = 0, frames = 0,
+                bytes_in = 0, bytes_out = 0, requests_dropped = 0;  // ever
+};
+
+class Door {
+ public:
+  // `listener`: a bound, listening AF_UNIX stream socket; the door dups it. `payload_fd`: passed to trusted peers.
+  Door(NodeCore& core, int listener, int payload_fd, std::uint64_t payload_bytes, const DoorConfig& config);
+  ~Door();  // stops
+  void start();
+  void stop();  // ends all connections; parked fetches are answered empty. Idempotent.
+
+  void set_tokens(std::vector<TokenDigest> tokens);
+  bool allow(OwnerId owner, NsId ns);  // false: that connection is gone
+  void disallow(NsId ns);              // from everybody: the namespace was cleared
+
+  int request_fd() const;  // readable when take_requests() has something
+  std::vector<Request> take_requests(std::size_t max);
+  // False: the connection is gone. `status` kOk: `body` is the message; else `field` and `reason` say why.
+  bool answer(OwnerId owner, std::uint64_t request, std::span<const std::uint8_t> body);
+  bool answer_error(OwnerId owner, std::uint64_t request, Status status, const std::string& field, const std::string& reason,
+                    std::uint64_t limit);
+  DoorStats stats() const;
+
+  struct Impl;  // server_impl.hpp
+
+ private:
+  std::unique_ptr<Impl> impl_;
+};
+
+}  // namespace kvstore::door

@@ -1,0 +1,142 @@
+// The door's inside, shared by server.cpp (sockets, thread) and verbs*.cpp (what frames mean).
+#pragma once
+#include <atomic>
+#include <functional>
+#include <mutex>
+#include <thread>
+#include <unordered_map>
+#include <unordered_set>
+#include <variant>
+
+#include "connection.hpp"
+#include "server.hpp"
+
+namespace kvstore::door {
+
+// What other threads bring to the door's thread, in order. Outlives the door in callbacks that come too late.
+struct Inbox {
+  struct Frame {
+    OwnerId owner;
+    std::vector<std::uint8_t> bytes;
+    bool answers_call;
+  };
+  struct Fetched {
+    OwnerId owner;
+    std::uint64_t request;
+    std::uint8_t flags;
+    FetchAnswer answer;
+  };
+  struct Allow {
+    OwnerId owner;
+    NsId ns;
+  };
+  struct Disallow {
+    NsId ns;
+  };
+  using Item = std::variant<Frame, Fetched, Allow, Disallow>;
+
+  explicit Inbox(int event) : wake_event(event) {}
+  ~Inbox();
+  // False: the door is closed.
+  bool push(Item&& item);
+  void wake() const;
+
+  std::mutex mutex;
+  std::vector<Item> items;
+  std::unordered_set<OwnerId> owners;  // connections past HELLO
+  bool closed = false;
+  std::atomic<bool> filled{false};
+  int wake_event;
+  std::atomic<std::thread::id> thread{};
+  Door::Impl* door = nullptr;  // used on the door's thread only
+};
+
+struct Door::Impl {
+  Impl(NodeCore& core_, int listener_, int payload_fd_, std::uint64_t payload_bytes_, const DoorConfig& config_);
+  ~Impl();
+
+  // ---- server.cpp
+  void run();
+  void accept_all(Nanos now);
+  void on_event(Connection& peer, std::uint32_t events, Nanos now);
+  bool receive(Connection& peer);  // false: the peer has closed
+  void work_off(Connection& peer, Nanos now);
+  void flush(Connection& peer, Nanos now);
+  void arm(Connection& peer);
+  void condemn(Connection& peer);
+  void close_peer(Connection& peer);
+  void bury();
+  void take_inbox(Nanos now);
+  void housekeep(Nanos now);
+  int wait_ms(Nanos now) const;
+  Connection* find(OwnerId owner);
+
+  // ---- verbs.cpp: one frame. False: it cost the connection.
+  bool handle(Connection& peer, const FrameHeader& header, std::span<const std::uint8_t> body, Nanos now);
+  bool hello(Connection& peer, const FrameHeader& header, std::span<const std::uint8_t> body);
+  bool lookup(Connection& peer, const FrameHeader& header, Reader body);
+  bool reserve(Connection& peer, const FrameHeader& header, Reader body, Nanos now);
+  bool part(Connection& peer, const FrameHeader& header, Reader body);
+  bool seal(Connection& peer, const FrameHeader& header, Reader body);
+  bool tickets(Connection& peer, const FrameHeader& header, Reader body);  // ABORT, CORRUPT
+  bool hold(Connection& peer, const FrameHeader& header, Reader body, Nanos now);
+  void held(Connection& peer, std::uint64_t request, std::uint8_t flags, FetchAnswer&& answer);
+  bool release(Connection& peer, const FrameHeader& header, Reader body);
+  bool fetched(Connection& peer, const FrameHeader& header, Reader body);
+  bool quiet(Connection& peer, const FrameHeader& header, Reader body);
+  bool call(Connection& peer, const FrameHeader& header, std::span<const std::uint8_t> body);
+  void refuse(Connection& peer, const FrameHeader& header, Status status, std::string_view field, std::string_view reason,
+              std::uint64_t limit = 0);
+  bool malformed(Connection& peer, const FrameHeader& header, std::string_view field, std::string_view reason,
+                 std::uint64_t limit = 0);
+  void outcomes(Connection& peer, const FrameHeader& header, std::span<const Outcome> outcomes);
+  const TokenDigest* token_of(std::span<const std::uint8_t> token) const;
+
+  // ---- verbs_streamed.cpp: bytes of peers that are not trusted
+  bool write(Connection& peer, const FrameHeader& header, std::span<const std::uint8_t> body);
+  bool read(Connection& peer, const FrameHeader& header, Reader body);
+  void produce(Connection& peer);  // the next pieces of what is being read, as long as they are taken
+  bool expect_landings(Connection& peer, NsId ns, std::uint16_t shard, std::span<const Reserved> granted, Nanos now);
+  void seal_landed(Connection& peer, std::span<const Ticket> tickets, Nanos elapsed, std::span<Outcome> out);
+  Outcome publish_landed(Connection& peer, Ticket ticket, std::uint32_t part);
+  void abort_landing(Connection& peer, Ticket ticket);
+  void forget_hold(Connection& peer, HoldId hold);
+  void lapse_streams(Connection& peer, Nanos now);
+
+  NodeCore& core;
+  const DoorConfig config;
+  const int listener;
+  const int payload_fd;
+  const std::uint64_t payload_bytes;
+  std::byte* payload = nullptr;
+  int epoll = -1;
+  int request_event = -1;
+  std::shared_ptr<Inbox> inbox;
+  std::thread thread;
+  std::atomic<bool> stopping{false};
+  bool listening = true;  // false: out of descriptors, for a moment
+  Nanos next_housekeeping = 0;
+  Nanos next_census = 0;  // of former clients
+
+  std::unordered_map<OwnerId, std::unique_ptr<Connection>> peers;
+  std::vector<OwnerId> dead;
+  std::vector<OwnerId> answered;  // have something to take that nobody has flushed
+  OwnerId working_on = 0;         // whose frames are being handled, and who is flushed after it
+
+  // The door's thread's own; `counts` is its copy.
+  DoorStats tally;
+  LookupAnswer looked;
+  std::vector<Need> needs;
+  std::vector<Reserved> reserved;
+  std::vector<Ticket> ticket_list;
+  std::vector<Outcome> outcome_list;
+  std::vector<std::uint64_t> checksum_list;
+  std::vector<std::span<const std::uint8_t>> meta_list;
+
+  mutable std::mutex shared;  // what follows is also Python's
+  std::deque<Request> requests;
+  std::vector<TokenDigest> tokens;
+  DoorStats counts;
+};
+
+}  // namespace kvstore::door

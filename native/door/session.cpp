@@ -1,0 +1,297 @@
+// Connecting, closing, and calls that run in the caller's thread. Rules: session.hpp.
+#include "session.hpp"
+
+#include <fcntl.h>
+#include <poll.h>
+#include <sys/eventfd.h>
+#include <sys/socket.h>
+#include <sys/un.h>
+#include <unistd.h>
+
+#include <cerrno>
+#include <system_error>
+#include <utility>
+
+#include "core/clock.hpp"
+#include "session_impl.hpp"
+
+namespace kvstore::door {
+namespace {
+
+constexpr std::uint64_t kPopulateMax = 8ull << 30;  // larger segments fill their page tables as they are used
+constexpr Nanos kMilli = 1'000'000;
+
+[[noreturn]] void fail(const std::string& what) { throw std::system_error(errno, std::generic_category(), what); }
+
+struct Descriptor {
+  int fd = -1;
+  ~Descriptor() {
+    if (fd >= 0) close(fd);
+  }
+  int release() { return std::exchange(fd, -1); }
+};
+
+int connect_to(const std::string& path, Nanos deadline) {
+  sockaddr_un address{};
+  if (path.empty() || path.size() >= sizeof address.sun_path)
+    throw std::invalid_argument("path: 1 to " + std::to_string(sizeof address.sun_path - 1) + " bytes");
+  address.sun_family = AF_UNIX;
+  std::memcpy(address.sun_path, path.data(), path.size());
+  Descriptor socket_{::socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0)};
+  if (socket_.fd < 0) fail("socket");
+  // A Unix socket connects at once or says that the backlog is full.
+  while (::connect(socket_.fd, reinterpret_cast<const sockaddr*>(&address), sizeof address) != 0) {
+    if (errno != EAGAIN && errno != EINTR) fail("connect to " + path);
+    if (monotonic_now() >= deadline) fail("connect to " + path);
+    usleep(1'000);
+  }
+  fcntl(socket_.fd, F_SETFL, fcntl(socket_.fd, F_GETFL) & ~O_NONBLOCK);
+  return socket_.release();
+}
+
+// Receives exactly the wanted bytes, and a descriptor if one comes with them.
+void receive(int fd, std::span<std::uint8_t> into, Nanos deadline, Descriptor& passed) {
+  std::size_t got = 0;
+  while (got < into.size()) {
+    pollfd one{fd, POLLIN, 0};
+    const Nanos left = deadline - monotonic_now();
+    if (left <= 0 || poll(&one, 1, static_cast<int>(left / kMilli) + 1) <= 0) {
+      errno = ETIMEDOUT;
+      fail("waiting for the node's HELLO");
+    }
+    iovec piece{into.data() + got, into.size() - got};
+    alignas(cmsghdr) char control[CMSG_SPACE(sizeof(int))];
+    msghdr message{};
+    message.msg_iov = &piece;
+    message.msg_iovlen = 1;
+    message.msg_control = control;
+    message.msg_controllen = sizeof control;
+    const ssize_t now = recvmsg(fd, &message, MSG_CMSG_CLOEXEC | MSG_DONTWAIT);
+    if (now < 0 && (errno == EAGAIN || errno == EINTR)) continue;
+    if (now == 0) errno = ECONNRESET;
+    if (now <= 0) fail("the node hung up");
+    got += static_cast<std::size_t>(now);
+    for (cmsghdr* header = CMSG_FIRSTHDR(&message); header != nullptr; header = CMSG_NXTHDR(&message, header)) {
+      if (header->cmsg_level != SOL_SOCKET || header->cmsg_type != SCM_RIGHTS) continue;
+      int descriptor = -1;
+      std::memcpy(&descriptor, CMSG_DATA(header), sizeof descriptor);
+      if (passed.fd >= 0) ::close(passed.fd);
+      passed.fd = descriptor;
+    }
+  }
+}
+
+}  // namespace
+
+void take_error(const Answer& answer, Result& result) {
+  result.status = answer.header.status;
+  if (result.status > Status::kGone || !parse_error(answer.body, result.field, result.reason, result.limit)) {
+    result.status = Status::kUnavailable;
+    result.reason = "the node's answer does not parse";
+  }
+}
+
+bool too_large(const FrameWriter& request, const SessionInfo& info, Result& result) {
+  if (request.bytes.size() - sizeof(FrameHeader) <= info.frame_bytes_max) return false;
+  result.status = Status::kRejected;
+  result.field = "frame_bytes_max";
+  result.reason = "the request is too large: ask for fewer blocks at once";
+  result.limit = info.frame_bytes_max;
+  return true;
+}
+
+Session::Impl::Impl(const SessionConfig& config_) : config(config_), process(getpid()) {
+  if (config.workers < 1 || config.workers > 16) throw std::invalid_argument("workers: 1 to 16");
+  if (config.token.size() > 0xffff) throw std::invalid_argument("token: at most 65535 bytes");
+  completion_event = eventfd(0, EFD_NONBLOCK | EFD_CLOEXEC);
+  if (completion_event < 0) fail("eventfd");
+  try {
+    connect();
+  } catch (...) {
+    ::close(completion_event);
+    throw;
+  }
+}
+
+void Session::Impl::connect() {
+  const Nanos deadline = monotonic_now() + static_cast<Nanos>(config.connect_ms) * kMilli;
+  Descriptor socket_{connect_to(config.path, deadline)};
+  Descriptor passed{hello(socket_.fd, deadline)};
+  channel = std::make_shared<Channel>(socket_.release());
+  channel->set_frame_bytes_max(std::max<std::uint32_t>(info.frame_bytes_max, 1u << 20));
+  soon = std::make_unique<Soon>(channel);
+  if (info.trusted && passed.fd < 0) throw std::invalid_argument("hello: the node passed no segment");
+  if (info.trusted) segment = std::make_shared<Segment>(passed.release(), info.payload_bytes, kPopulateMax);
+}
+
+int Session::Impl::hello(int fd, Nanos deadline) {
+  FrameWriter request;
+  const std::size_t start = request.begin(Verb::kHello, 0, 1);
+  HelloRequest said;
+  said.token_bytes = static_cast<std::uint16_t>(config.token.size());
+  request.put(said);
+  request.append(config.token.data(), config.token.size());
+  request.finish(start);
+  // A node that has no room says so without listening: its reason is there to be read although nothing can be sent.
+  const ssize_t sent = ::send(fd, request.bytes.data(), request.bytes.size(), MSG_NOSIGNAL);
+  if (sent != static_cast<ssize_t>(request.bytes.size()) && errno != EPIPE && errno != ECONNRESET) fail("sending HELLO");
+  Descriptor passed;
+  Answer answer;
+  receive(fd, {reinterpret_cast<std::uint8_t*>(&answer.header), sizeof answer.header}, deadline, passed);
+  if (answer.header.body_bytes > 65'536) throw std::invalid_argument("hello: the answer is too large");
+  answer.body.resize(answer.header.body_bytes);
+  receive(fd, answer.body, deadline, passed);
+  if (answer.header.status != Status::kOk) {
+    Result error;
+    take_error(answer, error);
+    throw Refused(error.status, error.field + ": " + error.reason);
+  }
+  HelloAnswer said_back;
+  if (answer.header.verb != Verb::kHello || !Reader(answer.body).read(said_back) || said_back.version != kFrameVersion)
+    throw std::invalid_argument("hello: the node speaks another version");
+  info = {said_back.trusted != 0, said_back.session, said_back.incarnation, said_back.payload_bytes, said_back.window_bytes,
+          said_back.keys_per_call_max, said_back.frame_bytes_max, said_back.lease_ms_max, said_back.hold_wait_ms_max,
+          said_back.reserve_lapse_ms, said_back.holds_per_connection_max, said_back.meta_bytes_max};
+  return passed.release();
+}
+
+Session::Impl::~Impl() {
+  close();
+  ::close(completion_event);
+}
+
+bool Session::Impl::enter() {
+  std::lock_guard lock(life);
+  if (is_closed || getpid() != process) return false;
+  active += 1;
+  return true;
+}
+
+void Session::Impl::leave() {
+  std::lock_guard lock(life);
+  active -= 1;
+  if (active == 0) idle.notify_all();
+}
+
+void Session::Impl::close() {
+  if (getpid() != process) {  // after fork: the parent's threads and locks are not here
+    for (std::thread& thread : threads) thread.detach();
+    threads.clear();
+    static_cast<void>(soon.release());  // its condition variable would be waited for: its thread sleeps on it, elsewhere
+    return;
+  }
+  std::lock_guard one(closing);
+  {
+    std::lock_guard lock(life);
+    if (is_closed.exchange(true)) return;
+  }
+  channel->flush(monotonic_now() + Channel::kSlice);
+  channel->break_off();
+  {
+    std::unique_lock lock(life);
+    idle.wait(lock, [this] { return active == 0; });
+  }
+  soon->stop();
+  stop_threads();
+}
+
+Parts Session::Impl::parts_of(NsId ns, std::uint16_t shard) {
+  std::lock_guard lock(layouts_mutex);
+  const auto found = layouts.find(ns);
+  if (found == layouts.end()) throw std::invalid_argument("ns: describe() it first");
+  if (shard >= found->second.size()) throw std::invalid_argument("shard: the namespace has no such shard");
+  return found->second[shard];
+}
+
+Session::Session(const SessionConfig& config) : impl_(std::make_unique<Impl>(config)) {}
+Session::~Session() = default;
+
+const SessionInfo& Session::info() const noexcept { return impl_->info; }
+bool Session::closed() const noexcept { return impl_->is_closed || impl_->channel->broken(); }
+void Session::close() { impl_->close(); }
+std::shared_ptr<Segment> Session::segment() const { return impl_->segment; }
+std::shared_ptr<Channel> Session::channel() const { return impl_->channel; }
+Parts Session::parts_of(NsId ns, std::uint16_t shard) { return impl_->parts_of(ns, shard); }
+bool Session::enter() { return impl_->enter(); }
+void Session::leave() { impl_->leave(); }
+
+void Session::describe(NsId ns, std::vector<std::vector<std::uint32_t>> shards) {
+  std::vector<Parts> described;
+  for (auto& parts : shards) {
+    if (parts.empty() || parts.size() > kPartsMax) throw std::invalid_argument("shards: 1 to 256 parts each");
+    for (const std::uint32_t bytes : parts)
+      if (bytes == 0) throw std::invalid_argument("shards: a part has at least one byte");
+    described.push_back(std::make_shared<const std::vector<std::uint32_t>>(std::move(parts)));
+  }
+  std::lock_guard lock(impl_->layouts_mutex);
+  impl_->layouts[ns] = std::move(described);
+}
+
+Result Session::run(Operation& operation, Nanos deadline) {
+  if (!impl_->enter()) {
+    operation.result.status = Status::kUnavailable;
+    operation.result.reason = "the session is closed";
+    return std::move(operation.result);
+  }
+  Link link = impl_->link(deadline);
+  Channel& channel = *impl_->channel;
+  FrameWriter request;
+  Operation::Next next = operation.step(link, nullptr, request);
+  std::uint64_t id = 0;
+  while (next != Operation::Next::kDone) {
+    Status status = Status::kOk;
+    if (next == Operation::Next::kAsk && too_large(request, impl_->info, operation.result)) {
+      operation.refused(link);
+      break;
+    }
+    if (next == Operation::Next::kAsk) {
+      id = channel.open();
+      std::memcpy(request.bytes.data() + offsetof(FrameHeader, request), &id, sizeof id);
+      status = channel.send(request.bytes, deadline);
+    }
+    Answer answer;
+    if (status == Status::kOk) status = channel.wait(id, deadline, answer);
+    if (status == Status::kOk && answer.header.status == Status::kOk) {
+      request.bytes.clear();
+      next = operation.step(link, &answer, request);
+      continue;
+    }
+    channel.abandon(id);
+    if (status == Status::kOk) {
+      take_error(answer, operation.result);
+    } else {
+      operation.result.status = status;
+      operation.result.reason = status == Status::kLate ? "the deadline passed" : "the node is gone";
+    }
+    operation.refused(link);
+    break;
+  }
+  if (channel.waiting()) impl_->soon->ask();  // what was held is given back although no call follows
+  impl_->leave();
+  return std::move(operation.result);
+}
+
+bool Session::tell(Verb verb, std::span<const std::uint8_t> body, Nanos deadline) {
+  if (!impl_->enter()) return false;
+  impl_->channel->later(verb, body);
+  const bool sent = impl_->channel->flush(deadline) == Status::kOk;
+  impl_->leave();
+  return sent;
+}
+
+bool Session::tell_soon(Verb verb, std::span<const std::uint8_t> body) {
+  if (!impl_->enter()) return false;
+  impl_->channel->later(verb, body);
+  impl_->soon->ask();
+  impl_->leave();
+  return true;
+}
+
+bool Session::flush(Nanos deadline) {
+  if (!impl_->enter()) return false;
+  const bool sent = impl_->channel->flush(deadline) == Status::kOk;
+  impl_->leave();
+  return sent;
+}
+
+}  // namespace kvstore::door

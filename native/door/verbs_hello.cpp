@@ -1,0 +1,111 @@
+// HELLO: who a peer is, what it may use, and the segment for those who are trusted. Rules: server.hpp.
+#include <sys/socket.h>
+
+#include "base/sha256.hpp"
+#include "core/process.hpp"
+#include "server_impl.hpp"
+
+namespace kvstore::door {
+namespace {
+
+constexpr Nanos kMilli = 1'000'000;
+
+// Sends the first answer of a connection together with the segment's descriptor.
+bool send_with_descriptor(int fd, std::span<const std::uint8_t> bytes, int descriptor) {
+  iovec piece{const_cast<std::uint8_t*>(bytes.data()), bytes.size()};
+  alignas(cmsghdr) char control[CMSG_SPACE(sizeof(int))] = {};
+  msghdr message{};
+  message.msg_iov = &piece;
+  message.msg_iovlen = 1;
+  message.msg_control = control;
+  message.msg_controllen = sizeof control;
+  cmsghdr* header = CMSG_FIRSTHDR(&message);
+  header->cmsg_level = SOL_SOCKET;
+  header->cmsg_type = SCM_RIGHTS;
+  header->cmsg_len = CMSG_LEN(sizeof(int));
+  std::memcpy(CMSG_DATA(header), &descriptor, sizeof descriptor);
+  return sendmsg(fd, &message, MSG_NOSIGNAL) == static_cast<ssize_t>(bytes.size());
+}
+
+}  // namespace
+
+const TokenDigest* Door::Impl::token_of(std::span<const std::uint8_t> token) const {
+  const Digest digest = sha256(token.data(), token.size());
+  const TokenDigest* match = nullptr;
+  for (const TokenDigest& known : tokens) {  // all of them and all bytes: how long it takes tells nothing
+    std::uint8_t differs = 0;
+    for (std::size_t i = 0; i < digest.size(); ++i) differs = static_cast<std::uint8_t>(differs | (digest[i] ^ known.sha256[i]));
+    if (differs == 0) match = &known;
+  }
+  return match;
+}
+
+bool Door::Impl::hello(Connection& peer, const FrameHeader& header, std::span<const std::uint8_t> body) {
+  HelloRequest said;
+  std::span<const std::uint8_t> token;
+  Reader reader(body);
+  if (header.verb != Verb::kHello || !reader.read(said) || said.magic != kHelloMagic)
+    return malformed(peer, header, "hello", "the first frame is a HELLO");
+  if (!reader.bytes(said.token_bytes, token) || reader.left() != 0)
+    return malformed(peer, header, "token_bytes", "does not match the frame");
+  if (said.version_min > kFrameVersion || said.version_max < kFrameVersion)
+    return malformed(peer, header, "version", "none of those offered is spoken here", kFrameVersion);
+  const bool own = std::find(config.trusted_uids.begin(), config.trusted_uids.end(), peer.uid) != config.trusted_uids.end();
+  bool denied = !own && config.token_required && token.empty();
+  if (!token.empty()) {
+    std::lock_guard lock(shared);
+    const TokenDigest* known = token_of(token);
+    denied = known == nullptr;
+    if (known != nullptr) peer.token = known->token;
+  }
+  if (denied) {
+    tally.refused_token += 1;
+    peer.out.error(Verb::kHello, 0, header.request, Status::kDenied, "token", token.empty() ? "needed here" : "not known here");
+    flush(peer, 0);
+    close_peer(peer);
+    return false;
+  }
+  const std::uint64_t start = own && peer.pid > 0 ? process_start(peer.pid) : 0;
+  if (start != 0) {  // a process that cannot be watched is not trusted with the segment
+    peer.joined = core.client_joined(peer.owner, static_cast<std::uint32_t>(peer.pid), start);
+    if (!peer.joined) {
+      peer.out.error(Verb::kHello, 0, header.request, Status::kRejected, "clients_max", "too many clients map the segment", kClientsMax);
+      flush(peer, 0);
+      close_peer(peer);
+      return false;
+    }
+    peer.trusted = true;
+    tally.trusted += 1;
+  }
+  const CoreConfig& limits = core.config();
+  HelloAnswer answer;
+  answer.trusted = peer.trusted ? 1 : 0;
+  answer.keys_per_call_max = limits.keys_per_call_max;
+  answer.session = peer.owner;
+  answer.incarnation = core.incarnation();
+  answer.payload_bytes = payload_bytes;
+  answer.window_bytes = core.window_bytes();
+  answer.frame_bytes_max = config.frame_bytes_max;
+  answer.lease_ms_max = static_cast<std::uint32_t>(limits.lease_max / kMilli);
+  answer.hold_wait_ms_max = config.hold_wait_ms_max;
+  answer.reserve_lapse_ms = static_cast<std::uint32_t>(limits.reserve_lapse / kMilli);
+  answer.holds_per_connection_max = limits.holds_per_owner_max;
+  answer.meta_bytes_max = kMetaBytesMax;
+  const std::size_t start_of = peer.out.begin(Verb::kHello, kAnswer, header.request);
+  peer.out.put(answer);
+  peer.out.finish(start_of);
+  peer.state = Connection::State::kOpen;
+  {
+    std::lock_guard lock(inbox->mutex);
+    inbox->owners.insert(peer.owner);
+  }
+  if (!peer.trusted) return true;
+  if (!send_with_descriptor(peer.fd, peer.out.bytes, payload_fd)) {
+    close_peer(peer);
+    return false;
+  }
+  peer.out.bytes.clear();
+  return true;
+}
+
+}  // namespace kvstore::door

@@ -1,0 +1,323 @@
+// A session against a real door: what is put comes back, from trusted and from streamed peers, from one thread and from many.
+#include <poll.h>
+#include <sys/wait.h>
+
+#include <thread>
+
+#include "check.hpp"
+#include "door/reservation.hpp"
+#include "door_rig.hpp"
+
+using namespace kvstore;
+using namespace kvstore::test;
+
+namespace {
+
+void round_trip(DoorConfig doors, std::vector<std::uint32_t> parts, std::size_t blocks) {
+  Rig rig(64ull << 20, {}, std::move(doors));
+  const NsId ns = rig.core->open_namespace(spec_of(1, parts));
+  CHECK(ns != kNoNamespace);
+  auto session = rig.connect(ns);
+  const std::uint64_t block_bytes = rig.core->namespace_spec(ns)->shards[0].bytes;
+  const auto keys = chain_of(1, blocks);
+  const Bytes source(blocks, block_bytes);
+
+  CHECK(lookup(*session, ns, keys).blocks == 0);
+  const Result stored = put(*session, ns, keys, source.whole());
+  CHECK(stored.status == Status::kOk && stored.blocks == blocks && stored.bytes == blocks * block_bytes);
+  const Result again = put(*session, ns, keys, source.whole());
+  CHECK(again.blocks == 0 && again.outcomes == std::vector<std::uint8_t>(blocks, 1));
+  auto longer = keys;
+  longer.push_back(key_of(999'999));
+  const Result found = lookup(*session, ns, longer);
+  CHECK(found.blocks == blocks && found.tiers == std::vector<std::uint8_t>(blocks, 1) && found.fetch_s >= 0);
+
+  Bytes target(blocks, block_bytes, 77);
+  const Result got = fetch(*session, ns, keys, target.whole());
+  CHECK(got.status == Status::kOk && got.blocks == blocks && got.blocks_corrupt == 0);
+  CHECK(target.data == source.data);
+
+  // Scattered: three pieces a block, of odd sizes.
+  Bytes odd(blocks, block_bytes, 78);
+  Scattered where;
+  where.lengths = {1, 1'001, block_bytes - 1'002};
+  for (std::size_t i = 0; i < blocks; ++i) {
+    const auto at = reinterpret_cast<std::uint64_t>(odd.data.data() + i * block_bytes);
+    where.addresses.insert(where.addresses.end(), {at, at + 1, at + 1'002});
+  }
+  CHECK(fetch(*session, ns, keys, where).blocks == blocks);
+  CHECK(odd.data == source.data);
+  session->flush(in_ms(1'000));
+  rig.core->with_memory([](SlotTable& table) { table.check_integrity(); });
+}
+
+void flipped_bit(bool trusted) {
+  Rig rig(64ull << 20, {}, trusted ? trusting() : DoorConfig{});
+  const NsId ns = rig.core->open_namespace(spec_of(1, {4096, 100, 8000}));
+  auto session = rig.connect(ns);
+  const auto keys = chain_of(1, 5);
+  const Bytes source(5, 12'196);
+  CHECK(put(*session, ns, keys, source.whole()).blocks == 5);
+  SlotRows rows;
+  CHECK(rig.core->scan(Tier::kMemory, 0, 100, rows) == kNoSlot && rows.keys.size() == 5);
+  for (std::size_t i = 0; i < 5; ++i)
+    if (rows.keys[i] == keys[3]) rig.payload[rows.offsets[i] + 4'100] ^= std::byte{4};
+  Bytes target(5, 12'196, 9);
+  const Result got = fetch(*session, ns, keys, target.whole());
+  CHECK(got.blocks == 3 && got.blocks_corrupt == 1);
+  session->flush(in_ms(1'000));
+  std::vector<Work> work;
+  for (int i = 0; i < 200 && work.empty(); ++i) {
+    usleep(5'000);
+    work = rig.core->take_work(10);
+  }
+  CHECK(work.size() == 1 && work[0].kind == Work::Kind::kCorrupt && work[0].keys[0] == keys[3]);
+  // With verification off the flipped bit comes through: this is what it guards against.
+  SessionConfig careless;
+  careless.path = rig.path;
+  careless.verify = false;
+  Session blind(careless);
+  rig.permit(blind, ns);
+  const Result wrong = fetch(blind, ns, keys, target.whole());
+  CHECK(wrong.blocks == 5 && target.data != source.data);
+}
+
+void view_and_reserve() {
+  Rig rig(64ull << 20, {}, trusting());
+  const NsId ns = rig.core->open_namespace(spec_of(1, {4096, 4096}));
+  auto session = rig.connect(ns);
+  const auto keys = chain_of(50, 3);
+  const Bytes source(3, 8192);
+  ReserveArguments arguments;
+  arguments.ns = ns;
+  arguments.keys = keys;
+  Reservation slots(session, arguments, in_ms(1'000));
+  CHECK(slots.result().status == Status::kOk && slots.granted().size() == 3);
+  auto other = rig.connect(ns);
+  CHECK(put(*other, ns, keys, source.whole()).outcomes == std::vector<std::uint8_t>(3, 2));  // pending
+  Scattered first;
+  for (std::size_t i = 0; i < 3; ++i) first.addresses.push_back(reinterpret_cast<std::uint64_t>(source.data.data() + i * 8192));
+  first.lengths = {4096};
+  CHECK(slots.write(0, first, in_ms(1'000)).blocks == 3);
+  CHECK(slots.publish(1, in_ms(1'000)).status == Status::kBadInput);
+  CHECK(slots.publish(0, in_ms(1'000)).status == Status::kOk);
+  CHECK(slots.write(0, first, in_ms(1'000)).status == Status::kBadInput);
+  for (const std::uint32_t i : slots.granted())  // the second part in place
+    std::memcpy(session->segment()->writable(slots.offset_of(i) + 4096), source.data.data() + i * 8192 + 4096, 4096);
+  CHECK(slots.seal(in_ms(1'000)).blocks == 3);
+  CHECK(slots.seal(in_ms(1'000)).status == Status::kBadInput);
+
+  HoldArguments hold;
+  hold.ns = ns;
+  hold.keys = keys;
+  ViewOperation view(hold, other->parts_of(ns, 0));
+  const Result seen = other->run(view, in_ms(1'000));
+  CHECK(seen.blocks == 3 && seen.hold != 0);
+  for (std::size_t i = 0; i < 3; ++i)
+    CHECK(std::memcmp(other->segment()->readable(seen.offsets[i]), source.data.data() + i * 8192, 8192) == 0);
+  CHECK(rig.core->retire_keys(ns, keys) == 3);
+  CHECK(lookup(*other, ns, keys).blocks == 0);
+  rig.core->with_memory([](SlotTable& table) { CHECK(table.stats().slots_retired == 3); });
+  other.reset();  // the connection's end is the view's
+  for (int i = 0; i < 200; ++i) {
+    std::uint64_t retired = 1;
+    rig.core->with_memory([&](SlotTable& table) { retired = table.stats().slots_retired; });
+    if (retired == 0) break;
+    usleep(5'000);
+  }
+  rig.core->with_memory([](SlotTable& table) { CHECK(table.stats().slots_retired == 0); });
+}
+
+void many_threads() {
+  Rig rig(64ull << 20, {}, trusting());
+  const NsId ns = rig.core->open_namespace(spec_of(1, {4096, 4096}));
+  auto session = rig.connect(ns);
+  std::vector<std::thread> threads;
+  for (std::uint64_t t = 0; t < 4; ++t)
+    threads.emplace_back([&, t] {
+      for (std::uint64_t round = 0; round < 200; ++round) {
+        const auto keys = chain_of(1'000'000 * (t + 1) + round * 8, 8);
+        const Bytes source(8, 8192, t * 1'000 + round);
+        CHECK(put(*session, ns, keys, source.whole()).blocks == 8);
+        Bytes target(8, 8192, 5);
+        CHECK(fetch(*session, ns, keys, target.whole()).blocks == 8);
+        CHECK(target.data == source.data);
+        CHECK(lookup(*session, ns, keys).blocks == 8);
+      }
+    });
+  for (std::thread& thread : threads) thread.join();
+  session->flush(in_ms(1'000));
+  rig.core->with_memory([](SlotTable& table) { table.check_integrity(); });
+}
+
+std::vector<Result> completions(Session& session, std::size_t count) {
+  std::vector<Result> all;
+  for (int i = 0; i < 100 && all.size() < count; ++i) {
+    pollfd one{session.completion_fd(), POLLIN, 0};
+    poll(&one, 1, 100);
+    for (Result& result : session.take_completions()) all.push_back(std::move(result));
+  }
+  return all;
+}
+
+void submitted(DoorConfig doors) {
+  Rig rig(64ull << 20, {}, std::move(doors));
+  const NsId ns = rig.core->open_namespace(spec_of(1, {4096, 4096}));
+  auto session = rig.connect(ns);
+  const Bytes source(64, 8192);
+  std::vector<std::vector<Key>> chains;
+  for (std::uint64_t i = 0; i < 16; ++i) {
+    chains.push_back(chain_of(10'000 * (i + 1), 64));
+    ReserveArguments arguments;
+    arguments.ns = ns;
+    arguments.keys = chains.back();
+    session->submit(i, std::make_unique<PutOperation>(arguments, session->parts_of(ns, 0), source.whole()), in_ms(5'000));
+  }
+  auto done = completions(*session, 16);
+  CHECK(done.size() == 16);
+  for (const Result& result : done) CHECK(result.status == Status::kOk && result.blocks == 64);
+  std::vector<Bytes> targets(16, Bytes(64, 8192, 3));
+  for (std::uint64_t i = 0; i < 16; ++i) {
+    HoldArguments arguments;
+    arguments.ns = ns;
+    arguments.keys = chains[i];
+    session->submit(100 + i, std::make_unique<FetchOperation>(arguments, session->parts_of(ns, 0), targets[i].whole()), in_ms(5'000));
+    CHECK(lookup(*session, ns, chains[i]).blocks == 64);  // synchronous calls go on beside
+  }
+  done = completions(*session, 16);
+  CHECK(done.size() == 16);
+  for (const Result& result : done) CHECK(result.blocks == 64);
+  for (const Bytes& target : targets) CHECK(target.data == source.data);
+}
+
+void node_gone() {
+  Rig rig(64ull << 20, {}, trusting(), true);
+  const NsId ns = rig.core->open_namespace(spec_of(1, {4096}));
+  auto session = rig.connect(ns);
+  // A block that only the file tier has parks the fetch; nobody promotes it.
+  const OwnerId mover = rig.core->new_owner();
+  const auto keys = chain_of(1, 1);
+  std::vector<Reserved> slots(1);
+  rig.core->reserve(Tier::kFile, mover, ns, 0, keys, nullptr, {}, {}, false, monotonic_now(), slots);
+  std::vector<Outcome> out(1);
+  const std::vector<Ticket> tickets{slots[0].ticket};
+  rig.core->seal(Tier::kFile, mover, tickets, std::vector<std::uint64_t>{1}, out, MovePath::kPutMapped, 0);
+  CHECK(out[0] == Outcome::kOk);
+  Bytes target(1, 4096);
+  const Nanos began = monotonic_now();
+  const Result late = fetch(*session, ns, keys, target.whole(), 100);
+  CHECK(late.status == Status::kOk && late.blocks == 0 && monotonic_now() - began >= 90'000'000);
+  std::thread killer([&] {
+    usleep(100'000);
+    rig.stop();
+  });
+  HoldArguments arguments;
+  arguments.ns = ns;
+  arguments.keys = keys;
+  arguments.wait_ms = 10'000;
+  session->submit(7, std::make_unique<FetchOperation>(arguments, session->parts_of(ns, 0), target.whole()), in_ms(9'000));
+  const Result cut = fetch(*session, ns, keys, target.whole(), 10'000, 9'000);
+  CHECK(cut.status == Status::kUnavailable);
+  killer.join();
+  const auto done = completions(*session, 1);
+  CHECK(done.size() == 1 && done[0].status == Status::kUnavailable);
+  CHECK(session->closed() && lookup(*session, ns, keys).status == Status::kUnavailable);
+}
+
+void given_up() {
+  Rig rig(64ull << 20, {}, trusting(), true);
+  const NsId ns = rig.core->open_namespace(spec_of(1, {4096}));
+  auto session = rig.connect(ns);
+  const OwnerId mover = rig.core->new_owner();
+  const auto keys = chain_of(1, 1);
+  std::vector<Reserved> slots(1);
+  std::vector<Outcome> out(1);
+  rig.core->reserve(Tier::kFile, mover, ns, 0, keys, nullptr, {}, {}, false, monotonic_now(), slots);
+  rig.core->seal(Tier::kFile, mover, std::vector<Ticket>{slots[0].ticket}, std::vector<std::uint64_t>{1}, out, MovePath::kPutMapped, 0);
+  Bytes target(1, 4096);
+  // The caller's deadline comes before the node's: the late answer's hold must not stay.
+  CHECK(fetch(*session, ns, keys, target.whole(), 5'000, 50).status == Status::kLate);
+  HoldArguments arguments;
+  arguments.ns = ns;
+  arguments.keys = keys;
+  arguments.wait_ms = 5'000;
+  session->submit(1, std::make_unique<FetchOperation>(arguments, session->parts_of(ns, 0), target.whole()), in_ms(4'000));
+  usleep(50'000);
+  session->cancel(1);
+  const auto done = completions(*session, 1);
+  CHECK(done.size() == 1 && done[0].status == Status::kCancelled);
+  const Nanos now = monotonic_now();
+  std::vector<Reserved> up(1);
+  rig.core->reserve(Tier::kMemory, mover, ns, 0, keys, nullptr, {}, {}, true, now, up);
+  rig.core->seal(Tier::kMemory, mover, std::vector<Ticket>{up[0].ticket}, std::vector<std::uint64_t>{1}, out, MovePath::kHoldMemory, 0);
+  rig.core->promoted(ns, 0, keys, now);
+  std::uint64_t holds = 1;
+  for (int i = 0; i < 200 && holds > 0; ++i) {
+    usleep(5'000);
+    rig.core->with_memory([&](SlotTable& table) { holds = table.stats().holds; });
+  }
+  CHECK(holds == 0);
+}
+
+std::uint64_t holds_of(Rig& rig) {
+  std::uint64_t holds = 0;
+  rig.core->with_memory([&](SlotTable& table) { holds = table.stats().holds; });
+  return holds;
+}
+
+// A hold is given back although no call follows: by a session that was busy, by one that has slept, and by both faces' way of
+// telling what was fetched. A child after fork neither sends nor waits for a thread that it has not.
+void soon_sent() {
+  Rig rig(64ull << 20, {}, trusting());
+  const NsId ns = rig.core->open_namespace(spec_of(1, {4096}));
+  auto session = rig.connect(ns);
+  const auto keys = chain_of(1, 3);
+  const Bytes source(3, 4096);
+  CHECK(put(*session, ns, keys, source.whole()).blocks == 3);
+  Bytes target(3, 4096, 9);
+  for (const useconds_t pause : {0u, 1'000u, 5'000u, 60'000u, 0u}) {
+    usleep(pause);
+    const std::uint64_t frames = rig.door->stats().frames;
+    CHECK(fetch(*session, ns, keys, target.whole()).blocks == 3);
+    FetchedRequest told;
+    told.ns = ns;
+    told.blocks_asked = 3;
+    FrameWriter body;
+    body.put(told);
+    CHECK(session->tell_soon(Verb::kFetched, body.bytes));
+    for (int i = 0; i < 400 && (holds_of(rig) > 0 || rig.door->stats().frames < frames + 3); ++i) usleep(1'000);
+    CHECK(holds_of(rig) == 0 && rig.door->stats().frames >= frames + 3);
+  }
+  usleep(60'000);  // its thread sleeps
+  const pid_t child = fork();
+  if (child == 0) {
+    alarm(10);
+    const bool told = session->tell_soon(Verb::kQuiet, {});
+    session.reset();
+    _exit(told ? 1 : 0);
+  }
+  int status = 0;
+  CHECK(waitpid(child, &status, 0) == child && WIFEXITED(status) && WEXITSTATUS(status) == 0);
+  CHECK(fetch(*session, ns, keys, target.whole()).blocks == 3);
+  session->close();
+  CHECK(!session->tell_soon(Verb::kQuiet, {}));
+}
+
+}  // namespace
+
+int main() {
+  round_trip(trusting(), {4096}, 3);
+  round_trip(trusting(), {1, 4095, 4097, 70'000}, 40);
+  round_trip({}, {1, 4095, 4097, 70'000}, 40);
+  round_trip({}, {600'000}, 3);
+  flipped_bit(true);
+  flipped_bit(false);
+  view_and_reserve();
+  many_threads();
+  submitted(trusting());
+  submitted({});
+  node_gone();
+  given_up();
+  soon_sent();
+  return test::finish();
+}

@@ -1,0 +1,46 @@
+"""What every test shares: hypothesis profiles, and the list of what may not be skipped.
+
+A skip is for a machine that lacks something. Where `CI` is set, a skip of anything named in `tests/must_run.txt`
+fails the run: a suite that silently stops running is worse than one that fails.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+from hypothesis import HealthCheck, settings
+
+_COMMON = {"deadline": None, "suppress_health_check": [HealthCheck.too_slow, HealthCheck.data_too_large]}
+settings.register_profile("commit", max_examples=40, stateful_step_count=40, **_COMMON)
+settings.register_profile("night", max_examples=1500, stateful_step_count=120, **_COMMON)
+settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "commit"))
+
+MUST_RUN = Path(__file__).with_name("must_run.txt")
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--seeds", type=int, default=500, help="simulation seeds to run")
+
+
+def _must_run() -> list[str]:
+    if not os.environ.get("CI") or not MUST_RUN.exists():
+        return []
+    lines = (line.split("#")[0].strip() for line in MUST_RUN.read_text().splitlines())
+    return [line for line in lines if line]
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
+    reporter = session.config.pluginmanager.get_plugin("terminalreporter")
+    if reporter is None or hasattr(session.config, "workerinput"):
+        return
+    prefixes = tuple(_must_run())
+    skipped = [r.nodeid for r in reporter.stats.get("skipped", []) if prefixes and r.nodeid.startswith(prefixes)]
+    if skipped:
+        reporter.write_line("")
+        reporter.write_line(
+            f"skipped although tests/must_run.txt names it: {', '.join(sorted(set(skipped)))}", red=True
+        )
+        session.exitstatus = pytest.ExitCode.TESTS_FAILED

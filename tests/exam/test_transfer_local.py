@@ -1,0 +1,79 @@
+"""The local transport passes the exam, in one process and between two; an eager twin of it does not."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+
+import pytest
+
+from transfer.local import LocalConfig, LocalTransport
+from transfer.segments import MappedSegment
+from transfer.testing.exam import ExamBase, PeerFailureExam, TransportExam
+from transfer.testing.faulty import EagerLocalTransport
+from transfer.testing.parties import Bytes, OwnerHere, OwnerProcess, Pair
+
+
+class Local(ExamBase):
+    config = LocalConfig()
+    transport: type[LocalTransport] = LocalTransport
+
+    def run(self, main: Callable[[], Awaitable[None]]) -> None:
+        async def body() -> None:
+            await main()
+
+        asyncio.run(body())
+
+    async def pause(self, turn: int) -> None:
+        await asyncio.sleep(0.001 * (turn % 4))
+
+    async def settle(self) -> None:
+        await asyncio.sleep(0.03)
+
+
+class TestOneProcess(Local, TransportExam):
+    @asynccontextmanager
+    async def pair(self) -> AsyncIterator[Pair]:
+        segments: list[MappedSegment] = []
+
+        def memory_of(size: int) -> tuple[object, Bytes]:
+            segments.append(MappedSegment.create(size, name="exam"))
+            return segments[-1], segments[-1].writable_array(0, size)
+
+        owner = OwnerHere(LocalTransport(), memory_of)
+        reader = self.transport(self.config)
+        try:
+            yield Pair(owner, reader, await reader.connect(owner.address, deadline_s=10.0))
+        finally:
+            await reader.close()
+            await owner.close()
+
+
+class TestTwoThreads(TestOneProcess):
+    """Small slices on two threads, taking turns: more borders, more races."""
+
+    config = LocalConfig(workers=2, slice_bytes=16_384, turn_slices=2)
+
+
+class TestTwoProcesses(Local, TransportExam, PeerFailureExam):
+    @asynccontextmanager
+    async def pair(self) -> AsyncIterator[Pair]:
+        owner = await OwnerProcess.start("local")
+        reader = self.transport(self.config)
+        try:
+            yield Pair(owner, reader, await reader.connect(owner.address, deadline_s=10.0))
+        finally:
+            await reader.close()
+            await owner.close()
+
+
+class Eager(TestOneProcess):
+    __test__ = False
+    transport = EagerLocalTransport
+
+
+@pytest.mark.parametrize("name", ["test_cancelled_batches_are_quiet", "test_our_region_deregistered_in_flight"])
+def test_an_eager_twin_fails(name: str) -> None:
+    with pytest.raises((AssertionError, KeyError)):
+        getattr(Eager(), name)()

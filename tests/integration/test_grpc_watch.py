@@ -1,0 +1,136 @@
+"""Watch: what was stored and removed, in order, resumable, and honest about what was missed."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import grpc.aio
+import pytest
+
+from kvstore.config import GrpcConfig, LimitsConfig
+from kvstore.node.node import Node
+from kvstore.wire import admin, services, store
+from tests.integration.grpc_node import TIMEOUT_S, config_for, keys_for, opened, put, running, tcp_address
+
+
+@pytest.fixture
+async def node(tmp_path: Path) -> AsyncIterator[Node]:
+    config = config_for(tmp_path, limits=LimitsConfig(events_max=50), door=GrpcConfig(address="127.0.0.1:0"))
+    async with running(config) as started:
+        yield started
+
+
+@pytest.fixture
+async def stub(node: Node) -> AsyncIterator[services.StoreAsyncStub]:
+    async with grpc.aio.insecure_channel(tcp_address(node)) as channel:
+        yield services.StoreStub(channel)
+
+
+class Watching:
+    """A Watch, read event by event."""
+
+    def __init__(self, stub: services.StoreAsyncStub, request: store.WatchRequest) -> None:
+        self._call = stub.Watch(request)
+        self.cursor = store.Cursor()
+        self.gaps = 0
+
+    async def batch(self) -> store.WatchBatch:
+        async with asyncio.timeout(TIMEOUT_S):
+            batch = await self._call.read()
+        assert isinstance(batch, store.WatchBatch)
+        assert batch.cursor.epoch != self.cursor.epoch or batch.cursor.sequence >= self.cursor.sequence
+        self.cursor = batch.cursor
+        self.gaps += batch.gap
+        return batch
+
+    async def events(self, count: int) -> list[store.Event]:
+        told: list[store.Event] = []
+        while len(told) < count:
+            told += (await self.batch()).events
+        return told
+
+    def close(self) -> None:
+        self._call.cancel()
+
+
+async def test_what_happens_is_told_in_order(node: Node, stub: services.StoreAsyncStub) -> None:
+    ns = await opened(stub)
+    keys = keys_for(ns.seed, 4)
+    watching = Watching(stub, store.WatchRequest())
+    assert not (await watching.batch()).events  # where it begins
+    await put(stub, ns.digest, keys)
+    told = await watching.events(4)
+    assert [event.kind for event in told] == [store.Event.STORED] * 4
+    assert [event.key for event in told] == keys
+    assert [event.parent for event in told] == [b"", *keys[:3]]
+    assert {(event.namespace, event.shard, event.tier) for event in told} == {(ns.digest, 0, store.TIER_MEMORY)}
+    assert [event.sequence for event in told] == list(range(told[0].sequence, told[0].sequence + 4))
+
+    async with grpc.aio.insecure_channel(f"unix:{node.admin_socket}") as channel:
+        retire = admin.RetireRequest(namespace=ns.digest, chain=store.Chain(keys=keys[3]))
+        assert (await services.AdminStub(channel).Retire(retire, timeout=TIMEOUT_S)).slots == 1
+    (removed,) = await watching.events(1)
+    assert (removed.kind, removed.key) == (store.Event.REMOVED, keys[3])
+    await stub.Clear(store.ClearRequest(namespace=ns.digest), timeout=TIMEOUT_S)
+    kinds = {event.kind for event in await watching.events(1)}
+    assert store.Event.CLEARED in kinds or store.Event.REMOVED in kinds
+    watching.close()
+
+
+async def test_a_watch_resumes_where_it_was_left(stub: services.StoreAsyncStub) -> None:
+    ns = await opened(stub)
+    keys = keys_for(ns.seed, 6)
+    first = Watching(stub, store.WatchRequest(namespace=ns.digest))
+    await first.batch()
+    await put(stub, ns.digest, keys[:3])
+    await first.events(3)
+    first.close()
+    await put(stub, ns.digest, keys)
+    second = Watching(stub, store.WatchRequest(namespace=ns.digest, after=first.cursor, events_max=2))
+    told = await second.events(3)
+    assert [event.key for event in told] == keys[3:] and second.gaps == 0
+    second.close()
+
+
+async def test_metas_are_told(stub: services.StoreAsyncStub) -> None:
+    ns = await opened(stub)
+    watching = Watching(stub, store.WatchRequest())
+    await watching.batch()
+    keys = keys_for(ns.seed, 2)
+    header = store.PutHeader(
+        namespace=ns.digest, shard=1, chain=store.Chain(keys=b"".join(keys)), meta=[b"", b"m" * 1024]
+    )
+    data = store.PutRequest(data=store.PutData(payload=bytes(8192)))
+    await stub.Put(iter([store.PutRequest(header=header), data]), timeout=TIMEOUT_S)
+    assert [event.meta for event in await watching.events(2)] == [b"", b"m" * 1024]
+    watching.close()
+
+
+async def test_a_reader_that_is_too_slow_is_told_so(stub: services.StoreAsyncStub) -> None:
+    ns = await opened(stub)
+    first = Watching(stub, store.WatchRequest())
+    await first.batch()
+    first.close()
+    await put(stub, ns.digest, keys_for(ns.seed, 80))  # the node keeps 50
+    late = Watching(stub, store.WatchRequest(after=first.cursor))
+    told = await late.events(50)
+    assert late.gaps == 1 and told[-1].key == keys_for(ns.seed, 80)[-1]
+    late.close()
+
+
+async def test_another_life_of_the_node_is_a_gap(tmp_path: Path) -> None:
+    config = config_for(tmp_path)
+    async with running(config) as node, grpc.aio.insecure_channel(tcp_address(node)) as channel:
+        watching = Watching(services.StoreStub(channel), store.WatchRequest())
+        await watching.batch()
+        watching.close()
+    async with running(config) as node, grpc.aio.insecure_channel(tcp_address(node)) as channel:
+        stub = services.StoreStub(channel)
+        again = Watching(stub, store.WatchRequest(after=watching.cursor))
+        assert (await again.batch()).gap and again.cursor.epoch != watching.cursor.epoch
+        ns = await opened(stub)
+        await put(stub, ns.digest, keys_for(ns.seed, 1))
+        assert (await again.events(1))[0].kind == store.Event.STORED
+        again.close()

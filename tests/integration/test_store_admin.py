@@ -1,0 +1,156 @@
+"""`store-admin` against a real node, as an operator types it: tables, JSON, exit codes."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from kvstore import Client
+from tests.integration.nodes import SIZE, NodeProcess, blocks_of, layout, tokens
+
+BLOCKS = 6
+
+
+class Operator:
+    def __init__(self, node: NodeProcess) -> None:
+        self.address = f"unix:{node.socket}.grpc"
+
+    def run(self, *words: str, address: str | None = None) -> subprocess.CompletedProcess[str]:
+        command = [sys.executable, "-m", "kvstore.admin", "--address", address or self.address, *words]
+        return subprocess.run(command, capture_output=True, text=True, check=False, timeout=60)
+
+    def json(self, *words: str, code: int = 0) -> Any:
+        done = self.run("--json", *words)
+        assert done.returncode == code, done.stderr
+        return json.loads(done.stdout)
+
+
+@pytest.fixture(scope="module")
+def node(tmp_path_factory: pytest.TempPathFactory) -> Iterator[NodeProcess]:
+    with NodeProcess(tmp_path_factory.mktemp("node")) as started:
+        yield started
+
+
+@pytest.fixture(scope="module")
+def prompt(node: NodeProcess) -> np.ndarray:
+    ids = tokens(BLOCKS)
+    with Client(node.address) as client:
+        ns = client.namespace(layout())
+        chain = ns.chain(ids)
+        assert ns.put(chain, blocks_of(chain)).stored == BLOCKS
+        into = np.empty((BLOCKS, SIZE), np.uint8)
+        assert ns.get(chain, into).blocks == BLOCKS
+        assert ns.get(ns.chain(tokens(BLOCKS, seed=9)), into).blocks == 0
+    return ids
+
+
+@pytest.fixture
+def operator(node: NodeProcess, prompt: np.ndarray) -> Operator:
+    return Operator(node)
+
+
+@pytest.fixture
+def token_file(tmp_path: Path, prompt: np.ndarray) -> Path:
+    path = tmp_path / "tokens.json"
+    path.write_text(json.dumps(prompt.tolist()))
+    return path
+
+
+def digest(operator: Operator) -> str:
+    return str(operator.json("namespaces")[0]["namespace"])
+
+
+def test_status_tells_where_it_listens(operator: Operator, node: NodeProcess) -> None:
+    row = operator.json("status")
+    assert f"unix:{node.socket}" in row["listening"]
+    assert row["namespaces"] == 1
+    assert "listening" in operator.run("status").stdout
+
+
+def test_tiers_add_up(operator: Operator) -> None:
+    memory = operator.json("tiers")[0]
+    assert (memory["tier"], memory["blocks"], memory["used_bytes"]) == ("memory", BLOCKS, BLOCKS * SIZE)
+    assert memory["capacity_bytes"] == 16 << 20
+
+
+def test_hits_are_counted_once_a_get(operator: Operator) -> None:
+    row = operator.json("hits")[0]
+    assert (row["asked"], row["hit"], row["memory"], row["hit_rate"]) == (2 * BLOCKS, BLOCKS, BLOCKS, 0.5)
+    assert sum(family["asked"] for family in operator.json("families")) == 2 * BLOCKS
+    assert "50.0%" in operator.run("hits").stdout
+
+
+def test_lookup_finds_a_prompt_by_its_tokens(operator: Operator, token_file: Path) -> None:
+    found = operator.json("lookup", "--namespace", digest(operator)[:8], "--tokens", str(token_file))
+    assert [row["memory_shards"] for row in found] == [["0"]] * BLOCKS
+    nobody = operator.run("lookup", "--namespace", digest(operator), "--keys", "00" * 32)
+    assert nobody.returncode == 1
+
+
+def test_a_pin_is_given_and_released(operator: Operator, token_file: Path) -> None:
+    chain = ("--namespace", digest(operator), "--tokens", str(token_file))
+    pin = operator.json("pin", *chain, "--for", "30")[0]
+    assert (pin["blocks"], pin["pinned_bytes"]) == (BLOCKS, BLOCKS * SIZE)
+    assert operator.json("status")["pinned_bytes"] == BLOCKS * SIZE
+    assert operator.json("pin", *chain, "--release", str(pin["pin"]))[0]["released"]
+    assert operator.run("pin", *chain, "--release", str(pin["pin"])).returncode == 1
+
+
+def test_events_tell_what_was_stored(operator: Operator) -> None:
+    done = operator.run("--json", "events", "--no-follow")
+    assert done.returncode == 0, done.stderr
+    told = [json.loads(line) for line in done.stdout.splitlines()]
+    assert [row["kind"] for row in told] == ["stored"] * BLOCKS
+    assert [row["parent"] for row in told][1:] == [row["key"] for row in told][:-1]
+
+
+def test_verify_finds_what_was_altered_and_drops_it(operator: Operator, node: NodeProcess) -> None:
+    assert operator.json("verify") == {"checked": BLOCKS, "checked_bytes": BLOCKS * SIZE, "corrupt": 0, "blocks": []}
+    with Client(node.address) as client:
+        ns = client.namespace(layout("other"))
+        chain = ns.chain(tokens(1))
+        data = blocks_of(chain)
+        assert ns.put(chain, data).stored == 1
+        segment = Path(node.facts["memory_at"])
+        place = segment.read_bytes().index(data.tobytes())
+        with segment.open("r+b") as file:
+            file.seek(place + 777)
+            file.write(bytes([data[0, 777] ^ 1]))
+        found = operator.json("verify", code=1)
+        assert [row["key"] for row in found["blocks"]] == [chain[0].tobytes().hex()]
+        assert ns.lookup(chain).blocks == 0
+    assert operator.json("verify")["corrupt"] == 0
+
+
+def test_retire_comes_last(operator: Operator, token_file: Path) -> None:
+    chain = ("--namespace", digest(operator), "--tokens", str(token_file))
+    assert operator.json("retire", *chain) == [{"slots": BLOCKS}]
+    assert operator.run("retire", *chain).returncode == 1
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "says"),
+    [
+        (("lookup", "--namespace", "ffff"), 2, "no namespaces begin so"),
+        (("lookup", "--namespace", "", "--keys", "zz"), 2, "namespaces begin so"),
+        (("retire",), 2, "Missing option '--namespace'"),
+        (("families", "--top", "0"), 2, "not in the range"),
+    ],
+)
+def test_what_is_wrong_is_named(operator: Operator, words: tuple[str, ...], code: int, says: str) -> None:
+    done = operator.run(*words)
+    assert done.returncode == code, done.stderr
+    assert says in done.stderr
+
+
+def test_no_node_is_an_exit_code_not_a_traceback(tmp_path: Path, operator: Operator) -> None:
+    done = operator.run("status", address=f"unix:{tmp_path}/nobody")
+    assert done.returncode == 3
+    assert "Traceback" not in done.stderr

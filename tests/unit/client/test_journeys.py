@@ -1,0 +1,239 @@
+"""The journeys' decisions, step by step, against scripted answers: windows, ends, reopening, reports."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TypeVar
+
+import numpy as np
+import pytest
+
+from kvstore.client.buffers import Places
+from kvstore.client.journeys import (
+    Ended,
+    Journey,
+    Load,
+    Shape,
+    getting,
+    looking_up,
+    putting,
+    reserving,
+    viewing,
+)
+from kvstore.client.steps import (
+    Answer,
+    Fetch,
+    Lent,
+    Limits,
+    Look,
+    Lookup,
+    Put,
+    PutOutcome,
+    Reopen,
+    Reopened,
+    Report,
+    Reserve,
+    Status,
+    Step,
+    Told,
+    WireHint,
+)
+from kvstore.errors import Rejected, Unavailable
+
+SIZE = 100
+SHAPE = Shape(16, (SIZE, 3 * SIZE), Limits(1000, 4 * SIZE, 1024, 10.0))
+HINT = WireHint(family=7)
+T = TypeVar("T")
+
+
+def keys(count: int) -> np.ndarray:
+    return np.arange(count * 32, dtype=np.uint32).astype(np.uint8).reshape(count, 32)
+
+
+def places(count: int) -> Places:
+    addresses = np.arange(count, dtype=np.uint64) * SIZE + 4096
+    return Places(addresses, np.array([SIZE], np.uint64), 1, None)
+
+
+def drive(journey: Journey[T], *answers: Answer) -> tuple[T, list[Step]]:
+    """The journey's result and its steps; reports are answered by themselves."""
+    left, steps = list(answers), []
+    try:
+        step = next(journey)
+        while True:
+            steps.append(step)
+            step = journey.send(Told() if isinstance(step, Report) else left.pop(0))
+    except StopIteration as stop:
+        assert not left, "more answers than steps"
+        return stop.value, steps
+
+
+def ok(blocks: int, *, tier: int = 1, full: bool = False, corrupt: int = 0) -> Told:
+    return Told(
+        blocks=blocks, window_full=full, blocks_corrupt=corrupt, tiers=bytes([tier]) * blocks, bytes=blocks * SIZE
+    )
+
+
+def puts(*outcomes: PutOutcome) -> Told:
+    return Told(outcomes=bytes(outcomes), blocks=sum(o == PutOutcome.STORED for o in outcomes))
+
+
+S, H, P, F, L = PutOutcome.STORED, PutOutcome.HELD, PutOutcome.PENDING, PutOutcome.FULL, PutOutcome.LAPSED
+SAME, CLEARED = Reopened(same=True), Reopened(same=False)
+STALE, GONE, LATE = Told(Status.STALE_NAMESPACE), Told(Status.UNAVAILABLE, reason="gone"), Told(Status.LATE)
+
+
+def test_a_get_asks_for_the_rest_until_the_end() -> None:
+    got, steps = drive(getting(SHAPE, 0, keys(10), places(10), HINT), ok(4, full=True), ok(4, full=True), ok(2))
+    assert (got.blocks, got.tokens, got.ended) == (10, 160, Ended.COMPLETE)
+    fetches = [step for step in steps if isinstance(step, Fetch)]
+    assert [len(step.keys) for step in fetches] == [10, 6, 2]
+    assert [int(step.places.addresses[0]) for step in fetches] == [4096, 4096 + 4 * SIZE, 4096 + 8 * SIZE]
+    assert [step.hint.position for step in fetches] == [0, 4, 8]
+    assert steps[-1] == Report(HINT, 10, (0, 10, 0, 0), 0, 10 * SIZE)
+
+
+@pytest.mark.parametrize(
+    ("answers", "blocks", "ended"),
+    [
+        ([ok(0)], 0, Ended.MISS),
+        ([ok(3)], 3, Ended.MISS),
+        ([ok(3, corrupt=1)], 3, Ended.CORRUPT),
+        ([ok(4, full=True), ok(0, corrupt=1)], 4, Ended.CORRUPT),
+        ([ok(4, full=True), ok(0)], 4, Ended.MISS),
+        ([ok(0, full=True)], 0, Ended.MISS),
+        ([LATE], 0, Ended.LATE),
+        ([ok(4, full=True), LATE], 4, Ended.LATE),
+        ([ok(4, full=True), GONE, GONE], 4, Ended.UNAVAILABLE),
+        ([ok(4, full=True), GONE, SAME, GONE], 4, Ended.UNAVAILABLE),
+        ([ok(4, full=True), GONE, SAME, ok(6)], 10, Ended.COMPLETE),
+        ([ok(4, full=True), STALE, CLEARED], 4, Ended.CLEARED),
+        ([STALE, SAME, ok(10)], 10, Ended.COMPLETE),
+        ([STALE, SAME, STALE], None, Unavailable),
+        ([STALE, CLEARED], 0, Ended.CLEARED),
+        ([GONE, GONE], None, Unavailable),
+        ([Told(Status.REJECTED, field="holds_per_connection_max")], None, Rejected),
+        ([ok(4, full=True), Told(Status.REJECTED)], 4, Ended.FULL),
+        ([Told(Status.BAD_INPUT, field="keys", reason="are odd")], None, ValueError),
+        ([ok(4, full=True), Told(Status.BAD_INPUT)], None, ValueError),
+        ([Told(Status.DENIED)], None, Rejected),
+    ],
+)
+def test_how_a_get_ends(answers: list[Told], blocks: int | None, ended: Ended | type[Exception]) -> None:
+    journey = getting(SHAPE, 0, keys(10), places(10), HINT)
+    if isinstance(ended, type):
+        with pytest.raises(ended):
+            drive(journey, *answers)
+        return
+    got, steps = drive(journey, *answers)
+    assert (got.blocks, got.ended, len(got.tiers)) == (blocks, ended, blocks)
+    reports = [step for step in steps if isinstance(step, Report)]
+    assert len(reports) == (0 if ended is Ended.UNAVAILABLE else 1), "a get is counted once, where anybody counts"
+
+
+def test_a_get_of_nothing_asks_nothing_but_is_counted() -> None:
+    got, steps = drive(getting(SHAPE, 0, keys(0), places(0), HINT))
+    assert (got.blocks, got.ended) == (0, Ended.COMPLETE)
+    assert [type(step) for step in steps] == [Report]
+
+
+def test_blocks_that_arrived_beside_a_failure_count() -> None:
+    late = Told(Status.LATE, blocks=2, tiers=b"\1\1", bytes=2 * SIZE)
+    got, steps = drive(getting(SHAPE, 0, keys(10), places(10), HINT), late)
+    assert (got.blocks, got.ended) == (2, Ended.LATE)
+    assert steps[-1] == Report(HINT, 10, (0, 2, 0, 0), 0, 2 * SIZE)
+
+
+def test_a_put_goes_window_by_window_with_the_right_parents() -> None:
+    load = Load(keys(10), places(10), b"p" * 32, tuple(bytes([i]) for i in range(10)))
+    stored, steps = drive(putting(SHAPE, 0, load, HINT), puts(S, S, H, S), puts(H, P, S, L), puts(S, S))
+    assert (stored.stored, stored.held, stored.pending, stored.rejected) == (6, 2, 1, 1)
+    assert stored.ended is Ended.COMPLETE
+    windows = [step for step in steps if isinstance(step, Put)]
+    assert [len(step.keys) for step in windows] == [4, 4, 2]
+    assert [step.parent for step in windows] == [b"p" * 32, keys(10)[3].tobytes(), keys(10)[7].tobytes()]
+    assert [step.metas for step in windows] == [load.metas[:4], load.metas[4:8], load.metas[8:]]
+    assert [step.hint.position for step in windows] == [0, 4, 8]
+
+
+def test_a_put_stops_where_there_is_no_room() -> None:
+    stored, steps = drive(putting(SHAPE, 0, Load(keys(10), places(10)), HINT), puts(S, S, F, F))
+    assert (stored.stored, stored.rejected, stored.ended) == (2, 8, Ended.FULL)
+    assert len(steps) == 1
+
+
+def test_a_block_larger_than_a_window_is_put_alone() -> None:
+    stored, steps = drive(
+        putting(Shape(16, (9 * SIZE,), SHAPE.limits), 0, Load(keys(2), places(2)), HINT), puts(S), puts(S)
+    )
+    assert (stored.stored, len(steps)) == (2, 2)
+
+
+def test_a_block_too_large_for_a_slab_is_refused_by_name() -> None:
+    with pytest.raises(Rejected, match="does not fit a slab") as refused:
+        drive(putting(SHAPE, 0, Load(keys(1), places(1)), HINT), puts(PutOutcome.TOO_LARGE))
+    assert refused.value.limit == "slab_bytes"
+
+
+@pytest.mark.parametrize(
+    ("answers", "stored", "ended"),
+    [
+        ([GONE, SAME, puts(H, S, S, S), puts(S)], 4, Ended.COMPLETE),
+        ([puts(S, S, S, S), STALE, CLEARED], 4, Ended.CLEARED),
+        ([STALE, CLEARED], 0, Ended.CLEARED),
+        ([LATE], 0, Ended.LATE),
+        ([puts(S, S, S, S), GONE, GONE], 4, Ended.UNAVAILABLE),
+    ],
+)
+def test_how_a_put_ends(answers: list[Told], stored: int, ended: Ended) -> None:
+    done, _ = drive(putting(SHAPE, 0, Load(keys(5), places(5)), HINT), *answers)
+    assert (done.stored, done.ended) == (stored, ended)
+    assert done.stored + done.held + done.pending + done.rejected == 5
+
+
+def test_lookup_says_tiers_tokens_and_how_long() -> None:
+    found, _ = drive(looking_up(SHAPE, keys(5), ()), Told(blocks=3, tiers=b"\1\2\2", fetch_s=0.5))
+    assert (found.blocks, found.tokens, found.tiers.tolist()) == (3, 48, [1, 2, 2])
+    assert found.fetch_s == 0.5
+
+
+def test_lookup_reopens_once() -> None:
+    found, steps = drive(looking_up(SHAPE, keys(5), ()), STALE, SAME, Told(blocks=1, tiers=b"\1"))
+    assert found.blocks == 1
+    assert [type(step) for step in steps] == [Lookup, Reopen, Lookup]
+    assert drive(looking_up(SHAPE, keys(5), ()), STALE, CLEARED)[0].blocks == 0
+    with pytest.raises(Unavailable):
+        drive(looking_up(SHAPE, keys(5), ()), GONE, GONE)
+
+
+def test_a_view_is_one_window_and_is_counted() -> None:
+    lent = Lent(blocks=2, tiers=b"\1\1", arrays=(np.zeros(1, np.uint8),) * 2)
+    answer, steps = drive(viewing(SHAPE, Look(1, keys(3), HINT, False)), lent)
+    assert answer is lent
+    assert steps[-1] == Report(HINT, 3, (0, 2, 0, 0), 0, 6 * SIZE)
+    assert drive(viewing(SHAPE, Look(1, keys(3), HINT, False)), STALE, CLEARED)[0].blocks == 0
+
+
+BIG = keys(1001)
+
+
+@pytest.mark.parametrize(
+    "start",
+    [
+        lambda: looking_up(SHAPE, BIG, ()),
+        lambda: getting(SHAPE, 0, BIG, places(1001), HINT),
+        lambda: putting(SHAPE, 0, Load(BIG, places(1001)), HINT),
+        lambda: viewing(SHAPE, Look(0, BIG, HINT, False)),
+        lambda: reserving(SHAPE, Reserve(0, BIG, HINT, b"", ())),
+    ],
+)
+def test_more_keys_than_a_call_takes_are_refused_before_anything_is_sent(start: Callable[[], Journey[object]]) -> None:
+    with pytest.raises(Rejected, match="chain: 1001 keys, at most 1000 a call") as refused:
+        drive(start())
+    assert refused.value.limit == "keys_per_call_max"
+
+
+def test_a_reservation_is_at_most_a_window() -> None:
+    with pytest.raises(Rejected, match="chain: 5 blocks of 100 bytes, at most 4 a reservation") as refused:
+        drive(reserving(SHAPE, Reserve(0, keys(5), HINT, b"", ())))
+    assert refused.value.limit == "window_bytes"

@@ -1,0 +1,48 @@
+"""Where the framed door listens: what it replaces, what it leaves alone, who may connect."""
+
+from __future__ import annotations
+
+import socket
+from pathlib import Path
+
+import pytest
+
+from kvstore.errors import Misconfigured
+from kvstore.node.door import listen
+
+
+def test_only_its_user_may_connect_unless_others_are_allowed(tmp_path: Path) -> None:
+    with listen(tmp_path / "a", for_others=False), listen(tmp_path / "b", for_others=True):
+        assert (tmp_path / "a").stat().st_mode & 0o777 == 0o600
+        assert (tmp_path / "b").stat().st_mode & 0o777 == 0o666
+
+
+def test_a_socket_that_nobody_answers_is_replaced(tmp_path: Path) -> None:
+    listen(tmp_path / "s", for_others=False).close()
+    assert (tmp_path / "s").exists()
+    with listen(tmp_path / "s", for_others=False), socket.socket(socket.AF_UNIX) as client:
+        client.connect(str(tmp_path / "s"))
+
+
+def test_a_socket_that_somebody_answers_is_left_alone(tmp_path: Path) -> None:
+    with listen(tmp_path / "s", for_others=False) as first:
+        with pytest.raises(Misconfigured, match=r"node\.socket = .*another node listens there"):
+            listen(tmp_path / "s", for_others=False)
+        with socket.socket(socket.AF_UNIX) as client:
+            client.connect(str(tmp_path / "s"))
+        first.accept()[0].close()
+
+
+def test_what_is_no_socket_is_left_alone(tmp_path: Path) -> None:
+    (tmp_path / "s").write_text("precious")
+    with pytest.raises(Misconfigured, match="is there and no socket"):
+        listen(tmp_path / "s", for_others=False)
+    assert (tmp_path / "s").read_text() == "precious"
+
+
+def test_folders_are_made_and_what_cannot_be_is_said(tmp_path: Path) -> None:
+    listen(tmp_path / "new" / "s", for_others=False).close()
+    assert (tmp_path / "new").stat().st_mode & 0o777 == 0o700
+    (tmp_path / "file").write_text("")
+    with pytest.raises(Misconfigured, match=r"node\.socket = .*cannot listen: "):
+        listen(tmp_path / "file" / "s", for_others=False)

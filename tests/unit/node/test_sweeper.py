@@ -1,0 +1,108 @@
+"""How much each namespace may keep, what goes first, and who waits at the limit."""
+
+from __future__ import annotations
+
+import numpy as np
+import obstore
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from obstore.store import MemoryStore
+
+from kvstore.node.sweeper import Sweeper, shares
+from kvstore.tiers.object import Listed, ObjectTier, doomed
+from kvstore.tiers.packs import cleared_name, pack_name
+
+A, B = b"a" * 32, b"b" * 32
+
+
+def test_who_needs_less_than_an_even_share_keeps_all() -> None:
+    assert shares({A: 10, B: 500}, 100) == {A: 10, B: 90}
+    assert shares({A: 300, B: 500}, 100) == {A: 50, B: 50}
+    assert shares({A: 30, B: 50}, 100) == {A: 30, B: 50}
+    assert shares({}, 100) == {}
+
+
+@given(st.dictionaries(st.binary(min_size=1, max_size=3), st.integers(0, 1000), max_size=8), st.integers(0, 3000))
+def test_shares_never_exceed_the_limit_nor_waste_it(sizes: dict[bytes, int], limit: int) -> None:
+    given_out = shares(sizes, limit)
+    assert all(given_out[one] <= sizes[one] for one in sizes)
+    assert sum(given_out.values()) <= limit
+    if sum(sizes.values()) <= limit:
+        assert given_out == sizes
+    else:
+        assert sum(given_out.values()) > limit - len(sizes), "but for rounding"
+
+
+def test_the_oldest_go_first_and_those_to_keep_last() -> None:
+    packs = [Listed(float(age), f"pack{age}", 10) for age in (3, 1, 2, 4)]
+    assert [one.name for one in doomed(packs, 20, set())] == ["pack1", "pack2"]
+    assert [one.name for one in doomed(packs, 20, {"pack1"})] == ["pack2", "pack3"]
+    assert doomed(packs, 40, set()) == []
+    assert len(doomed(packs, 0, {"pack1"})) == 4
+
+
+async def stored(store: MemoryStore, digest: bytes, count: int, size: int) -> list[str]:
+    keys = np.random.default_rng(digest[0]).bytes(32 * count)
+    names = [pack_name(digest, 0, keys[32 * i : 32 * i + 32]) for i in range(count)]
+    for name in names:
+        await obstore.put_async(store, name, bytes(size))
+    return names
+
+
+async def left(store: MemoryStore) -> set[str]:
+    return {entry["path"] async for batch in obstore.list(store) for entry in batch}
+
+
+async def test_a_sweep_shares_the_limit_between_all_that_lies_there() -> None:
+    store = MemoryStore()
+    small, large = await stored(store, A, 2, 1000), await stored(store, B, 50, 1000)
+    sweeper = Sweeper(ObjectTier(store), 20_000, 60.0, lambda: {large[0]})
+    await sweeper.sweep()
+    there = await left(store)
+    assert set(small) <= there and large[0] in there
+    assert len(there) == 18, "a tenth of the limit is free"
+    assert sweeper.bytes_stored == 18_000
+
+
+async def test_a_writer_waits_for_a_sweep_at_the_limit() -> None:
+    store = MemoryStore()
+    await stored(store, A, 9, 1000)
+    tier = ObjectTier(store)
+    sweeper = Sweeper(tier, 10_000, 60.0, set)
+    await sweeper.sweep()
+    assert sweeper.admit(1000)
+    assert not sweeper.admit(5000)
+    await sweeper.sweep()
+    assert sweeper.admit(5000)
+    tier.counts.bytes_written += 5000
+    assert not sweeper.admit(1)
+
+
+async def test_without_a_limit_nothing_is_refused() -> None:
+    assert Sweeper(ObjectTier(MemoryStore()), 0, 60.0, set).admit(1 << 60)
+
+
+async def test_what_was_cleared_is_deleted_even_when_an_upload_comes_late(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("kvstore.node.sweeper.CLEAR_AGAIN_S", 0.01)
+    store = MemoryStore()
+    await stored(store, A, 3, 10)
+    kept = await stored(store, B, 1, 10)
+    tier = ObjectTier(store)
+    sweeper = Sweeper(tier, 0, 60.0, set)
+    gone: list[str] = []
+    tier.on_gone = gone.append
+    listing = tier.listing
+
+    async def with_a_late_one(digest: bytes) -> list[Listed] | None:
+        if len(gone) == 3:
+            await stored(store, A, 1, 10)
+            gone.append("late")
+        return await listing(digest)
+
+    monkeypatch.setattr(tier, "listing", with_a_late_one)
+    sweeper.clear(A)
+    while sweeper._tasks:
+        await next(iter(sweeper._tasks))
+    assert await left(store) == {*kept, cleared_name(A)}
+    assert await tier.is_cleared(A) is True and await tier.is_cleared(B) is False

@@ -1,0 +1,67 @@
+"""The doctor's findings on made-up machines."""
+
+from __future__ import annotations
+
+import socket
+from pathlib import Path
+
+import pytest
+
+from kvstore import doctor
+from kvstore.config import ObjectConfig
+
+
+@pytest.fixture
+def machine(tmp_path: Path) -> Path:
+    (tmp_path / "sys/kernel/mm/transparent_hugepage").mkdir(parents=True)
+    (tmp_path / "proc").mkdir()
+    (tmp_path / "proc/meminfo").write_text("MemTotal: 1 kB\nHugePages_Total:       3\n")
+    return tmp_path
+
+
+@pytest.mark.parametrize(("setting", "state"), [("always [advise] never", "ok"), ("always advise [never]", "slow")])
+def test_huge_pages_follow_shmem_enabled(machine: Path, setting: str, state: str) -> None:
+    (machine / "sys/kernel/mm/transparent_hugepage/shmem_enabled").write_text(setting)
+    finding = doctor.huge_pages(machine / "sys", machine / "proc")
+    assert finding.state == state
+    assert "3 reserved" in finding.found
+    assert bool(finding.advice) == (state != "ok")
+
+
+def test_rdma_tells_an_idle_port_from_an_active_one(machine: Path) -> None:
+    assert doctor.rdma(machine / "sys").state == "off"
+    port = machine / "sys/class/infiniband/rxe0/ports/1"
+    port.mkdir(parents=True)
+    (port / "state").write_text("1: DOWN\n")
+    assert doctor.rdma(machine / "sys").state == "off"
+    (port / "state").write_text("4: ACTIVE\n")
+    finding = doctor.rdma(machine / "sys")
+    assert (finding.state, finding.found) == ("ok", "rxe0 port 1 ACTIVE")
+
+
+def test_no_shared_memory_is_bad(tmp_path: Path) -> None:
+    assert doctor.shared_memory(tmp_path / "absent").state == "bad"
+
+
+def test_direct_io_leaves_nothing_behind(tmp_path: Path) -> None:
+    assert doctor.direct_io(tmp_path).state in {"ok", "slow"}
+    assert doctor.direct_io(tmp_path / "not" / "yet").state in {"ok", "slow"}
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_check_that_fails_is_a_finding(tmp_path: Path) -> None:
+    findings = doctor.examine(tmp_path, tmp_path / "shm", sysfs=tmp_path / "nothing", proc=tmp_path / "nothing")
+    assert [finding.subject for finding in findings][:2] == ["shared memory", "huge pages"]
+    assert findings[1].state == "off"
+    assert all(finding.advice or finding.state == "ok" or "could not look" in finding.found for finding in findings)
+
+
+def test_an_object_store_that_answers_and_one_that_does_not(tmp_path: Path) -> None:
+    assert doctor.object_store(ObjectConfig(), tmp_path).state == "ok"
+    assert doctor.object_store(ObjectConfig(url="none"), tmp_path).state == "off"
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+    options = (f"endpoint=http://127.0.0.1:{port}", "access_key_id=a", "secret_access_key=b", "region=us-east-1")
+    found = doctor.object_store(ObjectConfig(url="s3://bucket/x", options=options, timeout_ms=1_000), tmp_path)
+    assert found.state == "off" and "s3://bucket/x" in found.found and "object.options" in found.advice
+    assert doctor.object_store(ObjectConfig(url="gopher://x"), tmp_path).state == "off"

@@ -1,0 +1,92 @@
+"""The checkpoint of the index: rows come back, damage costs rows or the index and nothing else."""
+
+from __future__ import annotations
+
+import random
+import struct
+from pathlib import Path
+
+import pytest
+
+from kvstore.tiers.file_index import FileIndex, read_left_index, split_records
+
+TIER_BYTES = 1 << 30
+
+
+def record(offset: int, seed: int) -> bytes:
+    """A whole slot record of one part (docs/format/slot.md), made here by the format's words."""
+    import xxhash
+
+    rng = random.Random(seed)
+    fixed = bytearray(struct.pack("<IHHIHHHHIQQQ", 0x53564B01, 1, 0, 160, 0, 1, 0, 0, 0, 1, offset, 4096))
+    fixed += rng.randbytes(96)
+    fixed += bytes(8)
+    body = bytes(fixed) + rng.randbytes(8)
+    check = xxhash.xxh3_64_intdigest(body)
+    return body[:144] + struct.pack("<Q", check) + body[152:]
+
+
+def rows(count: int) -> list[bytes]:
+    return [record(4096 + i * 8192, i) for i in range(count)]
+
+
+def test_rows_come_back(tmp_path: Path) -> None:
+    every = rows(1000)
+    index = FileIndex(tmp_path / "index", TIER_BYTES)
+    index.apply([], b"".join(every[:600]))
+    index.apply([4096, 4096 + 8192], b"".join(every[600:]))
+    assert index.rows == 998
+    index.close()
+    assert read_left_index(tmp_path / "index") == b"".join(every[2:])
+
+
+def test_a_fresh_index_takes_the_place_of_the_old_one(tmp_path: Path) -> None:
+    every = rows(10)
+    FileIndex(tmp_path / "index", TIER_BYTES, b"".join(every)).close()
+    FileIndex(tmp_path / "index", TIER_BYTES, b"".join(every[:3])).close()
+    assert read_left_index(tmp_path / "index") == b"".join(every[:3])
+
+
+def test_nothing_there_is_no_index(tmp_path: Path) -> None:
+    assert read_left_index(tmp_path / "index") is None
+
+
+def test_split_stops_at_what_cannot_be() -> None:
+    every = rows(3)
+    assert [row for _, row in split_records(b"".join(every))] == every
+    assert [offset for offset, _ in split_records(b"".join(every))] == [4096, 12288, 20480]
+    assert len(list(split_records(b"".join(every)[:-1]))) == 2
+    assert list(split_records(bytes(1000))) == []
+
+
+def test_a_full_map_is_an_error_and_not_an_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("kvstore.tiers.file_index.MAP_BYTES_MIN", 1 << 20)
+    index = FileIndex(tmp_path / "index", 1 << 20)
+    with pytest.raises(OSError, match="MDB_MAP_FULL"):
+        index.apply([], b"".join(rows(20_000)))
+    index.apply([], b"".join(rows(10)))
+    index.close()
+
+
+@pytest.mark.parametrize("seed", range(30))
+def test_flipped_bits_cost_rows_or_the_index(tmp_path: Path, seed: int) -> None:
+    """Whatever is altered in the file, this process lives, and every row that is handed on is one that was written."""
+    every = rows(400)
+    FileIndex(tmp_path / "index", TIER_BYTES, b"".join(every)).close()
+    path = tmp_path / "index" / "data.mdb"
+    raw = bytearray(path.read_bytes())
+    rng = random.Random(seed)
+    for _ in range(rng.choice((1, 8, 200))):
+        raw[rng.randrange(len(raw))] ^= 1 << rng.randrange(8)
+    path.write_bytes(raw)
+    left = read_left_index(tmp_path / "index")
+    if left is not None:
+        assert {row for _, row in split_records(left)} <= set(every)
+        assert sum(len(row) for _, row in split_records(left)) == len(left)
+
+
+def test_a_torn_file_is_dropped(tmp_path: Path) -> None:
+    FileIndex(tmp_path / "index", TIER_BYTES, b"".join(rows(400))).close()
+    path = tmp_path / "index" / "data.mdb"
+    path.write_bytes(path.read_bytes()[:5000])
+    assert read_left_index(tmp_path / "index") is None

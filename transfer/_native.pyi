@@ -1,0 +1,84 @@
+"""Native core of transfer. Import it through transfer.native only."""
+
+from collections.abc import Sequence
+from typing import Annotated
+
+import numpy
+import numpy.typing
+from numpy.typing import NDArray
+
+
+class GrantTable:
+    def __init__(self, address: int, size: int, slots: int) -> None: ...
+
+    @staticmethod
+    def bytes(slots: int) -> int: ...
+
+    @staticmethod
+    def activity_bytes(slots: int) -> int: ...
+
+    def issue(self, slot: int, generation: int, expiry_ns: int) -> None: ...
+
+    def end(self, slot: int) -> None: ...
+
+    def live(self, slot: int, generation: int, now_ns: int) -> bool: ...
+
+def touches(address: int, size: int, slot: int) -> int:
+    """How many copies of one connection touch a grant just now."""
+
+class Peer:
+    def __init__(self, table: int, table_bytes: int, activity: int, activity_bytes: int, quiet_fd: int) -> None: ...
+
+    def set_gone(self) -> None: ...
+
+class RemoteSpan:
+    def __init__(self, peer: Peer, slot: int, generation: int, base: int, bytes: int, readable: bool, writable: bool, ranges: Annotated[NDArray[numpy.int64], dict(shape=(None, 2), order='C', device='cpu', writable=False)]) -> None: ...
+
+    def covers(self, offset: int, length: int, writing: bool) -> int: ...
+
+    def enter(self) -> int:
+        """
+        Counts the caller in and returns 0, or a Reason why not. leave() must follow a 0.
+        """
+
+    def leave(self) -> None: ...
+
+def check_extents(writing: bool, locals: Sequence[tuple[int, int, bool]], remotes: Sequence[RemoteSpan], rows: numpy.typing.NDArray[numpy.int64]) -> numpy.typing.NDArray[numpy.uint8] | None:
+    """
+    A Reason a row of (local, local offset, remote, remote offset, length), or None when all may be copied.
+    """
+
+class CopyJob:
+    def __init__(self, writing: bool, locals: Sequence[tuple[int, int, bool]], remotes: Sequence[RemoteSpan], rows: Annotated[NDArray[numpy.int64], dict(shape=(None, 5), order='C', device='cpu', writable=False)], slices: Annotated[NDArray[numpy.int64], dict(shape=(None, 4), order='C', device='cpu', writable=False)], parts: Annotated[NDArray[numpy.int64], dict(shape=(None,), order='C', device='cpu', writable=False)], deadline_ns: int) -> None: ...
+
+    def run(self) -> None:
+        """Copies all of it in the calling thread."""
+
+    @property
+    def whole(self) -> bool: ...
+
+    def states(self) -> Annotated[NDArray[numpy.uint8], dict(shape=(None,))]: ...
+
+    def leaves(self) -> Annotated[NDArray[numpy.uint64], dict(shape=(None,))]: ...
+
+    def checksums(self) -> Annotated[NDArray[numpy.uint64], dict(shape=(None,))]: ...
+
+class CopyPool:
+    def __init__(self, workers: int, turn_slices: int) -> None: ...
+
+    @property
+    def fd(self) -> int: ...
+
+    def submit(self, token: int, job: CopyJob) -> None: ...
+
+    def stop(self, token: int, reason: int) -> None: ...
+
+    def finished(self) -> list[int]: ...
+
+    def close(self, wait_s: float) -> bool:
+        """False: a thread has not come back; it is left to itself."""
+
+def keep_forever(object: object) -> None:
+    """
+    For memory that a lost thread may still touch: never unmapped, not even at exit.
+    """

@@ -1,0 +1,14 @@
+"""The only importer of the extension: everything native that this package uses, by name."""
+
+from transfer._native import (
+    CopyJob,
+    CopyPool,
+    GrantTable,
+    Peer,
+    RemoteSpan,
+    check_extents,
+    keep_forever,
+    touches,
+)
+
+__all__ = ["CopyJob", "CopyPool", "GrantTable", "Peer", "RemoteSpan", "check_extents", "keep_forever", "touches"]

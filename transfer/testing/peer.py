@@ -1,0 +1,95 @@
+"""`python -m transfer.testing.peer TRANSPORT`: an owner of memory in a process of its own, for exams.
+
+Reads a JSON object a line from standard input, answers each with one, ends with the end of its input.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import sys
+from collections.abc import Awaitable, Callable
+from typing import TypedDict, cast
+
+from transfer.base import Rights
+from transfer.local import LocalTransport
+from transfer.segments import MappedSegment
+from transfer.testing.parties import Bytes, OwnerHere
+
+__all__ = ["main"]
+
+
+class Call(TypedDict, total=False):
+    verb: str
+    name: str
+    size: int
+    seed: int
+    offset: int
+    length: int
+    ranges: list[tuple[int, int]]
+    rights: int
+    lifetime_s: float
+    descriptor: str
+
+
+def _segment(size: int) -> tuple[object, Bytes]:
+    segment = MappedSegment.create(size, name="exam")
+    return segment, segment.writable_array(0, size)
+
+
+def _local() -> OwnerHere:
+    return OwnerHere(LocalTransport(), _segment)
+
+
+TRANSPORTS: dict[str, Callable[[], OwnerHere]] = {"local": _local}
+
+
+async def _answer(owner: OwnerHere, call: Call) -> str:
+    match call["verb"]:
+        case "memory":
+            await owner.memory(call["name"], call["size"], call["seed"])
+        case "grant":
+            rights = Rights(call["rights"])
+            ranges = [(offset, length) for offset, length in call["ranges"]]
+            return (await owner.grant(call["name"], ranges, rights=rights, lifetime_s=call["lifetime_s"])).hex()
+        case "revoke":
+            await owner.revoke(bytes.fromhex(call["descriptor"]))
+        case "deregister":
+            await owner.deregister(call["name"])
+        case "digest":
+            return await owner.digest(call["name"], call["offset"], call["length"])
+        case other:
+            raise ValueError(f"no verb {other!r}")
+    return ""
+
+
+async def _told(answer: Awaitable[str]) -> dict[str, str]:
+    try:
+        return {"value": await answer}
+    except Exception as error:
+        return {"error": f"{type(error).__name__}: {error}"}
+
+
+async def serve(transport: str) -> None:
+    owner = TRANSPORTS[transport]()
+    loop = asyncio.get_running_loop()
+    lines = asyncio.StreamReader()
+    await loop.connect_read_pipe(lambda: asyncio.StreamReaderProtocol(lines), sys.stdin)
+    _say({"address": owner.address})
+    while line := await lines.readline():
+        _say(await _told(_answer(owner, cast(Call, json.loads(line)))))
+    await owner.close()
+
+
+def _say(what: dict[str, str]) -> None:
+    sys.stdout.write(json.dumps(what) + "\n")
+    sys.stdout.flush()
+
+
+def main() -> int:
+    asyncio.run(serve(sys.argv[1]))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
