@@ -5,6 +5,13 @@
 
 namespace kvstore::door {
 
+Operation::Next Operation::step(Link& link, const Answer* answer, FrameWriter& request) {
+  if (answer != nullptr && answer->header.verb != asked_verb_) return broken("verb");
+  const Next next = advance(link, answer, request);
+  if (next == Next::kAsk) std::memcpy(&asked_verb_, request.bytes.data() + offsetof(FrameHeader, verb), sizeof asked_verb_);
+  return next;
+}
+
 BlockPieces::BlockPieces(const Scattered& where, std::size_t blocks, std::uint64_t block_bytes) {
   if (blocks == 0) return;
   if (where.addresses.empty() || where.addresses.size() % blocks != 0)
@@ -38,7 +45,7 @@ LookupOperation::LookupOperation(NsId ns, std::span<const Key> keys, std::span<c
   body_ = std::move(body.bytes);
 }
 
-Operation::Next LookupOperation::step(Link&, const Answer* answer, FrameWriter& request) {
+Operation::Next LookupOperation::advance(Link&, const Answer* answer, FrameWriter& request) {
   if (answer == nullptr) {
     request.bytes.reserve(sizeof(FrameHeader) + body_.size());
     const std::size_t start = request.begin(Verb::kLookup, 0, 0);
@@ -55,7 +62,7 @@ Operation::Next LookupOperation::step(Link&, const Answer* answer, FrameWriter& 
 CallOperation::CallOperation(std::uint32_t method, std::span<const std::uint8_t> body)
     : method_(method), body_(body.begin(), body.end()) {}
 
-Operation::Next CallOperation::step(Link&, const Answer* answer, FrameWriter& request) {
+Operation::Next CallOperation::advance(Link&, const Answer* answer, FrameWriter& request) {
   if (answer == nullptr) {
     const std::size_t start = request.begin(Verb::kCall, 0, 0);
     request.put(CallRequest{method_, 0});

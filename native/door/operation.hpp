@@ -3,7 +3,7 @@
 //
 // Rules
 // - step(null) begins; step(answer) goes on. kAsk: `request` holds one frame to be answered; kMore: the same request has more
-//   answers to come; kDone: `result` is final.
+//   answers to come; kDone: `result` is final. An answer of another verb than the one asked ends the operation.
 // - A step may copy, and then touches the caller's memory; between steps nothing does.
 // - An answer whose status is not kOk never reaches step(): the driver puts it into `result` and calls refused().
 // - `cancelled` is looked at between blocks.
@@ -32,7 +32,7 @@ class Operation {
  public:
   enum class Next { kAsk, kMore, kDone };
   virtual ~Operation() = default;
-  virtual Next step(Link& link, const Answer* answer, FrameWriter& request) = 0;
+  Next step(Link& link, const Answer* answer, FrameWriter& request);
   // The node refused, is gone, is late, or the caller has given up: undo what an earlier step has got.
   virtual void refused(Link&) {}
 
@@ -47,6 +47,10 @@ class Operation {
     return Next::kDone;
   }
   Next broken(const char* verb) { return fail(Status::kUnavailable, verb, "the node's answer does not parse"); }
+
+ private:
+  virtual Next advance(Link& link, const Answer* answer, FrameWriter& request) = 0;
+  Verb asked_verb_ = Verb::kError;
 };
 
 // The shard's parts, as told by Session::describe; shared, because an operation may outlive a new description.
@@ -68,18 +72,18 @@ class BlockPieces {
 class LookupOperation final : public Operation {
  public:
   LookupOperation(NsId ns, std::span<const Key> keys, std::span<const Need> needs);
-  Next step(Link& link, const Answer* answer, FrameWriter& request) override;
 
  private:
+  Next advance(Link& link, const Answer* answer, FrameWriter& request) override;
   std::vector<std::uint8_t> body_;
 };
 
 class CallOperation final : public Operation {
  public:
   CallOperation(std::uint32_t method, std::span<const std::uint8_t> body);
-  Next step(Link& link, const Answer* answer, FrameWriter& request) override;
 
  private:
+  Next advance(Link& link, const Answer* answer, FrameWriter& request) override;
   std::uint32_t method_;
   std::vector<std::uint8_t> body_;
 };
@@ -99,10 +103,10 @@ void write_abort(std::span<const WireTicket> tickets, Channel& channel);
 class PutOperation final : public Operation {
  public:
   PutOperation(ReserveArguments arguments, Parts parts, const Scattered& from);
-  Next step(Link& link, const Answer* answer, FrameWriter& request) override;
   void refused(Link& link) override;
 
  private:
+  Next advance(Link& link, const Answer* answer, FrameWriter& request) override;
   Next place(Link& link, std::span<const std::uint8_t> body, FrameWriter& request);
   bool copy_block(Link& link, std::size_t index, const WireReserved& row);
   bool stream_block(Link& link, std::size_t index, const WireReserved& row);
@@ -135,10 +139,10 @@ struct HoldArguments {
 class FetchOperation final : public Operation {
  public:
   FetchOperation(HoldArguments arguments, Parts parts, const Scattered& into);
-  Next step(Link& link, const Answer* answer, FrameWriter& request) override;
   void refused(Link& link) override;
 
  private:
+  Next advance(Link& link, const Answer* answer, FrameWriter& request) override;
   Next held(Link& link, FrameWriter& request);
   bool copy_block(Link& link, std::size_t index, const std::uint64_t* checksums);
   Next streamed(Link& link, const Answer& answer);
@@ -161,9 +165,9 @@ class FetchOperation final : public Operation {
 class ViewOperation final : public Operation {
  public:
   ViewOperation(HoldArguments arguments, Parts parts);
-  Next step(Link& link, const Answer* answer, FrameWriter& request) override;
 
  private:
+  Next advance(Link& link, const Answer* answer, FrameWriter& request) override;
   HoldArguments arguments_;
   Parts parts_;
   std::uint64_t block_bytes_;

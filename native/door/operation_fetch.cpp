@@ -28,7 +28,7 @@ FetchOperation::FetchOperation(HoldArguments arguments, Parts parts, const Scatt
     : arguments_(std::move(arguments)), parts_(std::move(parts)), block_bytes_(sum_of(*parts_)),
       into_(into, arguments_.keys.size(), block_bytes_) {}
 
-Operation::Next FetchOperation::step(Link& link, const Answer* answer, FrameWriter& request) {
+Operation::Next FetchOperation::advance(Link& link, const Answer* answer, FrameWriter& request) {
   if (answer == nullptr) {
     write_hold(arguments_, request);
     return Next::kAsk;
@@ -149,7 +149,7 @@ ViewOperation::ViewOperation(HoldArguments arguments, Parts parts)
   arguments_.kind = HoldKind::kView;
 }
 
-Operation::Next ViewOperation::step(Link& link, const Answer* answer, FrameWriter& request) {
+Operation::Next ViewOperation::advance(Link& link, const Answer* answer, FrameWriter& request) {
   if (answer == nullptr) {
     if (link.segment == nullptr) return fail(Status::kRejected, "view", "needs the segment, which only trusted peers map");
     write_hold(arguments_, request);

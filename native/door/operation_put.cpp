@@ -20,7 +20,7 @@ PutOperation::PutOperation(ReserveArguments arguments, Parts parts, const Scatte
     : arguments_(std::move(arguments)), parts_(std::move(parts)), block_bytes_(sum_of(*parts_)),
       from_(from, arguments_.keys.size(), block_bytes_) {}
 
-Operation::Next PutOperation::step(Link& link, const Answer* answer, FrameWriter& request) {
+Operation::Next PutOperation::advance(Link& link, const Answer* answer, FrameWriter& request) {
   if (answer == nullptr) {
     asked_ = monotonic_now();
     write_reserve(arguments_, request);

@@ -14,7 +14,9 @@ constexpr std::size_t kPieceBytes = 256u << 10;
 class Ask final : public Operation {
  public:
   explicit Ask(std::function<void(FrameWriter&)> write) : write_(std::move(write)) {}
-  Next step(Link&, const Answer* answer, FrameWriter& request) override {
+
+ private:
+  Next advance(Link&, const Answer* answer, FrameWriter& request) override {
     if (answer == nullptr) {
       write_(request);
       return Next::kAsk;
@@ -23,7 +25,6 @@ class Ask final : public Operation {
     return Next::kDone;
   }
 
- private:
   std::function<void(FrameWriter&)> write_;
 };
 
