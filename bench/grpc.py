@@ -8,7 +8,6 @@ Node and bare server have a process each, as in life. `python -m bench.grpc node
 from __future__ import annotations
 
 import asyncio
-import statistics
 import subprocess
 import sys
 import tempfile
@@ -22,7 +21,7 @@ import grpc
 import grpc.aio
 import numpy as np
 
-from bench.harness import Row, at_most, measure, no_target
+from bench.harness import Row, at_most, measure, median_of, no_target
 from kvstore import Client, KVLayout
 from kvstore.config import GIB, MIB, Config, FileConfig, GrpcConfig, MemoryConfig, NodeConfig, ObjectConfig
 from kvstore.node.node import Node
@@ -96,15 +95,6 @@ def _served(kind: str) -> Iterator[str]:
 # ---- figures --------------------------------------------------------------------------------------------------------
 
 
-def _median_ms(call: Callable[[], object]) -> float:
-    taken = []
-    for _ in range(CALLS):
-        start = time.perf_counter()
-        call()
-        taken.append(time.perf_counter() - start)
-    return statistics.median(taken) * 1e3
-
-
 def _rate(work: Callable[[], object]) -> float:
     start = time.perf_counter()
     work()
@@ -153,11 +143,11 @@ def rows(quick: bool) -> list[Row]:
             measure(
                 f"lookup of a {KEYS}-key chain over gRPC, p50",
                 unit="ms",
-                ours=lambda: _median_ms(lambda: raw.Lookup(lookup)),
-                limit=lambda: _median_ms(lambda: limit.Lookup(lookup)),
+                ours=lambda: median_of(lambda: raw.Lookup(lookup), CALLS, scale=1e3),
+                limit=lambda: median_of(lambda: limit.Lookup(lookup), CALLS, scale=1e3),
                 limit_is="a bare server's echo of as many bytes",
                 target=at_most(1, "ms"),
-                peers={"our client": lambda: _median_ms(lambda: ns.lookup(chain))},
+                peers={"our client": lambda: median_of(lambda: ns.lookup(chain), CALLS, scale=1e3)},
                 rounds=rounds,
             ),
             measure(

@@ -37,6 +37,7 @@ __all__ = [
     "at_least",
     "at_most",
     "measure",
+    "median_of",
     "no_target",
     "peer",
     "ratio_at_least",
@@ -113,6 +114,11 @@ def timed(work: Callable[[], object], *, scale: float = 1.0) -> float:
     start = time.perf_counter()
     work()
     return (time.perf_counter() - start) * scale
+
+
+def median_of(call: Callable[[], object], calls: int, *, scale: float) -> float:
+    """Seconds that one of `calls` calls took, the median of them, times `scale`."""
+    return statistics.median(timed(call, scale=scale) for _ in range(calls))
 
 
 def peer(package: str, figure: Figure) -> Figure | str:
