@@ -8,6 +8,58 @@ import numpy.typing
 from numpy.typing import NDArray
 
 
+class MappedSegment:
+    """
+    `size` bytes of the file behind a descriptor, mapped shared. The descriptor stays the caller's; the segment keeps one of its own.
+    Raises ValueError where the file is smaller than `size`, and OSError where the system refuses the mapping.
+    """
+
+    def __init__(self, fd: int, size: int, *, writable: bool) -> None: ...
+
+    @staticmethod
+    def create(size: int, *, name: str = 'segment') -> MappedSegment:
+        """
+        New zeroed memory without a name in any file system, allocated in full and sealed against truncation.
+        """
+
+    @property
+    def address(self) -> int:
+        """Where it is mapped in this process: writable, where it is that."""
+
+    @property
+    def size(self) -> int: ...
+
+    @property
+    def writable(self) -> bool: ...
+
+    @property
+    def closed(self) -> bool: ...
+
+    def fileno(self) -> int:
+        """The segment's own descriptor, closed with it."""
+
+    def read_only_fd(self) -> int:
+        """
+        A new descriptor of the same file that cannot be mapped for writing; the caller closes it.
+        """
+
+    def array(self, offset: int, length: int) -> Annotated[NDArray[numpy.uint8], dict(shape=(None,), writable=False)]:
+        """
+        A read-only view. Raises ValueError where it would reach beyond the segment.
+        """
+
+    def writable_array(self, offset: int, length: int) -> Annotated[NDArray[numpy.uint8], dict(shape=(None,))]:
+        """A view to write through. Raises ValueError for a read-only segment."""
+
+    def close(self) -> None:
+        """
+        Unmaps. Raises BufferError, and changes nothing, while a view, an array or a region of it is alive.
+        """
+
+    def __enter__(self) -> MappedSegment: ...
+
+    def __exit__(self, *args: object) -> None: ...
+
 class GrantTable:
     def __init__(self, address: int, size: int, slots: int) -> None: ...
 

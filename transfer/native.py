@@ -4,6 +4,7 @@ from transfer._native import (
     CopyJob,
     CopyPool,
     GrantTable,
+    MappedSegment,
     Peer,
     RemoteSpan,
     check_extents,
@@ -11,4 +12,14 @@ from transfer._native import (
     touches,
 )
 
-__all__ = ["CopyJob", "CopyPool", "GrantTable", "Peer", "RemoteSpan", "check_extents", "keep_forever", "touches"]
+__all__ = [
+    "CopyJob",
+    "CopyPool",
+    "GrantTable",
+    "MappedSegment",
+    "Peer",
+    "RemoteSpan",
+    "check_extents",
+    "keep_forever",
+    "touches",
+]

@@ -23,8 +23,7 @@ import numpy as np
 import numpy.typing as npt
 
 from transfer.errors import LimitReached, Reason, RegionPoisoned
-from transfer.native import keep_forever
-from transfer.segments import MappedSegment
+from transfer.native import MappedSegment, keep_forever
 
 __all__ = ["Moving", "Region", "RegionState", "Regions"]
 

@@ -175,7 +175,7 @@ void quiet(Session& session, std::uint64_t former, std::uint64_t incarnation) {
 
 // What an array over the segment keeps: the mapping, and the channel, whose end the node takes for the end of all arrays.
 struct Kept {
-  std::shared_ptr<Segment> segment;
+  std::shared_ptr<MappedSegment> segment;
   std::shared_ptr<Channel> channel;
   std::shared_ptr<Reservation> reservation;  // null for views
 };
@@ -190,17 +190,19 @@ using ReadOnly = nb::ndarray<nb::numpy, const std::uint8_t, nb::ndim<1>>;
 using Writable = nb::ndarray<nb::numpy, std::uint8_t, nb::ndim<1>>;
 
 ReadOnly array(Session& session, std::uint64_t offset, std::uint64_t bytes) {
-  const std::shared_ptr<Segment> segment = session.segment();
+  const std::shared_ptr<MappedSegment> segment = session.segment();
   if (!segment) throw nb::value_error("array: this session maps no segment");
-  if (!segment->contains(offset, bytes)) throw nb::value_error("offset: beyond the segment");
-  return ReadOnly(reinterpret_cast<const std::uint8_t*>(segment->readable(offset)), {static_cast<std::size_t>(bytes)},
+  const std::byte* at = segment->readable(offset, bytes);
+  if (at == nullptr) throw nb::value_error("offset: beyond the segment");
+  return ReadOnly(reinterpret_cast<const std::uint8_t*>(at), {static_cast<std::size_t>(bytes)},
                   keep({segment, session.channel(), nullptr}));
 }
 
 Writable slot_array(const std::shared_ptr<Reservation>& self, std::uint32_t index) {
   const std::uint64_t offset = self->offset_of(index);
-  const std::shared_ptr<Segment> segment = self->session()->segment();
-  return Writable(reinterpret_cast<std::uint8_t*>(segment->writable(offset)), {static_cast<std::size_t>(self->block_bytes())},
+  const std::shared_ptr<MappedSegment> segment = self->session()->segment();
+  std::byte* at = segment->writable(offset, self->block_bytes());
+  return Writable(reinterpret_cast<std::uint8_t*>(at), {static_cast<std::size_t>(self->block_bytes())},
                   keep({segment, self->session()->channel(), self}));
 }
 

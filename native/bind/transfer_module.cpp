@@ -4,11 +4,13 @@
 namespace nb = nanobind;
 
 namespace kvstore::bind {
+void bind_transfer_segment(nb::module_& m);
 void bind_transfer_local(nb::module_& m);
 }  // namespace kvstore::bind
 
 NB_MODULE(_native, m) {
   nb::set_leak_warnings(false);  // memory that a lost thread may still touch is kept on purpose
   m.doc() = "Native core of transfer. Import it through transfer.native only.";
+  kvstore::bind::bind_transfer_segment(m);
   kvstore::bind::bind_transfer_local(m);
 }

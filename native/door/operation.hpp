@@ -14,8 +14,8 @@
 #include "answers.hpp"
 #include "base/copy.hpp"
 #include "channel.hpp"
-#include "segment.hpp"
 #include "session.hpp"
+#include "transfer/mapped_segment.hpp"
 
 namespace kvstore::door {
 
@@ -23,7 +23,7 @@ namespace kvstore::door {
 struct Link {
   Channel& channel;
   const SessionInfo& info;
-  Segment* segment;  // null unless trusted
+  MappedSegment* segment;  // null unless trusted
   bool verify;
   Nanos deadline;
 };

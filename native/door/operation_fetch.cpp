@@ -77,7 +77,7 @@ Operation::Next FetchOperation::held(Link& link, FrameWriter& request) {
 
 bool FetchOperation::copy_block(Link& link, std::size_t index, const std::uint64_t* checksums) {
   // The cursor wants bytes it could write; nothing is written to the mapping, which is read-only anyway.
-  const Piece slot{const_cast<std::byte*>(link.segment->readable(held_.slots[index].offset)), block_bytes_};
+  const Piece slot{const_cast<std::byte*>(link.segment->readable(held_.slots[index].offset, block_bytes_)), block_bytes_};
   PieceCursor from({&slot, 1});
   PieceCursor to(into_.of(index));
   if (!link.verify) {
@@ -161,9 +161,9 @@ Operation::Next ViewOperation::advance(Link& link, const Answer* answer, FrameWr
   result.window_full = held.head.window_full != 0;
   const std::uint64_t* checksums = held.checksums.data();
   for (const WireHeld& slot : held.slots) {
-    if (cancelled || slot.parts_ready > parts_->size() || !link.segment->contains(slot.offset, block_bytes_)) break;
+    const std::byte* at = link.segment->readable(slot.offset, block_bytes_);
+    if (cancelled || slot.parts_ready > parts_->size() || at == nullptr) break;
     bool good = true;
-    const std::byte* at = link.segment->readable(slot.offset);
     for (std::uint32_t part = 0; part < slot.parts_ready && good && link.verify; ++part) {
       good = part_checksum(at, (*parts_)[part]) == checksums[part];
       at += (*parts_)[part];

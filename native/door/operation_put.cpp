@@ -59,8 +59,8 @@ Operation::Next PutOperation::place(Link& link, std::span<const std::uint8_t> bo
 }
 
 bool PutOperation::copy_block(Link& link, std::size_t index, const WireReserved& row) {
-  if (!link.segment->contains(row.offset, block_bytes_)) return false;
-  const Piece slot{link.segment->writable(row.offset), block_bytes_};
+  const Piece slot{link.segment->writable(row.offset, block_bytes_), block_bytes_};
+  if (slot.data == nullptr) return false;
   PieceCursor from(from_.of(index));
   PieceCursor to({&slot, 1});
   for (const std::uint32_t bytes : *parts_) checksums_.push_back(copy_part(from, to, bytes));

@@ -101,14 +101,14 @@ Result Reservation::write(std::uint32_t part, const Scattered& from, Nanos deadl
   if (part < published_) return refuse(Status::kBadInput, "part", "is published, and so immutable");
   const Inside inside(*session_);
   if (!inside) return refuse(Status::kUnavailable, "session", "the node is gone, or the session is closed");
-  const std::shared_ptr<Segment> segment = session_->segment();
+  const std::shared_ptr<MappedSegment> segment = session_->segment();
   for (std::size_t slot = 0; slot < tickets_.size(); ++slot) {
     if (!segment) {
       if (!stream(slot, part_offsets_[part], pieces.of(slot), (*parts_)[part], deadline))
         return refuse(Status::kUnavailable, "session", "the node is gone, or the deadline passed");
       continue;
     }
-    const Piece target{segment->writable(offsets_[slot] + part_offsets_[part]), (*parts_)[part]};
+    const Piece target{segment->writable(offsets_[slot] + part_offsets_[part], (*parts_)[part]), (*parts_)[part]};
     PieceCursor source(pieces.of(slot));
     PieceCursor to({&target, 1});
     checksums_[slot * parts_->size() + part] = copy_part(source, to, (*parts_)[part]);
@@ -144,7 +144,7 @@ bool Reservation::stream(std::size_t slot, std::uint64_t offset, std::span<const
 
 std::uint64_t Reservation::checksum(std::size_t slot, std::uint32_t part) const {
   if (written_[part]) return checksums_[slot * parts_->size() + part];
-  return part_checksum(session_->segment()->readable(offsets_[slot] + part_offsets_[part]), (*parts_)[part]);
+  return part_checksum(session_->segment()->readable(offsets_[slot] + part_offsets_[part], (*parts_)[part]), (*parts_)[part]);
 }
 
 Result Reservation::publish(std::uint32_t part, Nanos deadline) {

@@ -2,7 +2,6 @@
 #include <fcntl.h>
 #include <sys/epoll.h>
 #include <sys/eventfd.h>
-#include <sys/mman.h>
 #include <sys/socket.h>
 #include <unistd.h>
 
@@ -59,13 +58,10 @@ bool Inbox::push(Item&& item) {
 
 // ---- life
 
-Door::Impl::Impl(NodeCore& core_, int listener_, int payload_fd_, std::uint64_t payload_bytes_, const DoorConfig& config_)
-    : core(core_), config(config_), listener(fcntl(listener_, F_DUPFD_CLOEXEC, 3)),
-      payload_fd(fcntl(payload_fd_, F_DUPFD_CLOEXEC, 3)), payload_bytes(payload_bytes_) {
-  if (listener < 0 || payload_fd < 0) fail("listener or payload_fd");
-  void* mapped = mmap(nullptr, payload_bytes, PROT_READ | PROT_WRITE, MAP_SHARED, payload_fd, 0);
-  if (mapped == MAP_FAILED) fail("mmap of the payload segment");
-  payload = static_cast<std::byte*>(mapped);
+Door::Impl::Impl(NodeCore& core_, int listener_, int payload_fd, std::uint64_t payload_bytes, const DoorConfig& config_)
+    : core(core_), config(config_), payload(payload_fd, payload_bytes, transfer::Access::kReadWrite),
+      listener(fcntl(listener_, F_DUPFD_CLOEXEC, 3)) {
+  if (listener < 0) fail("listener");
   const int wake = eventfd(0, EFD_NONBLOCK | EFD_CLOEXEC);
   request_event = eventfd(0, EFD_NONBLOCK | EFD_CLOEXEC);
   epoll = epoll_create1(EPOLL_CLOEXEC);
@@ -78,8 +74,7 @@ Door::Impl::Impl(NodeCore& core_, int listener_, int payload_fd_, std::uint64_t 
 }
 
 Door::Impl::~Impl() {
-  munmap(payload, payload_bytes);
-  for (const int fd : {listener, payload_fd, epoll, request_event}) close(fd);
+  for (const int fd : {listener, epoll, request_event}) close(fd);
 }
 
 Door::Door(NodeCore& core, int listener, int payload_fd, std::uint64_t payload_bytes, const DoorConfig& config)

@@ -10,6 +10,7 @@
 
 #include "connection.hpp"
 #include "server.hpp"
+#include "transfer/mapped_segment.hpp"
 
 namespace kvstore::door {
 
@@ -52,7 +53,7 @@ struct Inbox {
 };
 
 struct Door::Impl {
-  Impl(NodeCore& core_, int listener_, int payload_fd_, std::uint64_t payload_bytes_, const DoorConfig& config_);
+  Impl(NodeCore& core_, int listener_, int payload_fd, std::uint64_t payload_bytes, const DoorConfig& config_);
   ~Impl();
 
   // ---- server.cpp
@@ -105,10 +106,8 @@ struct Door::Impl {
 
   NodeCore& core;
   const DoorConfig config;
+  const transfer::MappedSegment payload;  // offsets into it are the core's own
   const int listener;
-  const int payload_fd;
-  const std::uint64_t payload_bytes;
-  std::byte* payload = nullptr;
   int epoll = -1;
   int request_event = -1;
   std::shared_ptr<Inbox> inbox;

@@ -121,7 +121,9 @@ void Session::Impl::connect() {
   channel->set_frame_bytes_max(std::max<std::uint32_t>(info.frame_bytes_max, 1u << 20));
   soon = std::make_unique<Soon>(channel);
   if (info.trusted && passed.fd < 0) throw std::invalid_argument("hello: the node passed no segment");
-  if (info.trusted) segment = std::make_shared<Segment>(passed.release(), info.payload_bytes, kPopulateMax);
+  if (!info.trusted) return;
+  const auto populate = info.payload_bytes <= kPopulateMax ? transfer::Populate::kAtOnce : transfer::Populate::kAsUsed;
+  segment = std::make_shared<MappedSegment>(passed.fd, info.payload_bytes, transfer::Access::kReadWrite, populate);
 }
 
 int Session::Impl::hello(int fd, Nanos deadline) {
@@ -209,7 +211,7 @@ Session::~Session() = default;
 const SessionInfo& Session::info() const noexcept { return impl_->info; }
 bool Session::closed() const noexcept { return impl_->is_closed || impl_->channel->broken(); }
 void Session::close() { impl_->close(); }
-std::shared_ptr<Segment> Session::segment() const { return impl_->segment; }
+std::shared_ptr<MappedSegment> Session::segment() const { return impl_->segment; }
 std::shared_ptr<Channel> Session::channel() const { return impl_->channel; }
 Parts Session::parts_of(NsId ns, std::uint16_t shard) { return impl_->parts_of(ns, shard); }
 bool Session::enter() { return impl_->enter(); }

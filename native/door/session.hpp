@@ -18,7 +18,13 @@
 
 #include "frame.hpp"
 
+namespace kvstore::transfer {
+class MappedSegment;
+}
+
 namespace kvstore::door {
+
+using transfer::MappedSegment;  // of the node's payload: read for gets and views, written by what is published in place
 
 struct SessionConfig {
   std::string path;
@@ -69,7 +75,6 @@ enum class PutOutcome : std::uint8_t {  // the first five are ReserveStatus
 
 class Operation;    // operation.hpp
 class Reservation;  // reservation.hpp
-class Segment;
 class Channel;
 
 class Session {
@@ -84,7 +89,7 @@ class Session {
   bool closed() const noexcept;
   void close();
   void describe(NsId ns, std::vector<std::vector<std::uint32_t>> shards);
-  std::shared_ptr<Segment> segment() const;  // null unless trusted
+  std::shared_ptr<MappedSegment> segment() const;  // null unless trusted
   // Who gives out memory of the segment keeps the channel too: while it is open, the node keeps what it was given for.
   std::shared_ptr<Channel> channel() const;
   std::shared_ptr<const std::vector<std::uint32_t>> parts_of(NsId ns, std::uint16_t shard);  // throws: not described

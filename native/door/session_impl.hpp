@@ -10,9 +10,9 @@
 
 #include "channel.hpp"
 #include "operation.hpp"
-#include "segment.hpp"
 #include "session.hpp"
 #include "soon.hpp"
+#include "transfer/mapped_segment.hpp"
 
 namespace kvstore::door {
 
@@ -54,7 +54,7 @@ struct Session::Impl {
   const pid_t process;  // a child after fork has the memory, and neither the threads nor the right
   SessionInfo info;
   std::shared_ptr<Channel> channel;  // outlives the session while arrays over the segment live
-  std::shared_ptr<Segment> segment;
+  std::shared_ptr<MappedSegment> segment;
   std::unique_ptr<Soon> soon;
 
   std::mutex life;

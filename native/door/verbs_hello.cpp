@@ -83,7 +83,7 @@ bool Door::Impl::hello(Connection& peer, const FrameHeader& header, std::span<co
   answer.keys_per_call_max = limits.keys_per_call_max;
   answer.session = peer.owner;
   answer.incarnation = core.incarnation();
-  answer.payload_bytes = payload_bytes;
+  answer.payload_bytes = payload.bytes();
   answer.window_bytes = core.window_bytes();
   answer.frame_bytes_max = config.frame_bytes_max;
   answer.lease_ms_max = static_cast<std::uint32_t>(limits.lease_max / kMilli);
@@ -100,7 +100,7 @@ bool Door::Impl::hello(Connection& peer, const FrameHeader& header, std::span<co
     inbox->owners.insert(peer.owner);
   }
   if (!peer.trusted) return true;
-  if (!send_with_descriptor(peer.fd, peer.out.bytes, payload_fd)) {
+  if (!send_with_descriptor(peer.fd, peer.out.bytes, payload.fd())) {
     close_peer(peer);
     return false;
   }

@@ -58,7 +58,7 @@ bool Door::Impl::write(Connection& peer, const FrameHeader& header, std::span<co
     return malformed(peer, header, "bytes", "more than the block has", landing.shard->bytes);
   // The frame is the door's own memory, so that hashing it and then copying it sees the same bytes.
   landing.hasher.feed(bytes.data(), bytes.size());
-  copy_bytes(payload + landing.offset + asked.offset, bytes.data(), bytes.size());
+  copy_bytes(payload.writable(landing.offset + asked.offset, bytes.size()), bytes.data(), bytes.size());
   outcomes(peer, header, std::array{Outcome::kOk});
   return true;
 }
@@ -130,7 +130,7 @@ void Door::Impl::produce(Connection& peer) {
     const std::uint64_t step = std::min<std::uint64_t>(kPieceBytes, hold.block_bytes - job.done);
     const bool last = job.next + 1 == job.end && job.done + step == hold.block_bytes;
     const std::size_t start = peer.out.begin(Verb::kRead, static_cast<std::uint8_t>(kAnswer | (last ? 0 : kMore)), job.request);
-    peer.out.append(payload + hold.offsets[job.next] + job.done, step);
+    peer.out.append(payload.readable(hold.offsets[job.next] + job.done, step), step);
     peer.out.finish(start);
     job.done += step;
     if (job.done == hold.block_bytes) {

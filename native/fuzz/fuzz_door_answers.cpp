@@ -37,7 +37,7 @@ extern "C" int LLVMFuzzerTestOneInput(const std::uint8_t* data, std::size_t size
     if (ftruncate(fd, kSegment) != 0) std::abort();
     return fd;
   }();
-  static Segment segment(dup(descriptor), kSegment, 0);
+  static MappedSegment segment(descriptor, kSegment, transfer::Access::kReadWrite);
   if (size < 1) return 0;
   int pair[2];
   if (socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0, pair) != 0) std::abort();

@@ -23,6 +23,16 @@ inline int finish() {
   return failures() == 0 ? 0 : 1;
 }
 
+template <typename Error, typename Call>
+bool throws(Call call) {
+  try {
+    call();
+  } catch (const Error&) {
+    return true;
+  }
+  return false;
+}
+
 }  // namespace kvstore::test
 
 #define CHECK(condition)                                                    \

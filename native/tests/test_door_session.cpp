@@ -103,7 +103,7 @@ void view_and_reserve() {
   CHECK(slots.publish(0, in_ms(1'000)).status == Status::kOk);
   CHECK(slots.write(0, first, in_ms(1'000)).status == Status::kBadInput);
   for (const std::uint32_t i : slots.granted())  // the second part in place
-    std::memcpy(session->segment()->writable(slots.offset_of(i) + 4096), source.data.data() + i * 8192 + 4096, 4096);
+    std::memcpy(session->segment()->writable(slots.offset_of(i) + 4096, 4096), source.data.data() + i * 8192 + 4096, 4096);
   CHECK(slots.seal(in_ms(1'000)).blocks == 3);
   CHECK(slots.seal(in_ms(1'000)).status == Status::kBadInput);
 
@@ -114,7 +114,7 @@ void view_and_reserve() {
   const Result seen = other->run(view, in_ms(1'000));
   CHECK(seen.blocks == 3 && seen.hold != 0);
   for (std::size_t i = 0; i < 3; ++i)
-    CHECK(std::memcmp(other->segment()->readable(seen.offsets[i]), source.data.data() + i * 8192, 8192) == 0);
+    CHECK(std::memcmp(other->segment()->readable(seen.offsets[i], 8192), source.data.data() + i * 8192, 8192) == 0);
   CHECK(rig.core->retire_keys(ns, keys) == 3);
   CHECK(lookup(*other, ns, keys).blocks == 0);
   rig.core->with_memory([](SlotTable& table) { CHECK(table.stats().slots_retired == 3); });

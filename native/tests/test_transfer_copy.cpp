@@ -15,6 +15,7 @@
 
 using namespace kvstore;
 using namespace kvstore::transfer;
+using kvstore::test::throws;
 
 namespace {
 
@@ -50,16 +51,6 @@ struct Fixture {
   }
   Spans spans(std::shared_ptr<RemoteSpan> remote) { return {Direction::kRead, {{target, bytes, true}}, {std::move(remote)}}; }
 };
-
-template <typename Error, typename Call>
-bool throws(Call call) {
-  try {
-    call();
-  } catch (const Error&) {
-    return true;
-  }
-  return false;
-}
 
 void test_grants() {
   Fixture f;

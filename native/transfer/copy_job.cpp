@@ -4,6 +4,7 @@
 #include <stdexcept>
 
 #include "base/checksum.hpp"
+#include "bounds.hpp"
 
 namespace kvstore::transfer {
 
@@ -12,10 +13,6 @@ namespace {
 constexpr std::uint32_t kRailsMax = 1024;
 
 std::uint64_t leaves_of(std::uint64_t bytes) noexcept { return (bytes + kLeafBytes - 1) / kLeafBytes; }
-
-bool within(std::uint64_t offset, std::uint64_t length, std::uint64_t bytes) noexcept {
-  return length <= bytes && offset <= bytes - length;
-}
 
 }  // namespace
 

@@ -8,6 +8,8 @@
 #include <new>
 #include <stdexcept>
 
+#include "bounds.hpp"
+
 namespace kvstore::transfer {
 
 namespace {
@@ -87,7 +89,7 @@ RemoteSpan::RemoteSpan(std::shared_ptr<Peer> peer, std::uint32_t slot, std::uint
   if (slot_ >= read_header(peer_->table).slots) throw std::invalid_argument("grant: its slot is not in the table");
   std::uint64_t end = 0;
   for (const Range& range : ranges_) {
-    if (range.offset < end || range.length == 0 || range.length > bytes_ || range.offset > bytes_ - range.length) {
+    if (range.offset < end || range.length == 0 || !within(range.offset, range.length, bytes_)) {
       throw std::invalid_argument("grant: ranges must be sorted, disjoint and within the region");
     }
     end = range.offset + range.length;

@@ -9,7 +9,7 @@ from contextlib import asynccontextmanager
 import pytest
 
 from transfer.local import LocalConfig, LocalTransport
-from transfer.segments import MappedSegment
+from transfer.native import MappedSegment
 from transfer.testing.exam import ExamBase, PeerFailureExam, TransportExam
 from transfer.testing.faulty import EagerLocalTransport
 from transfer.testing.parties import Bytes, OwnerHere, OwnerProcess, Pair

@@ -33,8 +33,8 @@ from transfer.errors import (
 from transfer.grants import Grant
 from transfer.local import LocalConfig, LocalEndpoint, LocalTransport
 from transfer.local.channel import BODY_BYTES_MAX, FrameInvalid, Frames, Kind
+from transfer.native import MappedSegment
 from transfer.regions import Region
-from transfer.segments import MappedSegment
 
 SIZE = 1 << 20
 

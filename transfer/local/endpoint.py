@@ -27,11 +27,10 @@ from transfer.local.channel import Channel, Frame, FrameInvalid, Kind
 from transfer.local.motion import Motion, Resolved, Shown, dense, report_of
 from transfer.local.served import GRANTED, HELLO, PROTOCOL_VERSION, REGION_GONE, REQUEST
 from transfer.local.view import LocalView
-from transfer.native import Peer, RemoteSpan, check_extents
+from transfer.native import MappedSegment, Peer, RemoteSpan, check_extents
 from transfer.pending import Pending, Report, answer, check_deadline
 from transfer.plan import plan
 from transfer.regions import Region
-from transfer.segments import MappedSegment
 
 __all__ = ["Host", "LocalEndpoint"]
 

@@ -12,10 +12,9 @@ import numpy.typing as npt
 from transfer.base import Presented
 from transfer.batch import Batch
 from transfer.errors import Reason
-from transfer.native import CopyJob, RemoteSpan
+from transfer.native import CopyJob, MappedSegment, RemoteSpan
 from transfer.pending import NO_DIGESTS, Pending, Report
 from transfer.plan import Plan
-from transfer.segments import MappedSegment
 
 __all__ = ["Motion", "Resolved", "Shown", "dense", "report_of"]
 

@@ -21,9 +21,8 @@ from pathlib import Path
 from transfer.errors import PeerUnreachable
 from transfer.grants import Grant, GrantBook, Rights
 from transfer.local.channel import Channel, Frame, FrameInvalid, Kind
-from transfer.native import GrantTable, touches
+from transfer.native import GrantTable, MappedSegment, touches
 from transfer.regions import Region
-from transfer.segments import MappedSegment
 
 __all__ = ["HELLO", "Owner"]
 

@@ -13,7 +13,7 @@ from typing import TypedDict, cast
 
 from transfer.base import Rights
 from transfer.local import LocalTransport
-from transfer.segments import MappedSegment
+from transfer.native import MappedSegment
 from transfer.testing.parties import Bytes, OwnerHere
 
 __all__ = ["main"]

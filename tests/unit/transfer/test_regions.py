@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 from transfer.errors import LimitReached, Reason, RegionPoisoned
+from transfer.native import MappedSegment
 from transfer.regions import Region, Regions, RegionState
-from transfer.segments import MappedSegment
 from transfer.testing.loop import run_virtual
 
 
