@@ -42,6 +42,7 @@ __all__ = [
     "peer",
     "ratio_at_least",
     "ratio_at_most",
+    "row_of",
     "show",
     "timed",
     "write",
@@ -155,18 +156,47 @@ def measure(
             if turn:
                 taken[label].append(figure)
     medians = {label: statistics.median(values) for label, values in taken.items()}
-    limit_median = medians.get("limit")
+    return row_of(
+        name,
+        unit=unit,
+        ours=medians["ours"],
+        limit=medians.get("limit"),
+        limit_is=limit_is,
+        target=target,
+        taken=taken["ours"],
+        steady=taken.get("limit", taken["ours"]),
+        load=load,
+        peers={label: medians.get(f"peer {label}", NOT_INSTALLED) for label in others},
+    )
+
+
+def row_of(
+    name: str,
+    *,
+    unit: str,
+    ours: float,
+    limit: float | None,
+    limit_is: str,
+    target: Target,
+    taken: Sequence[float],
+    steady: Sequence[float],
+    load: float,
+    peers: Mapping[str, float | str] | None = None,
+) -> Row:
+    """For figures that are not a median of rounds. taken: pieces of ours, for its spread; steady: pieces of what should
+    come out the same each time, by which a busy machine is known.
+    """
     return Row(
         name=name,
-        ours=medians["ours"],
+        ours=ours,
         unit=unit,
-        limit=limit_median,
+        limit=limit,
         limit_is=limit_is,
-        ratio=medians["ours"] / limit_median if limit_median else None,
-        peers={label: medians.get(f"peer {label}", NOT_INSTALLED) for label in others},
+        ratio=ours / limit if limit else None,
+        peers=dict(peers or {}),
         target=target.text,
-        met=judge(target, medians["ours"], limit_median, _busy(load, taken.get("limit", taken["ours"]))),
-        spread=_spread(taken["ours"]),
+        met=judge(target, ours, limit, _busy(load, steady)),
+        spread=_spread(taken),
         load=load,
     )
 

@@ -1,0 +1,48 @@
+"""A node in a process of its own, as a user starts it, on a Unix socket in a folder of the benchmark's."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+__all__ = ["Served", "node"]
+
+STOP_S = 60.0
+
+
+@dataclass(frozen=True, slots=True)
+class Served:
+    address: str
+    pid: int
+
+    def written_bytes(self) -> int:
+        """What the process has handed to the disk so far."""
+        lines = Path(f"/proc/{self.pid}/io").read_text().splitlines()
+        return next(int(line.split()[1]) for line in lines if line.startswith("write_bytes:"))
+
+
+@contextmanager
+def node(folder: Path, memory_bytes: int, *sets: str) -> Iterator[Served]:
+    """Serving when it is given out, and ended before this returns. Without an object tier, gRPC, metrics, and memory
+    that outlives it; `sets` (SECTION.KEY=VALUE) say the rest.
+    """
+    flags = ["--data-dir", str(folder / "data"), "--socket", str(folder / "s"), "--memory", str(memory_bytes)]
+    flags += ["--grpc", "none", "--metrics", "none", "--json"]
+    flags += [part for one in ("memory.keep=false", "object.url=none", *sets) for part in ("--set", one)]
+    command = [sys.executable, "-m", "kvstore", "node", *flags]
+    with subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        line = process.stdout.readline()
+        if not line:
+            raise RuntimeError("the node did not start")
+        assert json.loads(line)["pid"] == process.pid
+        try:
+            yield Served(f"unix:{folder}/s", process.pid)
+        finally:
+            process.terminate()
+            process.wait(STOP_S)
