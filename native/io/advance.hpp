@@ -11,7 +11,7 @@ inline bool advance(Task& task, std::uint64_t moved) {
   task.offset += moved;
   std::size_t gone = 0;
   while (gone < task.pieces.size() && moved >= task.pieces[gone].iov_len) moved -= task.pieces[gone++].iov_len;
-  task.pieces.erase(task.pieces.begin(), task.pieces.begin() + static_cast<std::ptrdiff_t>(gone));
+  task.pieces.drop_front(gone);
   if (task.pieces.empty()) return true;
   task.pieces[0].iov_base = static_cast<std::byte*>(task.pieces[0].iov_base) + moved;
   task.pieces[0].iov_len -= moved;

@@ -43,8 +43,8 @@ Submitted Ledger::submit(Op op, Lane lane, std::vector<Request> requests, Nanos 
   std::vector<Task> tasks;
   tasks.reserve(requests.size());
   for (std::uint32_t i = 0; i < requests.size(); ++i) {
-    Request& request = requests[i];
-    Task task{0, i, op, request.file, request.offset, 0, deadline, std::move(request.pieces)};
+    const Request& request = requests[i];
+    Task task{0, i, op, request.file, request.offset, 0, deadline, Pieces(request.pieces)};
     for (const iovec& piece : task.pieces) task.bytes += piece.iov_len;
     tasks.push_back(std::move(task));
   }

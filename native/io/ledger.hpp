@@ -13,6 +13,7 @@
 #include <unordered_map>
 
 #include "engine.hpp"
+#include "pieces.hpp"
 
 namespace kvstore::io {
 
@@ -24,7 +25,7 @@ struct Task {
   std::uint64_t offset = 0;
   std::uint64_t bytes = 0;
   Nanos deadline = 0;
-  std::vector<iovec> pieces;
+  Pieces pieces;
 };
 
 class Ledger {

@@ -185,8 +185,9 @@ class UringEngine final : public Engine {
   }
 
   void start_all(Ring& ring) {
+    const Nanos now = monotonic_now();
     while (!free_running_.empty()) {
-      auto task = ledger_.take(monotonic_now());
+      auto task = ledger_.take(now);
       if (!task) return;
       const std::uint32_t index = free_running_.back();
       free_running_.pop_back();
@@ -280,9 +281,9 @@ class UringEngine final : public Engine {
 
   void ended(Ring& ring, std::uint32_t index, std::int32_t result) {
     Task& task = operations_[index].left;
+    if (result > 0 && advance(task, static_cast<std::uint64_t>(result))) return end(index, 0);
     const std::int64_t stop = ledger_.stop_of(task.batch);
     if (result > 0) {
-      if (advance(task, static_cast<std::uint64_t>(result))) return end(index, 0);
       ledger_.count_continued();
     } else if (result == 0) {
       return end(index, -ENODATA);
