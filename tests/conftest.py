@@ -7,28 +7,20 @@ fails the run: a suite that silently stops running is worse than one that fails.
 from __future__ import annotations
 
 import os
-from pathlib import Path
 
 import pytest
 from hypothesis import HealthCheck, settings
+
+from tests.must_run import must_run
 
 _COMMON = {"deadline": None, "suppress_health_check": [HealthCheck.too_slow, HealthCheck.data_too_large]}
 settings.register_profile("commit", max_examples=40, stateful_step_count=40, **_COMMON)
 settings.register_profile("night", max_examples=1500, stateful_step_count=120, **_COMMON)
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "commit"))
 
-MUST_RUN = Path(__file__).with_name("must_run.txt")
-
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--seeds", type=int, default=500, help="simulation seeds to run")
-
-
-def _must_run() -> list[str]:
-    if not os.environ.get("CI") or not MUST_RUN.exists():
-        return []
-    lines = (line.split("#")[0].strip() for line in MUST_RUN.read_text().splitlines())
-    return [line for line in lines if line]
 
 
 @pytest.hookimpl(trylast=True)
@@ -36,7 +28,7 @@ def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
     reporter = session.config.pluginmanager.get_plugin("terminalreporter")
     if reporter is None or hasattr(session.config, "workerinput"):
         return
-    prefixes = tuple(_must_run())
+    prefixes = must_run()
     skipped = [r.nodeid for r in reporter.stats.get("skipped", []) if prefixes and r.nodeid.startswith(prefixes)]
     if skipped:
         reporter.write_line("")

@@ -7,38 +7,16 @@ import subprocess
 import sys
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parent.parent
+from tests.native_build import ROOT, build
+
 BUILD = ROOT / "build" / "tests"
 
 
 def native() -> int:
-    """Configures, builds and runs the native tests; quiet unless something fails."""
-    python = sys.executable
-    ninja = Path(python).with_name("ninja")
-    steps = [
-        [
-            python,
-            "-m",
-            "cmake",
-            "-S",
-            "native",
-            "-B",
-            str(BUILD),
-            "-G",
-            "Ninja",
-            f"-DCMAKE_MAKE_PROGRAM={ninja}",
-            "-DKVSTORE_PYTHON=OFF",
-            "-DKVSTORE_NATIVE_TESTS=ON",
-            f"-DKVSTORE_XXHASH_DIR={ROOT / 'build' / 'xxhash'}",
-        ],
-        [python, "-m", "cmake", "--build", str(BUILD), "-j2"],
-    ]
-    for step in steps:
-        done = subprocess.run(step, cwd=ROOT, capture_output=True, text=True, check=False)
-        if done.returncode:
-            print(done.stdout[-8000:], done.stderr[-4000:], sep="\n")
-            return done.returncode
-    ctest = Path(python).with_name("ctest")
+    """Builds and runs the native tests; quiet unless something fails."""
+    if code := build(BUILD, ["-DKVSTORE_NATIVE_TESTS=ON"]):
+        return code
+    ctest = Path(sys.executable).with_name("ctest")
     return subprocess.run([str(ctest), "--output-on-failure", "-j2"], cwd=BUILD, check=False).returncode
 
 
