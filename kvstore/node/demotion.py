@@ -177,12 +177,13 @@ def _run(rows: native.SlotRows, picked: list[int]) -> Run:
     first = picked[0]
     parent = rows.parents[first].tobytes()
     at = [0, *np.cumsum(rows.checksum_counts).tolist()]
+    checksums, metas = rows.checksums, rows.metas  # copied at each look: a look a block would be a copy of all a block
     return Run(
         ns=int(rows.ns[first]),
         shard=int(rows.shards[first]),
         keys=np.ascontiguousarray(rows.keys[picked]),
         parent=parent if any(parent) else None,
-        checksums=np.stack([rows.checksums[at[i] : at[i + 1]] for i in picked]),
-        metas=tuple(bytes(rows.metas[i]) for i in picked),
+        checksums=np.stack([checksums[at[i] : at[i + 1]] for i in picked]),
+        metas=tuple(bytes(metas[i]) for i in picked),
         position=int(rows.positions[first]),
     )
