@@ -1,6 +1,6 @@
 #!/bin/sh
 # Everything `make` needs, on a fresh Debian machine with Python 3.11, gcc and make. Safe to run again: it does only what
-# is missing. Usage: setup.sh [extra...], where extra is one of: torch bench sanitize
+# is missing. Usage: setup.sh [extra...], where extra is one of: torch bench clang
 # Prints what it is about to download. Without the right to install system packages it names them and goes on without.
 set -eu
 cd "$(dirname "$0")/../.."
