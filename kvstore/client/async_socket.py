@@ -76,6 +76,9 @@ class AsyncSocketChannel:
             return NOT_OPEN
         if isinstance(step, Report):
             report(line, handle, step, times.elapsed())
+            label = line.untold(step)
+            if label is not None:  # whatever is answered: without it the family goes by its number
+                await self._wait(line, "submit_call", (store.METHOD_LABEL, label, times.left()))
             return DONE
         if isinstance(step, Reserve):
             _, arguments = as_call(line, handle, step, times)

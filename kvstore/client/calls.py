@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Final, NamedTuple
 
 from kvstore import native
@@ -22,8 +22,11 @@ from kvstore.client.steps import (
     WireHint,
 )
 from kvstore.client.views import Lending, LentSlots, lend
+from kvstore.wire import store
 
 WAIT_MARGIN_S: Final = 0.25  # of a call's time that a node may not spend waiting, so that its answer is still in time
+
+LABELS_MAX: Final = 1_024  # remembered a line; told again after that
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -33,6 +36,17 @@ class Line:
     session: native.Session
     limits: Limits
     lending: Lending
+    labels: set[str] = field(default_factory=set)  # that the node has been told
+
+    def untold(self, step: Report) -> bytes | None:
+        """The LABEL request for the step's family, once a line; None where there is nothing to tell."""
+        label = step.hint.label
+        if not label or label in self.labels:
+            return None
+        if len(self.labels) >= LABELS_MAX:
+            self.labels.clear()
+        self.labels.add(label)
+        return store.LabelRequest(family=label).SerializeToString()
 
 
 class Times(NamedTuple):

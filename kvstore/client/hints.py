@@ -11,6 +11,7 @@ from kvstore.wire.labels import label_id
 
 _WORD_MAX: Final = (1 << 64) - 1
 _TURN_MAX: Final = (1 << 32) - 1
+_LABEL_BYTES_MAX: Final = 255
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,6 +35,8 @@ class Hints:
             value = getattr(self, name)
             if isinstance(value, int) and not 0 <= value <= _WORD_MAX:
                 raise ValueError(f"hints.{name}: {value}, must be text or 0 to 2**64 - 1")
+            if isinstance(value, str) and len(value.encode()) > _LABEL_BYTES_MAX:
+                raise ValueError(f"hints.{name}: longer than {_LABEL_BYTES_MAX} bytes")
         if not 0 <= self.turn <= _TURN_MAX:
             raise ValueError(f"hints.turn: {self.turn}, must be 0 to 2**32 - 1")
         if self.priority not in {-1, 0, 1}:
@@ -59,6 +62,7 @@ def to_wire(hints: Hints, keys: Keys, family_blocks: int, position: int) -> Wire
         hints.priority,
         hints.end,
         position,
+        hints.family if isinstance(hints.family, str) else "",
     )
 
 

@@ -93,7 +93,8 @@ def limits_of(info: store.NodeInfo) -> Limits:
 
 def hints_of(hint: WireHint) -> store.Hints:
     return store.Hints(
-        family_id=hint.family,
+        family=hint.label,
+        family_id=0 if hint.label else hint.family,
         session_id=hint.session,
         turn=hint.turn,
         end=hint.end,

@@ -138,6 +138,9 @@ class SocketChannel:
             return NOT_OPEN
         if isinstance(step, Report):
             report(line, handle, step, times.elapsed())
+            label = line.untold(step)
+            if label is not None:  # whatever is answered: without it the family goes by its number
+                line.session.call(store.METHOD_LABEL, label, times.left())
             return DONE
         name, arguments = as_call(line, handle, step, times)
         call: Callable[..., native.Result | native.Reservation] = getattr(line.session, name)

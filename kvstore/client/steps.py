@@ -67,6 +67,7 @@ class WireHint(NamedTuple):
     priority: int = 0
     end: bool = False
     position: int = 0  # how many blocks of the prompt come before the first key of the call
+    label: str = ""  # the text that `family` was made of, for people
 
     def at(self, blocks: int) -> WireHint:
         """For the rest of the same chain, `blocks` further on."""

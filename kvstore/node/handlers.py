@@ -109,6 +109,9 @@ class Handlers:
                     return (await self.prefetch(peer, store.PrefetchRequest.FromString(body))).SerializeToString()
                 case store.METHOD_INFO:
                     return self.info().SerializeToString()
+                case store.METHOD_LABEL:
+                    self._note("family", store.LabelRequest.FromString(body).family)
+                    return store.LabelResponse().SerializeToString()
                 case store.METHOD_WATCH:
                     watch = store.WatchRequest.FromString(body)
                     wait_ms = min(watch.wait_ms, self.host.limits.hold_wait_ms_max)
@@ -128,7 +131,7 @@ class Handlers:
         """A chain as the request names it. Raises ValueError naming its field, Rejected."""
         chain_keys = self.keys(opened, chain)
         if hints.family:
-            self._note(hints.family)
+            self._note("hints.family", hints.family)
         return Prefix(
             chain_keys,
             chain.parent,
@@ -140,13 +143,21 @@ class Handlers:
         return convert.keys(chain, opened.seed, opened.block_tokens, self.host.limits.keys_per_call_max)
 
     def label(self, family: int) -> str:
-        """The text that a family goes by, if a caller of gRPC gave one; else nothing."""
+        """The text that a family goes by, if a caller gave one; else nothing."""
         return self._labels.get(family, "")
 
-    def _note(self, label: str) -> None:
-        self._labels[label_id(label)] = label
-        while len(self._labels) > 2 * self.host.limits.families_max:
-            del self._labels[next(iter(self._labels))]
+    def _note(self, field: str, label: str) -> None:
+        """Keeps a label for people to read. One that they could not, or that would lie to them about where it ends,
+        is left out. ValueError where it is too long.
+        """
+        convert.check_label(field, label)
+        if not label.isprintable():
+            return
+        family = label_id(label)
+        self._labels[family] = label
+        if len(self._labels) > 2 * self.host.limits.families_max:
+            counted = {row["family"] for row in self.host.bridge.core.counters()["families"]}
+            self._labels = {one: text for one, text in self._labels.items() if one in counted or one == family}
 
     def open_namespace(self, peer: Peer, request: store.OpenNamespaceRequest) -> store.OpenNamespaceResponse:
         tenant = request.tenant or DEFAULT_TENANT

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 __all__ = [
     "KEY_BYTES",
     "DecodeError",
+    "check_label",
     "check_shards",
     "event",
     "hint",
@@ -75,6 +76,11 @@ def _made(field: str, make: Callable[[], NDArray[np.uint8]]) -> NDArray[np.uint8
         raise ValueError(f"{field}: {error}") from error
 
 
+def check_label(field: str, label: str) -> None:
+    if len(label.encode()) > LABEL_BYTES_MAX:
+        raise ValueError(f"{field}: longer than {LABEL_BYTES_MAX} bytes")
+
+
 def hint(
     hints: store.Hints, chain_keys: NDArray[np.uint8], family_blocks: int, position: int, first: int
 ) -> native.Hint:
@@ -82,9 +88,8 @@ def hint(
 
     A chain given from its prompt's start makes its own family: its block `family_blocks` - 1.
     """
-    for name in ("family", "session"):
-        if len(getattr(hints, name).encode()) > LABEL_BYTES_MAX:
-            raise ValueError(f"hints.{name}: longer than {LABEL_BYTES_MAX} bytes")
+    check_label("hints.family", hints.family)
+    check_label("hints.session", hints.session)
     if hints.priority not in {-1, 0, 1}:
         raise ValueError(f"hints.priority: {hints.priority}, must be -1, 0 or 1")
     family = label_id(hints.family) or hints.family_id

@@ -49,6 +49,7 @@ class _MethodEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Method.ValueTy
     METHOD_PREFETCH: _Method.ValueType  # 3
     METHOD_INFO: _Method.ValueType  # 4
     METHOD_WATCH: _Method.ValueType  # 5
+    METHOD_LABEL: _Method.ValueType  # 6
 
 class Method(_Method, metaclass=_MethodEnumTypeWrapper):
     """The rare verbs as the framed socket names them in its CALL frames (docs/format/frames.md): the body is the request message,
@@ -61,6 +62,7 @@ METHOD_CLEAR: Method.ValueType  # 2
 METHOD_PREFETCH: Method.ValueType  # 3
 METHOD_INFO: Method.ValueType  # 4
 METHOD_WATCH: Method.ValueType  # 5
+METHOD_LABEL: Method.ValueType  # 6
 Global___Method: _TypeAlias = Method  # noqa: Y015
 
 class _Tier:
@@ -919,6 +921,43 @@ class PrefetchResponse(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___PrefetchResponse: _TypeAlias = PrefetchResponse  # noqa: Y015
+
+@_typing.final
+class LabelRequest(_message.Message):
+    """Of the framed socket, whose hints carry numbers: the text of a family that its caller has used. gRPC's hints carry it themselves."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    FAMILY_FIELD_NUMBER: _builtins.int
+    family: _builtins.str
+    """at most 255 bytes"""
+    def __init__(
+        self,
+        *,
+        family: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["family", b"family"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___LabelRequest: _TypeAlias = LabelRequest  # noqa: Y015
+
+@_typing.final
+class LabelResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    def __init__(
+        self,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___LabelResponse: _TypeAlias = LabelResponse  # noqa: Y015
 
 @_typing.final
 class ClearRequest(_message.Message):

@@ -26,7 +26,7 @@ def test_a_chain_from_its_start_names_its_family() -> None:
 
 def test_all_hints_travel() -> None:
     hints = Hints(session="chat", turn=3, end=True, expected_return_s=1.5, priority=-1, family="system prompt")
-    wire = WireHint(label_id("system prompt"), label_id("chat"), 3, 1500, -1, True, 2)
+    wire = WireHint(label_id("system prompt"), label_id("chat"), 3, 1500, -1, True, 2, "system prompt")
     assert to_wire(hints, KEYS, 4, 2) == wire
     message = to_message(hints)
     assert (message.family, message.session, message.turn) == ("system prompt", "chat", 3)
@@ -58,3 +58,10 @@ def test_addresses() -> None:
 def test_what_is_no_address(address: str) -> None:
     with pytest.raises(ValueError, match=r"^address: "):
         parse(address)
+
+
+def test_a_label_has_a_length() -> None:
+    assert Hints(family="x" * 255, session="é" * 127).family
+    for bad in ({"family": "x" * 256}, {"session": "é" * 128}):
+        with pytest.raises(ValueError, match=rf"hints\.{next(iter(bad))}: longer than 255 bytes"):
+            Hints(**bad)  # type: ignore[arg-type]
