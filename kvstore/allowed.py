@@ -32,7 +32,7 @@ def size(least: int, most: int = 1 << 50) -> Read:
 
     def read(value: object) -> object:
         if isinstance(value, str):
-            found = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([A-Za-z]*)\s*", value)
+            found = re.fullmatch(r"\s*(\d{1,20}(?:\.\d{1,20})?)\s*([A-Za-z]*)\s*", value)
             factor = _UNITS_BY_LOWER.get(found[2].lower()) if found else None
             if found is None or factor is None:
                 raise ValueError(allowed)
@@ -46,7 +46,7 @@ def count(least: int, most: int, unit: str = "") -> Read:
     allowed = f"a whole number of {least:,} to {most:,}{' ' if unit else ''}{unit}"
 
     def read(value: object) -> object:
-        if isinstance(value, str) and re.fullmatch(r"\s*-?[\d_]+\s*", value):
+        if isinstance(value, str) and re.fullmatch(r"\s*-?\d{1,20}(?:_\d{1,20}){0,6}\s*", value):
             value = int(value)
         return _whole(value, least, most, allowed)
 
@@ -75,6 +75,14 @@ def matching(pattern: str, allowed: str) -> Read:
         return value
 
     return read
+
+
+def address(value: object) -> object:
+    """HOST:PORT, or none."""
+    found = re.fullmatch(r"\S+:(\d{1,5})", value) if isinstance(value, str) else None
+    if value != "none" and (found is None or int(found[1]) > 65_535):
+        raise ValueError("HOST:PORT, with a port of 0 to 65535, or none")
+    return value
 
 
 def power_of_two(inner: Read) -> Read:

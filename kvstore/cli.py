@@ -84,7 +84,7 @@ def read_settings(path: Path | None, sets: tuple[str, ...], insecure: bool, flag
 def node(
     path: Path | None, sets: tuple[str, ...], insecure: bool, as_json: bool, verbose: bool, **flags: str | None
 ) -> None:
-    """Run a node until SIGTERM or SIGINT. Needs no settings at all."""
+    """Run a node until SIGTERM or SIGINT; SIGHUP reads tokens and certificates again. Needs no settings at all."""
     logging.basicConfig(
         level=logging.INFO if verbose else logging.WARNING, format="%(asctime)s %(levelname)s %(name)s: %(message)s"
     )
@@ -99,7 +99,7 @@ def node(
 async def _serve(config: Config, as_json: bool) -> None:
     from kvstore.node.node import serve
 
-    loop, ended = asyncio.get_running_loop(), asyncio.Event()
+    loop, ended, reload = asyncio.get_running_loop(), asyncio.Event(), asyncio.Event()
 
     def end() -> None:
         ended.set()
@@ -108,7 +108,8 @@ async def _serve(config: Config, as_json: bool) -> None:
 
     for number in (signal.SIGTERM, signal.SIGINT):  # before anything is started that would have to be stopped
         loop.add_signal_handler(number, end)
-    await serve(config, lambda started: _tell(started, as_json), ended.wait)
+    loop.add_signal_handler(signal.SIGHUP, reload.set)
+    await serve(config, lambda started: _tell(started, as_json), ended.wait, reload)
 
 
 def started_facts(started: Node) -> dict[str, Any]:

@@ -25,6 +25,7 @@ from kvstore.allowed import (
     Read,
     a_path,
     a_text,
+    address,
     boolean,
     count,
     human,
@@ -170,6 +171,8 @@ class GrpcConfig:
     address: HOST:PORT; port 0: any free one; "none": no TCP door.
     message_bytes_max: every gRPC library's own default; raising it means that clients must raise theirs.
     streams_max: Put and Get calls at once; each has at most one block and one message in memory.
+    calls_max: calls of any kind at once over TCP, each with at most one message in memory; operators have a door of
+    their own.
     window_bytes: held at once for one Get.
     call_ms_max: the longest that one call may take, whatever its caller says. Watch has no end.
     """
@@ -177,6 +180,7 @@ class GrpcConfig:
     address: str = "127.0.0.1:7401"
     message_bytes_max: int = 4 * MIB
     streams_max: int = 64
+    calls_max: int = 256
     window_bytes: int = 32 * MIB
     call_ms_max: int = 600_000
 
@@ -265,11 +269,12 @@ _RULES: Final[Mapping[str, Read]] = types.MappingProxyType(
         "limits.events_max": count(1, 1 << 24),
         "limits.pinned_bytes_max": size(0),
         "limits.streamed_bytes_max": size(1 << 16),
-        "grpc.address": matching(r"none|\S+:\d{1,5}", "HOST:PORT, or none"),
+        "grpc.address": address,
         "grpc.message_bytes_max": size(64 << 10, 1 << 30),
         "grpc.streams_max": count(1, 65_536),
+        "grpc.calls_max": count(1, 65_536),
         "grpc.window_bytes": size(1 << 16, 1 << 40),
-        "metrics.address": matching(r"none|\S+:\d{1,5}", "HOST:PORT, or none"),
+        "metrics.address": address,
         "metrics.families_told_max": count(0, 10_000),
         "grpc.call_ms_max": count(1, 86_400_000, "milliseconds"),
     }

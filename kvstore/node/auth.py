@@ -11,9 +11,11 @@ from __future__ import annotations
 
 import hashlib
 import hmac
+import os
 import re
 import secrets
 import stat
+import threading
 import tomllib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
@@ -27,6 +29,8 @@ RIGHTS: Final = frozenset({"admin", "metrics"})  # admin implies metrics
 GRANTS_MAX: Final = 10_000
 TENANT_BYTES_MAX: Final = 255
 TOKEN_BYTES_MAX: Final = 512
+ACCESS_BYTES_MAX: Final = 16 << 20
+DOORS: Final = ("framed", "grpc", "metrics")
 
 
 class Denied(Exception):
@@ -71,17 +75,24 @@ class Access:
 
 def load_access(path: Path) -> Access:
     """Reads the access file. Raises Misconfigured naming file, entry and what is allowed."""
+    where = f"security.access_file {path}"
     try:
-        mode = path.stat().st_mode
-        text = path.read_text()
-    except (OSError, UnicodeDecodeError) as error:
-        raise Misconfigured(f"security.access_file {path}: {error}") from error
-    if not stat.S_ISREG(mode) or mode & 0o077:
-        raise Misconfigured(f"security.access_file {path}: must be a file that only its owner can read (chmod 600)")
+        # Not waiting, since a pipe would keep it waiting for ever.
+        with os.fdopen(os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK), "rb") as file:
+            about = os.fstat(file.fileno())
+            if not stat.S_ISREG(about.st_mode) or about.st_mode & 0o077:
+                raise Misconfigured(f"{where}: must be a file that only its owner can read (chmod 600)")
+            if about.st_uid not in {0, os.geteuid()}:
+                raise Misconfigured(f"{where}: belongs to user {about.st_uid}, must be the node's own or root's")
+            raw = file.read(ACCESS_BYTES_MAX + 1)
+    except OSError as error:
+        raise Misconfigured(f"{where}: {error}") from error
+    if len(raw) > ACCESS_BYTES_MAX:
+        raise Misconfigured(f"{where}: larger than {ACCESS_BYTES_MAX} bytes")
     try:
-        return parse_access(text)
-    except (tomllib.TOMLDecodeError, ValueError) as error:
-        raise Misconfigured(f"security.access_file {path}: {error}") from error
+        return parse_access(raw.decode())
+    except ValueError as error:  # of TOML and UTF-8 as well
+        raise Misconfigured(f"{where}: {error}") from error
 
 
 def parse_access(text: str) -> Access:
@@ -164,15 +175,27 @@ def _toml_text(text: str) -> str:
 
 
 class Guard:
-    """Answers who a caller is, for every TCP door of a node: gRPC, and the HTTP endpoint of the metrics.
+    """Answers who a caller is, for every TCP door of a node: gRPC, and the HTTP endpoint of the metrics. Counts those
+    whom a door has turned away.
 
-    Thread-safe: it only reads, and `replace` swaps one reference.
+    Thread-safe: `reload` swaps one reference, and counts have a lock.
     """
 
     def __init__(self, security: SecurityConfig) -> None:
         self._security = security
         self._access = load_access(security.access_file) if security.access_file else Access()
-        self.denials = 0
+        self._lock = threading.Lock()
+        self._denials = {(door, known): 0 for door in DOORS for known in (False, True)}
+
+    def denied(self, door: str, denied: Denied) -> None:
+        """A door has told a caller so."""
+        with self._lock:
+            self._denials[door, denied.known] += 1
+
+    def denials(self) -> dict[tuple[str, bool], int]:
+        """How often each door has told a caller so, by whether it knew who that was."""
+        with self._lock:
+            return dict(self._denials)
 
     def reload(self) -> None:
         """Reads the access file again, so that tokens can be rotated under a running node. Raises as at start,
@@ -191,11 +214,13 @@ class Guard:
 
         A token, where one is shown, decides; then the certificate. Raises Denied.
         """
-        try:
-            return self._authorize(headers.get("authorization"), tuple(certificate_names))
-        except Denied:
-            self.denials += 1
-            raise
+        return self._authorize(headers.get("authorization"), tuple(certificate_names))
+
+    def turn_away(self, headers: Mapping[str, str]) -> None:
+        """Raises Denied for who cannot be admitted whatever certificate there is: before anything of a call is read."""
+        authorization = headers.get("authorization")
+        if authorization is not None or (self._security.authenticates and self._security.client_ca is None):
+            self._authorize(authorization, ())
 
     def authorize_metrics(self, headers: Mapping[str, str], certificate_names: Iterable[str] = ()) -> Peer:
         """As authorize, for /metrics, whose labels name every tenant: wants the right `metrics` once anybody must
@@ -203,11 +228,7 @@ class Guard:
         """
         peer = self.authorize(headers, certificate_names)
         if self._security.authenticates:
-            try:
-                peer.require("metrics")
-            except Denied:
-                self.denials += 1
-                raise
+            peer.require("metrics")
         return peer
 
     def _authorize(self, authorization: str | None, certificate_names: tuple[str, ...]) -> Peer:

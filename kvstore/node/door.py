@@ -7,10 +7,12 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import itertools
 import logging
 import os
 import socket
 import stat
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Final
 
@@ -27,6 +29,10 @@ log = logging.getLogger(__name__)
 
 BACKLOG: Final = 128
 REQUESTS_MAX: Final = 256  # taken from the door at once
+MODE: Final = 0o600
+MODE_FOR_OTHERS: Final = 0o666
+
+Tokens = tuple[tuple[bytes, Peer], ...]  # digest and bearer
 
 
 def listen(path: Path, *, for_others: bool) -> socket.socket:
@@ -36,7 +42,7 @@ def listen(path: Path, *, for_others: bool) -> socket.socket:
     try:
         path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
         _clear_the_way(path)
-        return _bound(path, 0o666 if for_others else 0o600)
+        return _bound(path, MODE_FOR_OTHERS if for_others else MODE)
     except OSError as error:
         raise Misconfigured(f"node.socket = {str(path)!r}: cannot listen: {error.strerror}") from error
 
@@ -77,6 +83,29 @@ def _answers(path: Path) -> bool:
         return True
 
 
+class Bearers:
+    """Numbers for tokens, as the native door tells who shows one.
+
+    A token that gives the same as before keeps its number over a reload. One that gives something else gets a number
+    of its own, so that connections which showed it before are ended like those of a token that was withdrawn.
+    """
+
+    def __init__(self) -> None:
+        self._peers: dict[int, Peer] = {}
+        self._numbers: dict[tuple[bytes, Peer], int] = {}
+        self._next = itertools.count()
+
+    def renew(self, tokens: Iterable[tuple[bytes, Peer]]) -> list[tuple[bytes, int]]:
+        """Digest and number of each, for the native door."""
+        former = self._numbers
+        self._numbers = {one: former[one] if one in former else next(self._next) for one in tokens}
+        self._peers = {number: peer for (_, peer), number in self._numbers.items()}
+        return [(digest, number) for (digest, _), number in self._numbers.items()]
+
+    def peer(self, number: int) -> Peer | None:
+        return self._peers.get(number)
+
+
 class FramedDoor:
     """Lives on the node's event loop from `start` to `stop`."""
 
@@ -91,7 +120,7 @@ class FramedDoor:
         self._native: native.Door
         self._handlers: Handlers
         self._tasks: set[asyncio.Task[None]] = set()
-        self._bearers: list[Peer] = []
+        self._bearers = Bearers()
         self._inode = 0
 
     def start(self, handlers: Handlers, payload_fd: int, payload_bytes: int) -> None:
@@ -99,8 +128,7 @@ class FramedDoor:
         security, limits = self._security, self._limits
         trusted = sorted({os.getuid(), *security.trusted_uids})
         tokens = self._guard.tokens()
-        for_others = len(trusted) > 1 or bool(security.allowed_uids) or bool(tokens)
-        listener = listen(self._path, for_others=for_others)
+        listener = listen(self._path, for_others=self._for_others(tokens))
         with listener:
             self._inode = self._path.stat().st_ino
             self._native = native.Door(
@@ -109,24 +137,41 @@ class FramedDoor:
                 payload_fd,
                 payload_bytes,
                 trusted_uids=trusted,
-                token_required=bool(tokens) and not security.allowed_uids,
+                allowed_uids=list(security.allowed_uids),
                 connections_max=limits.connections_max,
                 frame_bytes_max=limits.frame_bytes_max,
                 hold_wait_ms_max=limits.hold_wait_ms_max,
                 streamed_bytes_max=limits.streamed_bytes_max,
             )
         self._handlers = handlers
-        self._bearers = [peer for _, peer in tokens]
-        self._native.set_tokens([(digest, i) for i, (digest, _) in enumerate(tokens)])
+        self._native.set_tokens(self._bearers.renew(tokens))
         self._native.start()
         asyncio.get_running_loop().add_reader(self._native.request_fd, self._take)
+
+    def _for_others(self, tokens: Tokens) -> bool:
+        """Whether others than the node's own user have reason to open the socket."""
+        security = self._security
+        return bool(tokens or security.allowed_uids or set(security.trusted_uids) - {os.getuid()})
+
+    def retoken(self) -> None:
+        """Takes the guard's tokens as they are now. Connections whose token gives something else now, or nothing, are
+        ended; their clients come back with what they have.
+        """
+        tokens = self._guard.tokens()
+        self._native.set_tokens(self._bearers.renew(tokens))
+        if self._is_ours():
+            self._path.chmod(MODE_FOR_OTHERS if self._for_others(tokens) else MODE)
+
+    def _is_ours(self) -> bool:
+        with contextlib.suppress(FileNotFoundError):
+            return self._path.stat().st_ino == self._inode
+        return False
 
     async def stop(self) -> None:
         """Ends all connections. Removes the socket if it is still ours."""
         asyncio.get_running_loop().remove_reader(self._native.request_fd)
-        with contextlib.suppress(FileNotFoundError):
-            if self._path.stat().st_ino == self._inode:
-                self._path.unlink()
+        if self._is_ours():
+            self._path.unlink(missing_ok=True)
         for task in tuple(self._tasks):
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
@@ -149,8 +194,9 @@ class FramedDoor:
     def _peer(self, request: native.Request) -> Peer:
         if request.trusted:
             return TRUSTED
-        if 0 <= request.token < len(self._bearers):
-            return self._bearers[request.token]
+        bearer = self._bearers.peer(request.token)
+        if bearer is not None:
+            return bearer
         if request.uid in self._security.allowed_uids:
             return Peer(f"uid {request.uid}", frozenset(self._security.anonymous_tenants))
         raise Denied(f"uid {request.uid} may not use this node", known=False)
@@ -163,6 +209,8 @@ class FramedDoor:
                 peer, request.method, request.body, lambda handle: self._native.allow(owner, handle)
             )
         except Exception as error:  # each is told to the caller, and the unexpected to the log as well
+            if isinstance(error, Denied):
+                self._guard.denied("framed", error)
             status, text, limit = _refusal(error)
             told = errors.detail(text, limit_name=limit)
             self._native.answer_error(owner, number, int(status), told.field, told.reason, told.limit)

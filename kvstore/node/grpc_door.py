@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final, NoReturn
 
 import grpc
@@ -56,6 +57,28 @@ def status_of(error: Exception) -> tuple[grpc.StatusCode, store.ErrorDetail]:
     return grpc.StatusCode.INTERNAL, errors.detail("the node failed; its log says how")
 
 
+class Doorkeeper(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]
+    """Over TCP: turns away who has no token, or a wrong one, before the node takes a message from it."""
+
+    def __init__(self, guard: Guard) -> None:
+        self._guard = guard
+
+    async def intercept_service(self, continuation: Any, handler_call_details: grpc.HandlerCallDetails) -> Any:
+        if not handler_call_details.method.startswith(OURS):
+            return await continuation(handler_call_details)
+        try:
+            self._guard.turn_away(_headers(handler_call_details.invocation_metadata))
+        except Denied as denied:
+            code, told = status_of(denied)
+            self._guard.denied("grpc", denied)
+
+            async def refuse(_: AsyncIterator[bytes], context: Context) -> None:
+                await _abort(context, code, told)
+
+            return grpc.stream_stream_rpc_method_handler(refuse)
+        return await continuation(handler_call_details)
+
+
 class Decoding(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]
     """Parses our requests itself: bytes that are no message are the caller's fault, which gRPC would call UNKNOWN."""
 
@@ -91,19 +114,51 @@ async def _parsed(raws: AsyncIterator[bytes], parse: Callable[[bytes], Any]) -> 
             raise ValueError(NO_MESSAGE) from error
 
 
+@dataclass(slots=True, eq=False)
+class _Call:
+    """One call under way: who made it, how that was shown, and what ended it if the node did."""
+
+    peer: Peer
+    headers: Mapping[str, str]
+    certificate_names: Sequence[str]
+    task: asyncio.Task[Any]
+    ended: Exception | None = None
+
+    def end(self, error: Exception) -> None:
+        self.ended = error
+        self.task.cancel()
+
+
 class Entrance:
     """Admits calls. `deadline_s`: the longest a call may take, whatever its caller says; streams have it too."""
 
     def __init__(self, guard: Guard, deadline_s: float) -> None:
         self._guard = guard
+        self._calls: set[_Call] = set()
         self.deadline_s = deadline_s
 
-    def peer(self, context: Context) -> Peer:
-        """Who is calling. A Unix socket can be opened by the node's own user only: its file is 0600."""
+    def _admit(self, context: Context) -> _Call:
+        """Raises Denied. A Unix socket can be opened by the node's own user only: its file is 0600."""
+        task = asyncio.current_task()
+        assert task is not None
         if str(context.peer()).startswith("unix:"):
-            return TRUSTED
-        headers = {key: value for key, value in context.invocation_metadata() or () if isinstance(value, str)}
-        return self._guard.authorize(headers, _certificate_names(context))
+            return _Call(TRUSTED, {}, (), task)
+        headers = _headers(context.invocation_metadata())
+        names = _certificate_names(context)
+        return _Call(self._guard.authorize(headers, names), headers, names, task)
+
+    def judge_again(self) -> int:
+        """Ends the calls of those who would be refused now, or be given something else; returns how many."""
+        ended = 0
+        for call in tuple(self._calls):
+            try:
+                if call.peer is TRUSTED or self._guard.authorize(call.headers, call.certificate_names) == call.peer:
+                    continue
+                call.end(Unavailable("authorization: gives something else now; call again"))
+            except Denied as denied:
+                call.end(denied)
+            ended += 1
+        return ended
 
     def time_left(self, context: Context) -> float:
         said = context.time_remaining()
@@ -112,18 +167,38 @@ class Entrance:
     @asynccontextmanager
     async def call(self, context: Context, *, endless: bool = False) -> AsyncIterator[Peer]:
         """Around the body of one call: its peer, its deadline, and what it raises."""
+        call: _Call | None = None
         try:
             async with asyncio.timeout(None if endless else self.time_left(context)):
-                yield self.peer(context)
+                call = self._admit(context)
+                self._calls.add(call)
+                yield call.peer
         except grpc.aio.AbortError:
             raise
+        except asyncio.CancelledError:
+            if call is None or call.ended is None:
+                raise
+            call.task.uncancel()
+            await self._refuse(context, call.ended)
         except Exception as error:
-            code, told = status_of(error)
-            await _abort(context, code, told)
+            await self._refuse(context, error)
+        finally:
+            if call is not None:
+                self._calls.discard(call)
+
+    async def _refuse(self, context: Context, error: Exception) -> NoReturn:
+        if isinstance(error, Denied):
+            self._guard.denied("grpc", error)
+        code, told = status_of(error)
+        await _abort(context, code, told)
 
 
 async def _abort(context: Context, code: grpc.StatusCode, told: store.ErrorDetail) -> NoReturn:
     await context.abort(code, errors.text_of(told), ((errors.DETAIL_KEY, told.SerializeToString()),))
+
+
+def _headers(metadata: Any) -> dict[str, str]:
+    return {key: value for key, value in metadata or () if isinstance(value, str)}
 
 
 def _certificate_names(context: Context) -> Sequence[str]:

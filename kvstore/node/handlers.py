@@ -56,10 +56,11 @@ class TierReport:
 
 @dataclass(frozen=True, slots=True)
 class DoorsReport:
-    """Where a node listens, and how safely."""
+    """Where a node listens, and how safely. connections: of the framed door; refused: who had no or a wrong token."""
 
     addresses: tuple[str, ...]
     connections: int
+    refused: int
     tls: bool
     insecure: bool
 
@@ -68,7 +69,8 @@ class DoorsReport:
 class NodeHost:
     """What the handlers and services need of their node. Composed in node.py.
 
-    payload: the memory tier's mapping, writable. on_clear: told the handle of a namespace that was cleared.
+    payload: the memory tier's mapping, writable. slab_bytes: of one slab of it, the largest block.
+    on_clear: told the handle of a namespace that was cleared.
     find_packs: None without an object tier.
     tiers, doors: for Admin. readers: by tier, how to read (offset, bytes) of it; None where that fails.
     """
@@ -76,6 +78,7 @@ class NodeHost:
     name: str
     bridge: CoreBridge
     payload: memoryview
+    slab_bytes: int
     clock: Clock
     namespaces: Namespaces
     limits: LimitsConfig

@@ -99,7 +99,8 @@ class Namespaces:
             self._write()
         except OSError as error:
             self._generations[origin] = former
-            raise Unavailable(f"namespace: not cleared, {self._path} cannot be written: {error}") from error
+            log.error("a namespace was not cleared: %s cannot be written: %s", self._path, error)
+            raise Unavailable("namespace: not cleared, the node cannot write its list of them") from error
         self._by_digest.pop(opened.digest, None)
         self._core.drop_namespace(opened.handle)
         return former + 1

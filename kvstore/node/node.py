@@ -19,7 +19,7 @@ from kvstore import config as settings
 from kvstore import native
 from kvstore.clock import Clock, SystemClock
 from kvstore.config import Config, LimitsConfig
-from kvstore.errors import Unavailable
+from kvstore.errors import Misconfigured, Unavailable
 from kvstore.node.auth import Guard
 from kvstore.node.bridge import CoreBridge
 from kvstore.node.door import FramedDoor
@@ -32,6 +32,7 @@ from kvstore.node.object_store import ObjectStore, url_of
 from kvstore.node.segments import Segments
 from kvstore.node.service import GrpcServer
 from kvstore.node.telemetry import Telemetry
+from kvstore.node.tls import Certificates
 from kvstore.security import check_addresses
 from kvstore.tiers.base import Keys, Shape, Tier, TierKind
 from kvstore.tiers.ladder import Ladder
@@ -61,6 +62,8 @@ class Node:
     grpc: GrpcServer = field(init=False)
     telemetry: Telemetry = field(init=False)
     said_aloud: tuple[str, ...] = ()
+    _guard: Guard = field(init=False)
+    _certificates: Certificates = field(init=False)
     _door: FramedDoor = field(init=False)
     _mover: Mover = field(init=False)
     _namespaces: Namespaces = field(init=False)
@@ -81,7 +84,7 @@ class Node:
         for said in self.said_aloud:
             log.warning(said)
         self.socket = settings.socket_path(config)
-        guard = Guard(config.security)
+        self._guard, self._certificates = Guard(config.security), Certificates(config.security)
         self.home = Home(settings.data_dir(config))
         self.home.acquire()
         exits.callback(self.home.release)
@@ -106,7 +109,7 @@ class Node:
         bridge.open()
         exits.callback(bridge.close)
         await self._start_mover(namespaces, exits)
-        await self._start_doors(guard, bridge, namespaces, exits)
+        await self._start_doors(bridge, namespaces, exits)
         ticking = asyncio.ensure_future(self._tick())
         exits.push_async_callback(_cancelled, ticking)
 
@@ -134,15 +137,14 @@ class Node:
         mover.start()
         exits.push_async_callback(mover.stop)
 
-    async def _start_doors(
-        self, guard: Guard, bridge: CoreBridge, namespaces: Namespaces, exits: contextlib.AsyncExitStack
-    ) -> None:
-        config = self.config
+    async def _start_doors(self, bridge: CoreBridge, namespaces: Namespaces, exits: contextlib.AsyncExitStack) -> None:
+        config, guard = self.config, self._guard
         self._door = FramedDoor(config.security, guard, config.limits, self.core, self.socket)
         host = NodeHost(
             name=self.name,
             bridge=bridge,
             payload=memoryview(self.segments.payload.memory),
+            slab_bytes=self.segments.size.slab_bytes,
             clock=self.clock,
             namespaces=namespaces,
             limits=config.limits,
@@ -157,11 +159,11 @@ class Node:
         )
         handlers = Handlers(host)
         exits.push_async_callback(handlers.close)
-        self.grpc = GrpcServer(config.security, guard, host, handlers, str(self.admin_socket))
+        self.grpc = GrpcServer(self._certificates, guard, host, handlers, str(self.admin_socket))
         self.admin_socket.unlink(missing_ok=True)
         exits.push_async_callback(self.grpc.stop)
         await self.grpc.start()
-        self.telemetry = Telemetry(config, guard, host, handlers)
+        self.telemetry = Telemetry(config, guard, self._certificates, host, handlers)
         exits.push_async_callback(asyncio.to_thread, self.telemetry.stop)
         self.telemetry.start()
         self._door.start(handlers, self.segments.payload.fd, self.segments.size.bytes)
@@ -180,6 +182,34 @@ class Node:
             if due is not None and due <= now:
                 self.core.tick(now)
 
+    async def reload(self) -> None:
+        """Reads the access file, the certificates and the key again. What does not read well is refused in the log,
+        and what was read before stays in force: each for itself, so that a bad certificate keeps no bad token alive.
+        """
+        security = self.config.security
+        done, left = [], []
+        for path, what, read in (
+            (security.access_file, "access file", self._guard.reload),
+            (security.certificate, "certificates", self._certificates.reload),
+        ):
+            if path is None:
+                continue
+            try:
+                await asyncio.to_thread(read)
+            except Misconfigured as error:
+                log.error("reload: NOT taken, what was read before stays in force: %s", error)
+                left.append(what)
+            else:
+                done.append(what)
+        self._door.retoken()
+        ended = self.grpc.judge_again()
+        log.warning(
+            "reload: read again: %s; refused: %s; gRPC calls ended: %d; every other setting is read at start only",
+            ", ".join(done) or "nothing",
+            ", ".join(left) or "nothing",
+            ended,
+        )
+
     # ---- what is told of it ---------------------------------------------------------------------------------------
 
     def tiers(self) -> list[TierReport]:
@@ -194,9 +224,11 @@ class Node:
         return told
 
     def doors(self) -> DoorsReport:
+        framed = self._door.stats()
         return DoorsReport(
             addresses=(f"unix:{self.socket}", *self.grpc.addresses, *filter(None, (self.telemetry.address,))),
-            connections=self._door.stats()["connections"],
+            connections=framed["connections"],
+            refused=framed["refused_token"],
             tls=self.config.security.tls,
             insecure=bool(self.said_aloud),
         )
@@ -280,12 +312,26 @@ async def _cancelled(task: asyncio.Task[None]) -> None:
         await task
 
 
-async def serve(config: Config, started: Callable[[Node], None], until: Callable[[], Awaitable[object]]) -> None:
-    """Runs a node until `until` returns."""
+async def serve(
+    config: Config, started: Callable[[Node], None], until: Callable[[], Awaitable[object]], reload: asyncio.Event
+) -> None:
+    """Runs a node until `until` returns; whenever `reload` is set, it reads again what it can."""
     node = Node(config)
     await node.start()
+    reloading = asyncio.ensure_future(_reloads(node, reload))
     try:
         started(node)
         await until()
     finally:
+        await _cancelled(reloading)
         await node.stop()
+
+
+async def _reloads(node: Node, asked: asyncio.Event) -> None:
+    while True:
+        await asked.wait()
+        asked.clear()
+        try:
+            await node.reload()
+        except Exception:  # an operator's slip must not end the node
+            log.exception("reload: failed")

@@ -12,10 +12,10 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import grpc
 import grpc.aio
@@ -25,18 +25,17 @@ from grpc_reflection.v1alpha import reflection
 from kvstore import native
 from kvstore.errors import Misconfigured, Rejected
 from kvstore.node.administration import AdminService
-from kvstore.node.grpc_door import Decoding, Entrance
+from kvstore.node.grpc_door import Decoding, Doorkeeper, Entrance
 from kvstore.node.handlers import WATCH_TURN_S
 from kvstore.node.namespaces import NotOpen
 from kvstore.node.streams import MESSAGE_ROOM, GetStream, PutStream, StreamHost
-from kvstore.node.tls import server_credentials
 from kvstore.wire import admin, convert, services, store
 
 if TYPE_CHECKING:
     from kvstore.node.auth import Guard, Peer
     from kvstore.node.grpc_door import Context
     from kvstore.node.handlers import Handlers, NodeHost
-    from kvstore.security import SecurityConfig
+    from kvstore.node.tls import Certificates
 
 log = logging.getLogger(__name__)
 
@@ -55,6 +54,7 @@ class StoreService(services.StoreServicer):
         self._stream_host = StreamHost(
             bridge=host.bridge,
             payload=host.payload,
+            slab_bytes=host.slab_bytes,
             clock=host.clock,
             window_bytes=host.grpc.window_bytes,
             data_bytes=host.grpc.message_bytes_max - MESSAGE_ROOM,
@@ -180,21 +180,43 @@ class GrpcServer:
     """
 
     def __init__(
-        self, security: SecurityConfig, guard: Guard, host: NodeHost, handlers: Handlers, unix_path: str
+        self, certificates: Certificates, guard: Guard, host: NodeHost, handlers: Handlers, unix_path: str
     ) -> None:
-        self._security, self._host, self._unix_path = security, host, unix_path
+        self._certificates, self._host, self._unix_path = certificates, host, unix_path
         self._entrance = Entrance(guard, host.grpc.call_ms_max / 1e3)
         self._store = StoreService(host, handlers, self._entrance)
         self._admin = AdminService(host, handlers, self._entrance)
-        self._server: grpc.aio.Server | None = None
+        self._guard = guard
+        self._servers: list[grpc.aio.Server] = []
         self._health: health.aio.HealthServicer | None = None  # type: ignore[name-defined]
         self.addresses: tuple[str, ...] = ()
 
     async def start(self) -> None:
-        """Raises Misconfigured where an address cannot be bound."""
+        """Raises Misconfigured where an address cannot be bound. The operators' socket has a server of its own, which
+        nobody from elsewhere can keep busy.
+        """
+        self._health = health.aio.HealthServicer()  # type: ignore[attr-defined]
+        ours = self._server([Decoding()], None)
+        addresses = [self._listen_unix(ours)]
+        servers = [ours]
+        if self._host.grpc.address != "none":
+            others = self._server([Doorkeeper(self._guard), Decoding()], self._host.grpc.calls_max)
+            addresses.append(self._listen_tcp(others, self._host.grpc.address))
+            servers.append(others)
+        for server in servers:
+            await server.start()
+            self._servers.append(server)
+        self.addresses = tuple(addresses)
+        for name in ("", STORE_NAME, ADMIN_NAME):
+            await self._health.set(name, health_pb2.HealthCheckResponse.SERVING)
+
+    def _server(
+        self, interceptors: Sequence[grpc.aio.ServerInterceptor[Any, Any]], calls_max: int | None
+    ) -> grpc.aio.Server:
         size = self._host.grpc.message_bytes_max
         server = grpc.aio.server(
-            interceptors=[Decoding()],
+            interceptors=interceptors,
+            maximum_concurrent_rpcs=calls_max,
             options=[
                 ("grpc.max_receive_message_length", size),
                 ("grpc.max_send_message_length", size),
@@ -206,15 +228,10 @@ class GrpcServer:
         )
         services.add_StoreServicer_to_server(self._store, server)
         services.add_AdminServicer_to_server(self._admin, server)
-        self._health = health.aio.HealthServicer()  # type: ignore[attr-defined]
         health_pb2_grpc.add_HealthServicer_to_server(self._health, server)
         names = (STORE_NAME, ADMIN_NAME, health.SERVICE_NAME, reflection.SERVICE_NAME)
         reflection.enable_server_reflection(names, server)
-        self.addresses = (self._listen_unix(server), *self._listen_tcp(server))
-        await server.start()
-        self._server = server
-        for name in ("", STORE_NAME, ADMIN_NAME):
-            await self._health.set(name, health_pb2.HealthCheckResponse.SERVING)
+        return server
 
     def _listen_unix(self, server: grpc.aio.Server) -> str:
         address = f"unix:{self._unix_path}"
@@ -227,21 +244,24 @@ class GrpcServer:
         Path(self._unix_path).chmod(0o600)
         return address
 
-    def _listen_tcp(self, server: grpc.aio.Server) -> tuple[str, ...]:
-        address = self._host.grpc.address
-        if address == "none":
-            return ()
-        port = _bind(server, address, server_credentials(self._security))
-        return (f"{address.rpartition(':')[0]}:{port}",)
+    def _listen_tcp(self, server: grpc.aio.Server, address: str) -> str:
+        port = _bind(server, address, self._certificates.credentials())
+        return f"{address.rpartition(':')[0]}:{port}"
+
+    def judge_again(self) -> int:
+        """The access file is another: ends the calls under way of those who would be refused now, or be given
+        something else. Returns how many.
+        """
+        return self._entrance.judge_again()
 
     async def stop(self) -> None:
         """Says so to health watchers, gives calls under way a moment, ends the rest. Idempotent."""
-        server, self._server = self._server, None
-        if server is None:
+        servers, self._servers = self._servers, []
+        if not servers:
             return
         if self._health is not None:
             await self._health.enter_graceful_shutdown()
-        await server.stop(GRACE_S)
+        await asyncio.gather(*(server.stop(GRACE_S) for server in servers))
         Path(self._unix_path).unlink(missing_ok=True)  # noqa: ASYNC240 - the node is stopping
 
 

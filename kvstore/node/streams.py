@@ -41,12 +41,14 @@ class Stale(Exception):
 class StreamHost:
     """What streams need of their node.
 
-    payload: the memory tier's mapping, writable. window_bytes: held at once for one Get. data_bytes: of one message.
+    payload: the memory tier's mapping, writable. slab_bytes: of one slab of it, the largest block.
+    window_bytes: held at once for one Get. data_bytes: of one message.
     lease_s: of a window, taken anew when it runs out.
     """
 
     bridge: CoreBridge
     payload: memoryview
+    slab_bytes: int
     clock: Clock
     window_bytes: int
     data_bytes: int
@@ -119,6 +121,8 @@ class PutStream:
 
     def _gather(self, piece: memoryview) -> None:
         self._gathered += len(piece)
+        if self._block_bytes > self._host.slab_bytes:
+            return  # it will be refused: whoever describes blocks of a terabyte gets none of them remembered
         if len(piece) >= SMALL_BYTES:
             self._pieces.append(piece)
         elif self._pieces and isinstance(self._pieces[-1], bytearray):

@@ -1,13 +1,15 @@
-"""TLS of the TCP doors: one pair of files for gRPC and HTTP, checked at start.
+"""TLS of the TCP doors: one pair of files for gRPC and HTTP, checked at start and whenever they are read again.
 
 Both doors refuse anything older than TLS 1.2. With `client_ca`, a client without a certificate that it signed does
-not get through the handshake.
+not get through the handshake. What is read again holds for handshakes from then on; a connection that is open stays.
 """
 
 from __future__ import annotations
 
 import ssl
 import stat
+import threading
+from dataclasses import dataclass
 from pathlib import Path
 
 import grpc
@@ -39,15 +41,71 @@ def server_context(security: SecurityConfig) -> ssl.SSLContext | None:
     return context
 
 
-def server_credentials(security: SecurityConfig) -> grpc.ServerCredentials | None:
-    """For the gRPC door; None without TLS. Raises Misconfigured as server_context does."""
-    if server_context(security) is None or security.certificate is None or security.private_key is None:
+@dataclass(frozen=True, slots=True)
+class _Files:
+    """What the three files said at one moment, and checked: key and certificate belong together."""
+
+    context: ssl.SSLContext
+    private_key: bytes
+    certificate: bytes
+    client_ca: bytes | None
+
+    def configuration(self) -> grpc.ServerCertificateConfiguration:
+        return grpc.ssl_server_certificate_configuration(
+            [(self.private_key, self.certificate)], root_certificates=self.client_ca
+        )
+
+
+def _files(security: SecurityConfig) -> _Files | None:
+    """None without TLS. Raises Misconfigured, also where somebody is just writing them."""
+    if security.certificate is None or security.private_key is None:
         return None
-    return grpc.ssl_server_credentials(
-        [(_read(security.private_key), _read(security.certificate))],
-        root_certificates=_read(security.client_ca) if security.client_ca else None,
-        require_client_auth=security.client_ca is not None,
-    )
+    before = _read(security)
+    context = server_context(security)
+    if _read(security) != before:
+        raise Misconfigured("security.certificate, private_key, client_ca: changed while they were read")
+    key, certificate, client_ca = before
+    assert context is not None and key is not None and certificate is not None
+    return _Files(context, key, certificate, client_ca)
+
+
+class Certificates:
+    """What the TCP doors show and believe, as the files were when they were last read. Thread-safe.
+
+    Raises Misconfigured naming the setting.
+    """
+
+    def __init__(self, security: SecurityConfig) -> None:
+        self._security = security
+        self._lock = threading.Lock()
+        self._files = _files(security)
+        self._news = False  # for gRPC, which is handed each version once
+
+    def reload(self) -> None:
+        """Reads the files again. Raises as at start, changing nothing."""
+        files = _files(self._security)
+        with self._lock:
+            self._files, self._news = files, True
+
+    def context(self) -> ssl.SSLContext | None:
+        """For the next connection of the HTTP door; None without TLS."""
+        return self._files.context if self._files is not None else None
+
+    def credentials(self) -> grpc.ServerCredentials | None:
+        """For the gRPC door, which asks for news at each handshake; None without TLS."""
+        if self._files is None:
+            return None
+        return grpc.dynamic_ssl_server_credentials(
+            self._files.configuration(),
+            self._fetch,  # type: ignore[arg-type]  # its stub does not know None, which says: as before
+            require_client_authentication=self._security.client_ca is not None,
+        )
+
+    def _fetch(self) -> grpc.ServerCertificateConfiguration | None:
+        """Called by gRPC, on a thread of its own."""
+        with self._lock:
+            files, news, self._news = self._files, self._news, False
+        return files.configuration() if files is not None and news else None
 
 
 def _check_private(key: Path) -> None:
@@ -59,8 +117,13 @@ def _check_private(key: Path) -> None:
         raise Misconfigured(f"security.private_key {key}: others may read it (chmod o-rwx)")
 
 
-def _read(path: Path) -> bytes:
-    try:
-        return path.read_bytes()
-    except OSError as error:
-        raise Misconfigured(f"{path}: {error}") from error
+def _read(security: SecurityConfig) -> list[bytes | None]:
+    """Key, certificate, authority, as they are now."""
+    told: list[bytes | None] = []
+    for name in ("private_key", "certificate", "client_ca"):
+        path: Path | None = getattr(security, name)
+        try:
+            told.append(path.read_bytes() if path is not None else None)
+        except OSError as error:
+            raise Misconfigured(f"security.{name} {path}: {error}") from error
+    return told

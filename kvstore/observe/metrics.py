@@ -46,6 +46,7 @@ class Source:
 
     counters: Callable[[], Counts]
     tiers: Callable[[], Sequence[TierSample]]
+    denials: Callable[[], Mapping[tuple[str, bool], int]]  # by door, and whether it knew who that was
     namespace: Callable[[int], NamespaceLabels | None]
     family: Callable[[int], str]
     info: Mapping[str, str]
@@ -69,6 +70,7 @@ class NodeCollector(Collector):
         yield from by_family(counts, self._source)
         yield from traffic(counts)
         yield from failures(counts)
+        yield denied(self._source.denials())
         yield from paths(counts)
         samples = self._source.tiers()
         yield from tiers(samples)
@@ -165,6 +167,16 @@ def failures(counts: Counts) -> Iterator[Metric]:
         refused.add_metric([reason], counts[name])
     yield refused
     yield _counter("kvstore_namespaces_cleared", "Namespaces cleared.", counts["cleared"])
+
+
+def denied(denials: Mapping[tuple[str, bool], int]) -> Metric:
+    """unknown: no or a wrong token, certificate or user. forbidden: not this one's tenant, or right."""
+    told = CounterMetricFamily(
+        "kvstore_calls_denied", "Callers turned away for who they are, by door.", labels=["door", "reason"]
+    )
+    for (door, known), count in denials.items():
+        told.add_metric([door, "forbidden" if known else "unknown"], count)
+    return told
 
 
 def paths(counts: Counts) -> Iterator[Metric]:

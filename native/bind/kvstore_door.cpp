@@ -1,11 +1,12 @@
 // Python surface of the door (native/door/server.hpp).
 //
 //   class Door:
-//     def __init__(self, core: NodeCore, listener: int, payload_fd: int, payload_bytes: int, *, trusted_uids: list[int], token_required=False,
+//     def __init__(self, core: NodeCore, listener: int, payload_fd: int, payload_bytes: int, *, trusted_uids: list[int], allowed_uids=[],
 //                  connections_max=, frame_bytes_max=, queue_bytes_max=, requests_max=, requests_per_connection_max=, hold_wait_ms_max=,
 //                  hello_ms_max=, streamed_bytes_max=) -> None
 //     start(), stop()
-//     set_tokens(list[tuple[bytes, int]])            # SHA-256 of each token, and the number that requests of its bearers carry
+//     set_tokens(list[tuple[bytes, int]])            # SHA-256 of each token, and the number that requests of its bearers carry;
+//                                                    # ends the connections of those whose number is not there any more
 //     allow(owner, ns) -> bool; disallow(ns)
 //     request_fd: int; take_requests(max) -> list[Request]
 //         # Request: owner request method trusted gone uid token (-1: none) body: bytes
@@ -30,12 +31,12 @@ namespace {
 using door::Door;
 
 void make_door(Door* self, CoreClass& core, int listener, int payload_fd, std::uint64_t payload_bytes, const std::vector<uid_t>& trusted_uids,
-                bool token_required, std::uint32_t connections_max, std::uint32_t frame_bytes_max, std::uint32_t queue_bytes_max,
+                const std::vector<uid_t>& allowed_uids, std::uint32_t connections_max, std::uint32_t frame_bytes_max, std::uint32_t queue_bytes_max,
                 std::uint32_t requests_max, std::uint32_t requests_per_connection_max, std::uint32_t hold_wait_ms_max,
                 std::uint32_t hello_ms_max, std::uint32_t stall_ms_max, std::uint64_t streamed_bytes_max) {
   door::DoorConfig config;
   config.trusted_uids = trusted_uids;
-  config.token_required = token_required;
+  config.allowed_uids = allowed_uids;
   config.connections_max = connections_max;
   config.frame_bytes_max = frame_bytes_max;
   config.queue_bytes_max = queue_bytes_max;
@@ -64,7 +65,7 @@ nb::dict stats_of(const door::DoorStats& s) {
   nb::dict d;
   const std::pair<const char*, std::uint64_t> rows[] = {
       {"connections", s.connections}, {"trusted", s.trusted}, {"accepted", s.accepted}, {"refused_full", s.refused_full},
-      {"refused_token", s.refused_token}, {"cut_malformed", s.cut_malformed}, {"cut_slow", s.cut_slow}, {"cut_hello", s.cut_hello},
+      {"refused_token", s.refused_token}, {"cut_token", s.cut_token}, {"cut_malformed", s.cut_malformed}, {"cut_slow", s.cut_slow}, {"cut_hello", s.cut_hello},
       {"frames", s.frames}, {"bytes_in", s.bytes_in}, {"bytes_out", s.bytes_out}, {"requests_dropped", s.requests_dropped}};
   for (const auto& [name, value] : rows) d[name] = value;
   return d;
@@ -87,7 +88,7 @@ void bind_door(nb::module_& m) {
   const door::DoorConfig d;
   nb::class_<Door>(m, "Door", "The framed socket; see native/door/server.hpp.")
       .def("__init__", &make_door, nb::keep_alive<1, 2>(), "core"_a, "listener"_a, "payload_fd"_a, "payload_bytes"_a, nb::kw_only(),
-           "trusted_uids"_a, "token_required"_a = d.token_required, "connections_max"_a = d.connections_max,
+           "trusted_uids"_a, "allowed_uids"_a = d.allowed_uids, "connections_max"_a = d.connections_max,
            "frame_bytes_max"_a = d.frame_bytes_max, "queue_bytes_max"_a = d.queue_bytes_max, "requests_max"_a = d.requests_max,
            "requests_per_connection_max"_a = d.requests_per_connection_max, "hold_wait_ms_max"_a = d.hold_wait_ms_max,
            "hello_ms_max"_a = d.hello_ms_max, "stall_ms_max"_a = d.stall_ms_max, "streamed_bytes_max"_a = d.streamed_bytes_max)

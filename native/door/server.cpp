@@ -18,6 +18,7 @@ namespace {
 
 constexpr std::size_t kReceiveBytes = 256u << 10;   // what a peer's buffer has room for, at least
 constexpr std::size_t kKeepBytes = 1u << 20;        // larger buffers are given back when they are empty
+constexpr std::size_t kHelloBytesMax = 4u << 10;    // of the first frame, whoever sends it: nobody has asked who that is
 constexpr std::size_t kPauseBytes = 1u << 20;       // a peer with so much to take is not listened to
 constexpr Nanos kHousekeeping = 100'000'000;
 constexpr Nanos kCensus = 1'000'000'000;
@@ -159,9 +160,14 @@ void Door::Impl::accept_all(Nanos now) {
       if (errno == EINTR || errno == ECONNABORTED) continue;
       return;
     }
-    if (peers.size() >= config.connections_max) {
+    ucred who{static_cast<pid_t>(0), static_cast<uid_t>(-1), static_cast<gid_t>(-1)};
+    socklen_t size = sizeof who;
+    const bool known = getsockopt(fd, SOL_SOCKET, SO_PEERCRED, &who, &size) == 0;
+    // The last quarter is for those who are trusted: strangers that only connect keep no engine out.
+    const std::uint32_t most = known && trusts(who.uid) ? config.connections_max : config.connections_max - config.connections_max / 4;
+    if (peers.size() >= most) {
       FrameWriter no;
-      no.error(Verb::kError, 0, 0, Status::kRejected, "connections_max", "too many connections", config.connections_max);
+      no.error(Verb::kError, 0, 0, Status::kRejected, "connections_max", "too many connections", most);
       [[maybe_unused]] const auto sent = send(fd, no.bytes.data(), no.bytes.size(), MSG_NOSIGNAL);
       close(fd);
       tally.refused_full += 1;
@@ -170,14 +176,8 @@ void Door::Impl::accept_all(Nanos now) {
     auto peer = std::make_unique<Connection>();
     peer->fd = fd;
     peer->owner = core.new_owner();
-    ucred who{};
-    socklen_t size = sizeof who;
-    if (getsockopt(fd, SOL_SOCKET, SO_PEERCRED, &who, &size) == 0) {
-      peer->uid = who.uid;
-      peer->pid = who.pid;
-    } else {
-      peer->uid = static_cast<uid_t>(-1);
-    }
+    peer->uid = who.uid;
+    peer->pid = who.pid;
     peer->hello_by = now + Nanos{config.hello_ms_max} * 1'000'000;
     peer->in.resize(kReceiveBytes);
     peer->armed = EPOLLIN;
@@ -241,8 +241,9 @@ void Door::Impl::work_off(Connection& peer, Nanos now) {
     FrameHeader header;
     if (have < sizeof header) break;
     std::memcpy(&header, peer.in.data() + peer.in_begin, sizeof header);
-    if (header.body_bytes > config.frame_bytes_max) {
-      malformed(peer, header, "body_bytes", "larger than frame_bytes_max", config.frame_bytes_max);
+    const std::size_t most = peer.state == Connection::State::kHello ? kHelloBytesMax : config.frame_bytes_max;
+    if (header.body_bytes > most) {
+      malformed(peer, header, "body_bytes", "larger than frame_bytes_max", most);
       break;
     }
     const std::size_t whole = sizeof header + header.body_bytes;
@@ -376,6 +377,8 @@ void Door::Impl::take_inbox(Nanos now) {
       if (Connection* peer = find(allow_->owner)) peer->allow(allow_->ns);
     } else if (const auto* disallow_ = std::get_if<Inbox::Disallow>(&item)) {
       for (auto& [owner, peer] : peers) peer->disallow(disallow_->ns);
+    } else {
+      end_withdrawn();
     }
   }
 }

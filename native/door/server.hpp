@@ -26,7 +26,7 @@ namespace kvstore::door {
 
 struct DoorConfig {
   std::vector<uid_t> trusted_uids;
-  bool token_required = false;  // of peers that are not trusted; a trusted one needs none
+  std::vector<uid_t> allowed_uids;  // not trusted, and let in without a token; everybody else shows one
   std::uint32_t connections_max = 1'024;
   std::uint32_t frame_bytes_max = 8u << 20;
   std::uint32_t queue_bytes_max = 64u << 20;    // answers that wait for one peer
@@ -46,7 +46,7 @@ struct Request {
   bool trusted = false;
   bool gone = false;  // no request: the connection has ended, forget what you know of this owner
   uid_t uid = 0;
-  std::int64_t token = -1;  // index given with set_tokens; -1: none shown
+  std::int64_t token = -1;  // number given with set_tokens; -1: none shown
   std::vector<std::uint8_t> body;
 };
 
@@ -57,7 +57,7 @@ struct TokenDigest {
 
 struct DoorStats {
   std::uint64_t connections = 0, trusted = 0;  // now
-  std::uint64_t accepted = 0, refused_full = 0, refused_token = 0, cut_malformed = 0, cut_slow = 0, cut_hello = 0, frames = 0,
+  std::uint64_t accepted = 0, refused_full = 0, refused_token = 0, cut_token = 0, cut_malformed = 0, cut_slow = 0, cut_hello = 0, frames = 0,
                 bytes_in = 0, bytes_out = 0, requests_dropped = 0;  // ever
 };
 
@@ -69,6 +69,7 @@ class Door {
   void start();
   void stop();  // ends all connections; parked fetches are answered empty. Idempotent.
 
+  // From now on these. Connections of peers that are not trusted, and whose token's number is among them no more, are ended.
   void set_tokens(std::vector<TokenDigest> tokens);
   bool allow(OwnerId owner, NsId ns);  // false: that connection is gone
   void disallow(NsId ns);              // from everybody: the namespace was cleared

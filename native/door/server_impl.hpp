@@ -34,7 +34,8 @@ struct Inbox {
   struct Disallow {
     NsId ns;
   };
-  using Item = std::variant<Frame, Fetched, Allow, Disallow>;
+  struct Judge {};  // the tokens are others now
+  using Item = std::variant<Frame, Fetched, Allow, Disallow, Judge>;
 
   explicit Inbox(int event) : wake_event(event) {}
   ~Inbox();
@@ -71,6 +72,9 @@ struct Door::Impl {
   void housekeep(Nanos now);
   int wait_ms(Nanos now) const;
   Connection* find(OwnerId owner);
+  bool trusts(uid_t uid) const {
+    return std::find(config.trusted_uids.begin(), config.trusted_uids.end(), uid) != config.trusted_uids.end();
+  }
 
   // ---- verbs.cpp: one frame. False: it cost the connection.
   bool handle(Connection& peer, const FrameHeader& header, std::span<const std::uint8_t> body, Nanos now);
@@ -92,6 +96,7 @@ struct Door::Impl {
                  std::uint64_t limit = 0);
   void outcomes(Connection& peer, const FrameHeader& header, std::span<const Outcome> outcomes);
   const TokenDigest* token_of(std::span<const std::uint8_t> token) const;
+  void end_withdrawn();
 
   // ---- verbs_streamed.cpp: bytes of peers that are not trusted
   bool write(Connection& peer, const FrameHeader& header, std::span<const std::uint8_t> body);

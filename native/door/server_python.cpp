@@ -6,8 +6,11 @@
 namespace kvstore::door {
 
 void Door::set_tokens(std::vector<TokenDigest> tokens) {
-  std::lock_guard lock(impl_->shared);
-  impl_->tokens = std::move(tokens);
+  {
+    std::lock_guard lock(impl_->shared);
+    impl_->tokens = std::move(tokens);
+  }
+  impl_->inbox->push(Inbox::Judge{});  // after it, so that who has said HELLO with an old one is seen
 }
 
 bool Door::allow(OwnerId owner, NsId ns) {

@@ -40,6 +40,21 @@ const TokenDigest* Door::Impl::token_of(std::span<const std::uint8_t> token) con
   return match;
 }
 
+// A trusted peer is that by its user id: its token gave it nothing, and takes nothing away.
+void Door::Impl::end_withdrawn() {
+  std::vector<Connection*> ended;
+  {
+    std::lock_guard lock(shared);
+    std::unordered_set<std::int64_t> numbers;
+    for (const TokenDigest& known : tokens) numbers.insert(known.token);
+    for (auto& [owner, peer] : peers)
+      if (peer->state == Connection::State::kOpen && !peer->trusted && peer->token >= 0 && !numbers.contains(peer->token))
+        ended.push_back(peer.get());
+  }
+  for (Connection* peer : ended) close_peer(*peer);
+  tally.cut_token += ended.size();
+}
+
 bool Door::Impl::hello(Connection& peer, const FrameHeader& header, std::span<const std::uint8_t> body) {
   HelloRequest said;
   std::span<const std::uint8_t> token;
@@ -50,8 +65,9 @@ bool Door::Impl::hello(Connection& peer, const FrameHeader& header, std::span<co
     return malformed(peer, header, "token_bytes", "does not match the frame");
   if (said.version_min > kFrameVersion || said.version_max < kFrameVersion)
     return malformed(peer, header, "version", "none of those offered is spoken here", kFrameVersion);
-  const bool own = std::find(config.trusted_uids.begin(), config.trusted_uids.end(), peer.uid) != config.trusted_uids.end();
-  bool denied = !own && config.token_required && token.empty();
+  const bool own = trusts(peer.uid);
+  const bool allowed = std::find(config.allowed_uids.begin(), config.allowed_uids.end(), peer.uid) != config.allowed_uids.end();
+  bool denied = !own && !allowed && token.empty();
   if (!token.empty()) {
     std::lock_guard lock(shared);
     const TokenDigest* known = token_of(token);

@@ -35,6 +35,7 @@ def told() -> dict[str, set[str]]:
     source = metrics.Source(
         counters=counts,
         tiers=lambda: [metrics.TierSample(1, 1, {"payload_bytes_sealed": 0})],
+        denials=lambda: {("grpc", False): 1},
         namespace=lambda ns: metrics.NamespaceLabels("abc", "default", "m"),
         family=lambda family: f"{family:016x}",
         info={"node": "n", "version": "0"},

@@ -73,13 +73,11 @@ class NodeProcess:
         self.facts: dict[str, Any] = {}
         self._segments: set[str] = set()
 
+    def command(self) -> list[str]:
+        return [sys.executable, "-m", "kvstore", "node", *self._flags]
+
     def spawn(self) -> subprocess.Popen[str]:
-        return subprocess.Popen(
-            [sys.executable, "-m", "kvstore", "node", *self._flags],
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
+        return subprocess.Popen(self.command(), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
     def start(self) -> NodeProcess:
         self.process = self.spawn()

@@ -31,7 +31,7 @@ HINT = native.Hint()
 class Rig:
     """A core and a door in this process; no node, no Python behind it."""
 
-    def __init__(self, folder: Path, *, trusted: bool, token_required: bool = False, **limits: int) -> None:
+    def __init__(self, folder: Path, *, trusted: bool, allowed: bool = True, **limits: int) -> None:
         table = native.TableConfig(MEMORY, 1 << 20)
         meta_bytes = native.NodeCore.meta_bytes(table)
         self.meta = mmap.mmap(-1, meta_bytes)
@@ -46,14 +46,14 @@ class Rig:
         with socket.socket(socket.AF_UNIX) as listener:
             listener.bind(self.path)
             listener.listen(16)
-            uids = [os.getuid()] if trusted else []
+            uids = [os.getuid()]
             self.door = native.Door(
                 self.core,
                 listener.fileno(),
                 self.fd,
                 MEMORY,
-                trusted_uids=uids,
-                token_required=token_required,
+                trusted_uids=uids if trusted else [],
+                allowed_uids=uids if allowed else [],
                 **limits,
             )
         self.door.start()
@@ -266,7 +266,7 @@ def test_a_killed_writer_leaves_nothing_behind(rig: Rig) -> None:
 
 
 def test_tokens_and_connections_are_limited(tmp_path: Path) -> None:
-    rig = Rig(tmp_path, trusted=False, token_required=True, connections_max=2, hello_ms_max=300)
+    rig = Rig(tmp_path, trusted=False, allowed=False, connections_max=2, hello_ms_max=300)
     try:
         rig.door.set_tokens([(hashlib.sha256(b"good").digest(), 41)])
         for token in (b"", b"bad"):
@@ -281,6 +281,64 @@ def test_tokens_and_connections_are_limited(tmp_path: Path) -> None:
         assert silent.closed()  # said nothing for hello_ms_max
         assert rig.door.stats()["refused_token"] == 2
         assert session.lookup(rig.ns, chain(1), [], 5.0).status == STALE
+    finally:
+        rig.stop()
+
+
+def test_who_showed_a_token_that_is_no_more_is_ended(tmp_path: Path) -> None:
+    digests = [(hashlib.sha256(token).digest(), i) for i, token in enumerate((b"old", b"kept"))]
+    rig = Rig(tmp_path, trusted=False, allowed=False)
+    try:
+        rig.door.set_tokens(digests)
+        old, kept = native.Session(rig.path, b"old"), native.Session(rig.path, b"kept")
+        rig.door.set_tokens(digests[1:])
+        eventually(lambda: rig.door.stats()["cut_token"] == 1)
+        assert old.lookup(rig.ns, chain(1), [], 5.0).status == native.Status.UNAVAILABLE
+        assert kept.lookup(rig.ns, chain(1), [], 5.0).status == STALE
+        with pytest.raises(PermissionError, match="token"):
+            native.Session(rig.path, b"old")
+        rig.door.set_tokens([(digests[1][0], 7)])  # the same token, which gives something else now
+        eventually(lambda: rig.door.stats()["cut_token"] == 2)
+        assert kept.lookup(rig.ns, chain(1), [], 5.0).status == native.Status.UNAVAILABLE
+        assert rig.door.stats()["connections"] == 0
+    finally:
+        rig.stop()
+
+
+def test_a_trusted_peer_is_that_without_its_token(tmp_path: Path) -> None:
+    rig = Rig(tmp_path, trusted=True)
+    try:
+        rig.door.set_tokens([(hashlib.sha256(b"some").digest(), 0)])
+        session = native.Session(rig.path, b"some")
+        rig.door.set_tokens([])
+        with pytest.raises(PermissionError):
+            native.Session(rig.path, b"some")
+        assert session.lookup(rig.ns, chain(1), [], 5.0).status == STALE and rig.door.stats()["cut_token"] == 0
+    finally:
+        rig.stop()
+
+
+@pytest.mark.parametrize(("trusted", "room"), [(False, 6), (True, 8)])
+def test_strangers_leave_room_for_who_is_trusted(tmp_path: Path, trusted: bool, room: int) -> None:
+    """Whoever may open the socket may connect to it; that alone keeps no engine out."""
+    rig = Rig(tmp_path, trusted=trusted, allowed=False, connections_max=8)
+    try:
+        for i in range(room):
+            rig.peer(hello=False)
+            eventually(lambda i=i: rig.door.stats()["connections"] == i + 1)
+        assert rig.peer(hello=False).answer()[0] == ERROR
+        eventually(lambda: rig.door.stats()["refused_full"] == 1)
+    finally:
+        rig.stop()
+
+
+def test_a_first_frame_is_small(tmp_path: Path) -> None:
+    """Nobody has asked yet who that is: it is given no room."""
+    rig = Rig(tmp_path, trusted=True)
+    try:
+        peer = rig.peer(hello=False)
+        peer.socket.sendall(HEADER.pack(1 << 20, 1, HELLO, 0, 0, 7))
+        assert peer.answer()[0] == ERROR and peer.closed()
     finally:
         rig.stop()
 

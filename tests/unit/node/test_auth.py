@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import hashlib
+import os
 from pathlib import Path
 
 import pytest
 
 from kvstore.errors import Misconfigured
+from kvstore.node import auth
 from kvstore.node.auth import Denied, Guard, Peer, load_access, mint_token, parse_access
 from kvstore.security import SecurityConfig, check_addresses, is_local
 
@@ -65,7 +67,16 @@ def test_what_is_not_a_token_of_ours_is_denied(tmp_path: Path, authorization: st
         )  # the stored form is no token
     with pytest.raises(Denied):
         guard.authorize({})
-    assert guard.denials == 4
+
+
+def test_what_doors_turned_away_is_counted(tmp_path: Path) -> None:
+    guard = guard_with(tmp_path, mint_token("a", ["acme"])[1])
+    assert set(guard.denials().values()) == {0} and len(guard.denials()) == 6
+    guard.denied("grpc", Denied("who", known=False))
+    guard.denied("grpc", Denied("you", known=True))
+    guard.denied("metrics", Denied("who", known=False))
+    told = {key: count for key, count in guard.denials().items() if count}
+    assert told == {("grpc", False): 1, ("grpc", True): 1, ("metrics", False): 1}
 
 
 def test_the_file_keeps_no_token(tmp_path: Path) -> None:
@@ -107,6 +118,27 @@ def test_a_bad_entry_is_named(text: str, named: str, tmp_path: Path) -> None:
 def test_a_missing_file_is_misconfigured(tmp_path: Path) -> None:
     with pytest.raises(Misconfigured, match=r"none\.toml"):
         load_access(tmp_path / "none.toml")
+
+
+def test_what_is_no_plain_file_of_ours_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    os.mkfifo(tmp_path / "pipe", 0o600)
+    with pytest.raises(Misconfigured, match="chmod 600"):  # and nobody waits for who writes to it
+        load_access(tmp_path / "pipe")
+    path = access_file(tmp_path, "#" * 65)
+    monkeypatch.setattr(auth, "ACCESS_BYTES_MAX", 64)
+    with pytest.raises(Misconfigured, match="larger than 64 bytes"):
+        load_access(path)
+    path.write_bytes(b"\xff")
+    with pytest.raises(Misconfigured, match="utf-8"):
+        load_access(path)
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="giving a file away needs root")
+def test_a_file_of_somebody_else_is_refused(tmp_path: Path) -> None:
+    path = access_file(tmp_path, "")
+    os.chown(path, 65_534, 65_534)
+    with pytest.raises(Misconfigured, match="belongs to user 65534"):
+        load_access(path)
 
 
 def test_certificates_map_to_tenants(tmp_path: Path) -> None:

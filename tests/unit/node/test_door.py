@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 from kvstore.errors import Misconfigured
-from kvstore.node.door import listen
+from kvstore.node.auth import Peer
+from kvstore.node.door import Bearers, listen
 
 
 def test_only_its_user_may_connect_unless_others_are_allowed(tmp_path: Path) -> None:
@@ -46,3 +47,18 @@ def test_folders_are_made_and_what_cannot_be_is_said(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(Misconfigured, match=r"node\.socket = .*cannot listen: "):
         listen(tmp_path / "file" / "s", for_others=False)
+
+
+def test_a_token_keeps_its_number_as_long_as_it_gives_the_same() -> None:
+    bearers, one, two = Bearers(), b"1" * 32, b"2" * 32
+    acme, zebra = Peer("a", frozenset({"acme"})), Peer("z", frozenset({"zebra"}))
+    first = dict(bearers.renew([(one, acme), (two, zebra)]))
+    assert bearers.peer(first[one]) == acme and bearers.peer(-1) is None
+    again = dict(bearers.renew([(two, zebra), (one, acme)]))
+    assert again == first
+    changed = dict(bearers.renew([(one, zebra)]))
+    assert changed[one] not in first.values()
+    assert bearers.peer(changed[one]) == zebra
+    assert bearers.peer(first[one]) is None and bearers.peer(first[two]) is None  # of requests still under way
+    back = dict(bearers.renew([(one, acme)]))
+    assert back[one] not in {*first.values(), *changed.values()}  # a number never comes back

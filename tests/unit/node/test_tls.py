@@ -9,7 +9,7 @@ import pytest
 
 from kvstore.client.tls import Tls
 from kvstore.errors import Misconfigured
-from kvstore.node.tls import server_context, server_credentials
+from kvstore.node.tls import Certificates, server_context
 from kvstore.security import SecurityConfig
 from tests.certificates import Authority
 
@@ -23,8 +23,9 @@ def good(tmp_path: Path) -> SecurityConfig:
 
 def test_good_files_are_taken(good: SecurityConfig) -> None:
     assert server_context(good) is not None
-    assert server_credentials(good) is not None
-    assert server_context(SecurityConfig()) is None and server_credentials(SecurityConfig()) is None
+    assert Certificates(good).credentials() is not None and Certificates(good).context() is not None
+    assert server_context(SecurityConfig()) is None
+    assert Certificates(SecurityConfig()).credentials() is None and Certificates(SecurityConfig()).context() is None
 
 
 def test_each_bad_file_is_named(good: SecurityConfig, tmp_path: Path) -> None:
@@ -39,7 +40,21 @@ def test_each_bad_file_is_named(good: SecurityConfig, tmp_path: Path) -> None:
         (replace(good, client_ca=junk), "security.client_ca"),
     ):
         with pytest.raises(Misconfigured, match=named):
-            server_credentials(bad)
+            Certificates(bad)
+
+
+def test_files_are_read_again_or_stay_as_they_were(good: SecurityConfig, tmp_path: Path) -> None:
+    certificates = Certificates(good)
+    first = certificates.context()
+    certificates.reload()
+    second = certificates.context()
+    assert second is not None and second is not first
+    other = Authority(tmp_path, "other").sign("other", server=True)
+    assert good.certificate is not None
+    good.certificate.write_bytes(other.certificate.read_bytes())  # and not yet the key
+    with pytest.raises(Misconfigured, match=r"security\.certificate"):
+        certificates.reload()
+    assert certificates.context() is second
 
 
 def test_a_key_that_others_read_is_refused(good: SecurityConfig) -> None:
