@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Final, NoReturn
 
 import click
+from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
@@ -54,12 +55,17 @@ class Context:
             self.console.print(f"{title}: none")
             return
         names = list(columns or table[0])
-        shown = Table(title=title, title_justify="left")
+        shown = Table(box=SIMPLE_HEAD)
+        shown.show_edge, shown.pad_edge, shown.collapse_padding = False, False, True  # so that all fit 80 columns
         for name in names:
             number = isinstance(table[0][name], int | float) and not isinstance(table[0][name], bool)
-            shown.add_column(name.removesuffix("_bytes").replace("_", " "), justify="right" if number else "left")
+            number = number or name.endswith("rate")  # which nobody has where nothing was asked
+            # Numbers, and what is copied into the next command, are never cut short.
+            whole = number or name in rows.COPIED
+            shown.add_column(rows.heading(name), justify="right" if number else "left", no_wrap=whole)
         for row in table:
             shown.add_row(*(rows.shown(name, row[name]) for name in names))
+        self.console.print(title, style="bold")
         self.console.print(shown)
 
 
@@ -134,7 +140,7 @@ def status(context: Context) -> None:
         return
     table = Table(show_header=False, box=None)
     for name, value in row.items():
-        table.add_row(name.removesuffix("_bytes").replace("_", " "), rows.shown(name, value))
+        table.add_row(rows.heading(name), "\n".join(value) if isinstance(value, list) else rows.shown(name, value))
     context.console.print(table)
 
 
@@ -144,7 +150,11 @@ def tiers(context: Context) -> None:
     """Each tier: how large, how full, what has happened to it."""
     answer = context.call("Tiers", admin.TiersRequest())
     assert isinstance(answer, admin.TiersResponse)
-    context.show("tiers", rows.tiers(answer))
+    table = rows.tiers(answer)
+    context.show("tiers", table, rows.TIER_COLUMNS)
+    if not context.as_json:
+        for row in table:
+            click.echo(rows.happened(row))
 
 
 @main.command()
@@ -153,7 +163,7 @@ def hits(context: Context) -> None:
     """Blocks asked for and found, by namespace, since the node started."""
     answer = context.call("Hits", admin.HitsRequest())
     assert isinstance(answer, admin.HitsResponse)
-    context.show("hits", rows.hits(answer))
+    context.show("hits", rows.hits(answer), rows.HIT_COLUMNS)
 
 
 @main.command()
@@ -163,7 +173,7 @@ def families(context: Context, top: int) -> None:
     """The prefixes (or labels) asked for most, and how often they were found."""
     answer = context.call("Families", admin.FamiliesRequest(rows_max=top))
     assert isinstance(answer, admin.FamiliesResponse)
-    context.show("families", rows.families(answer))
+    context.show("families", rows.families(answer), rows.FAMILY_COLUMNS)
 
 
 @main.command()
@@ -172,21 +182,25 @@ def namespaces(context: Context) -> None:
     """Namespaces that are open, with the layout that made them."""
     answer = context.call("Namespaces", admin.NamespacesRequest())
     assert isinstance(answer, admin.NamespacesResponse)
-    context.show("namespaces", rows.namespaces(answer))
+    context.show("namespaces", rows.namespaces(answer), rows.NAMESPACE_COLUMNS)
 
 
-def _chain_options(command: Callable[..., None]) -> Callable[..., None]:
+def _chain_options(required: bool = True) -> Callable[[Callable[..., None]], Callable[..., None]]:
     """How a chain is named on a command line."""
     options = (
-        click.option("--namespace", required=True, help="Its digest, or the first digits of it."),
+        click.option("--namespace", required=required, help="Its digest, or the first digits of it."),
         click.option(
             "--tokens", type=click.Path(path_type=Path), help="A file of token ids: JSON list, or one a line."
         ),
         click.option("--keys", help="Keys in hex, separated by commas."),
     )
-    for option in reversed(options):
-        command = option(command)
-    return command
+
+    def with_options(command: Callable[..., None]) -> Callable[..., None]:
+        for option in reversed(options):
+            command = option(command)
+        return command
+
+    return with_options
 
 
 def _digest(context: Context, text: str) -> bytes:
@@ -194,12 +208,15 @@ def _digest(context: Context, text: str) -> bytes:
     assert isinstance(answer, admin.NamespacesResponse)
     found = [row.digest for row in answer.rows if row.digest.hex().startswith(text.lower())]
     if len(found) != 1:
-        raise ValueError(f"--namespace {text}: {'no' if not found else len(found)} namespaces begin so")
+        raise ValueError(
+            f"--namespace {text}: {'no' if not found else len(found)} namespaces begin so; "
+            "`store-admin namespaces` lists those that are open"
+        )
     return found[0]
 
 
 @main.command()
-@_chain_options
+@_chain_options()
 @pass_context
 def lookup(context: Context, namespace: str, tokens: Path | None, keys: str | None) -> None:
     """Where each block of a chain lies, shard by shard. Exit code 1 if none does."""
@@ -208,19 +225,21 @@ def lookup(context: Context, namespace: str, tokens: Path | None, keys: str | No
     assert isinstance(answer, admin.LocateResponse)
     found = rows.places(answer)
     context.show("blocks", found)
+    if not context.as_json:
+        click.echo(rows.places_told(found))
     if not any(row["memory_shards"] or row["file_shards"] for row in found):
         sys.exit(EXIT_FOUND)
 
 
 @main.command()
-@_chain_options
+@_chain_options(required=False)
 @click.option("--shard", default=0, show_default=True, type=click.IntRange(0, 63))
 @click.option("--for", "seconds", default=60.0, show_default=True, help="How many seconds.")
-@click.option("--release", type=int, help="End this pin instead.")
+@click.option("--release", type=int, metavar="PIN", help="End this pin instead: the number that pin told.")
 @pass_context
 def pin(
     context: Context,
-    namespace: str,
+    namespace: str | None,
     tokens: Path | None,
     keys: str | None,
     shard: int,
@@ -233,6 +252,8 @@ def pin(
         assert isinstance(ended, admin.UnpinResponse)
         context.show("pin", [{"pin": release, "released": ended.released}])
         sys.exit(0 if ended.released else EXIT_FOUND)
+    if namespace is None:
+        raise ValueError("--namespace: needed to pin (--release PIN needs none)")
     request = admin.PinRequest(
         namespace=_digest(context, namespace),
         shard=shard,
@@ -249,7 +270,7 @@ def pin(
 
 
 @main.command()
-@_chain_options
+@_chain_options()
 @pass_context
 def retire(context: Context, namespace: str, tokens: Path | None, keys: str | None) -> None:
     """Unlist the blocks of a chain now, on memory and file. Exit code 1 if none was there."""
@@ -318,5 +339,5 @@ def _tell(context: Context, row: rows.Row) -> None:
     if context.as_json:
         click.echo(json.dumps(row))
     else:
-        click.echo("  ".join(rows.shown(name, value) for name, value in row.items()))
+        click.echo(rows.event_told(row))
     sys.stdout.flush()

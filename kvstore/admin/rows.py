@@ -13,6 +13,21 @@ Row = dict[str, Value]
 
 TIER_NAMES: Final = {1: "memory", 2: "file", 3: "object"}
 EVENT_NAMES: Final = {0: "stored", 1: "removed", 2: "cleared"}
+TIER_COLUMNS: Final = (
+    "tier",
+    "capacity_bytes",
+    "used_bytes",
+    "free_bytes",
+    "blocks",
+    "reserved",
+    "retired",
+    "index_bytes",
+)
+HIT_COLUMNS: Final = ("namespace", "tenant", "model", "asked", "hit_rate", "memory", "file", "object")
+NAMESPACE_COLUMNS: Final = ("namespace", "tenant", "generation", "model", "revision", "dtype", "block_tokens")
+FAMILY_COLUMNS: Final = ("family", "tenant", "namespace", "asked", "hit_rate", "memory", "file", "object")
+COPIED: Final = frozenset({"namespace", "key", "pin", "family", "tier"})  # goes from a table into the next command line
+OBJECT: Final = 3
 
 
 def rate(part: int, whole: int) -> float | None:
@@ -42,8 +57,9 @@ def tiers(answer: admin.TiersResponse) -> list[Row]:
             "medium": tier.medium,
             "capacity_bytes": tier.capacity_bytes,
             "used_bytes": tier.used_bytes,
-            "free_bytes": tier.free_bytes,
-            "blocks": tier.slots_sealed,
+            # Others write to the same bucket, and of what lies there this node knows what it has met.
+            "free_bytes": None if tier.tier == OBJECT else tier.free_bytes,
+            "blocks": tier.counters["blocks_known"] if tier.tier == OBJECT else tier.slots_sealed,
             "reserved": tier.slots_reserved,
             "retired": tier.slots_retired,
             "index_bytes": tier.index_bytes,
@@ -51,6 +67,28 @@ def tiers(answer: admin.TiersResponse) -> list[Row]:
         }
         for tier in answer.tiers
     ]
+
+
+def happened(row: Row) -> str:
+    """What has happened to a tier, as a line under the table."""
+    counters = row["counters"]
+    assert isinstance(counters, dict)
+    name = str(row["tier"])
+    told = [
+        f"{key.removeprefix(name + '_').removesuffix('_bytes').replace('_', ' ')} {shown(key, count)}"
+        for key, count in counters.items()
+        if count and key not in {"blocks_known", "holds", "pinned_bytes"}
+    ]
+    return f"{name} ({row['medium']}): {', '.join(told) or 'nothing has happened yet'}"
+
+
+def places_told(found: list[Row]) -> str:
+    """Where the chain lies, in one line."""
+    memory, file = (sum(1 for row in found if row[name]) for name in ("memory_shards", "file_shards"))
+    run = next((i for i, row in enumerate(found) if not row["memory_shards"] and not row["file_shards"]), len(found))
+    return (
+        f"{len(found)} blocks: the first {run} are here; {memory} in memory, {file} in files (packs are not looked at)"
+    )
 
 
 def _found(row: admin.HitRow | admin.FamilyRow) -> Row:
@@ -93,6 +131,9 @@ def namespaces(answer: admin.NamespacesResponse) -> list[Row]:
             "revision": row.layout.revision,
             "dtype": row.layout.dtype,
             "block_tokens": row.layout.block_tokens,
+            "engine": row.layout.engine,
+            "shard_bytes": [str(sum(shard.part_bytes)) for shard in row.layout.shards],
+            "fingerprint": row.layout.fingerprint.hex(),
         }
         for row in answer.rows
     ]
@@ -130,6 +171,21 @@ def event(told: store.Event) -> Row:
     return row
 
 
+def event_told(row: Row) -> str:
+    """An event as a line: what came last is what may be long."""
+    told = [f"{row['sequence']:>8}", f"{row['kind']:<7}", str(row["namespace"])[:12]]
+    if row["kind"] != EVENT_NAMES[2]:
+        told += [f"{row['tier']:<6}", f"shard {row['shard']}", f"key {str(row['key'])[:12]}"]
+        told += [f"after {str(row['parent'])[:12]}"] if row["parent"] else ["begins a chain"]
+        told += [f"meta {shown('meta_bytes', row['meta_bytes'])}"] if row["meta_bytes"] else []
+    return "  ".join(told)
+
+
+def heading(name: str) -> str:
+    """A column's, or a line's, for people."""
+    return "bytes" if name == "checked_bytes" else name.removesuffix("_bytes").replace("_", " ")
+
+
 def _shards(bitmap: int) -> list[str]:
     return [str(shard) for shard in range(64) if bitmap >> shard & 1]
 
@@ -146,7 +202,7 @@ def shown(name: str, value: Value) -> str:
         case float():
             text = f"{value:.1%}" if name.endswith("rate") else f"{value:,.1f}"
         case int():
-            text = human(value) if name.endswith("bytes") else f"{value:,}"
+            text = human(value) if name.endswith("bytes") else str(value) if name == "pin" else f"{value:,}"
         case dict():
             text = "  ".join(f"{key} {count:,}" for key, count in value.items() if count) or "-"
         case _:
