@@ -31,7 +31,7 @@ def converse(talk: Conversation, said: int, prefill: Process, decode: Process) -
         user=talk.user,
         turn=talk.turn,
         prompt=len(ids),
-        prefilled=filled["computed"],
+        blocks=(len(ids) - 1) // BLOCK_TOKENS,
         held=with_store["held"],
         tiers=with_store["tiers"],
         prefill_tiers=filled["tiers"],
@@ -51,9 +51,13 @@ def poison(talk: Conversation, decode: Process, console: Console) -> list[str]:
     changed = spoilt["unverified"] != reference
     kept = spoilt["verified"] == reference
     console.print(
-        f"poisoned one block: unverified, {spoilt['unverified_held']} tokens were taken from the store and the answer "
-        f"{'changed' if changed else 'DID NOT CHANGE'}; verified, {spoilt['verified_held']} were taken, the rest was "
-        f"computed again, and the answer {'is the same' if kept else 'DIFFERS'}"
+        "One block was overwritten in the node's memory, as a stray write would do it; the last prompt again:\n"
+        f"  verification off: {spoilt['unverified_held']} tokens came from the store, and the answer "
+        f"{'changed' if changed else 'DID NOT CHANGE'}\n"
+        f"  verification on:  {spoilt['verified_held']} tokens came from the store, the rest was computed, "
+        f"and the answer {'is the same' if kept else 'DIFFERS'}\n",
+        highlight=False,
+        soft_wrap=True,
     )
     wrong = (
         [] if changed else ["a poisoned block did not change the tokens with verification off: the test has no teeth"]
@@ -75,13 +79,17 @@ def main() -> int:
     parser.add_argument("--memory", default="80MiB", help="of the node: one prompt fits, all do not")
     parser.add_argument("--files", default="32MiB", help="of the node's file tier, for the same reason")
     arguments = parser.parse_args()
-    console = Console(width=132)
+    console = Console()
     longest = arguments.system_tokens + arguments.turns * (arguments.said_tokens + NEW_TOKENS)
     console.print(
-        f"{arguments.users} users, {arguments.turns} turns, {arguments.system_tokens} system tokens shared by all, "
-        f"prompts of up to {longest}; {BLOCK_TOKENS} tokens a block; a node with {arguments.memory} of memory "
-        f"and {arguments.files} of files. "
-        "No download: the weights are seeded."
+        "A prefill process computes the KV cache of prompts and publishes it; a decode process fetches it and\n"
+        "answers. They share nothing but a node of the store, which is so small that blocks leave its memory:\n"
+        f"{arguments.memory} of memory, {arguments.files} of files, and a directory of objects.\n"
+        f"{arguments.users} users share {arguments.system_tokens} system tokens and say something in "
+        f"{arguments.turns} turns; prompts have up to {longest} tokens,\n"
+        f"{BLOCK_TOKENS} a block. The model is a small Llama with seeded weights: nothing is downloaded.\n",
+        highlight=False,
+        soft_wrap=True,
     )
     with tempfile.TemporaryDirectory(prefix="kvstore-demo-") as scratch, Stage(Path(scratch)) as stage:
         start = time.monotonic()
@@ -89,17 +97,20 @@ def main() -> int:
         flags = ["--layers", str(arguments.layers), "--block-tokens", str(BLOCK_TOKENS), "--warm-tokens", str(longest)]
         prefill, decode = stage.worker("prefill", flags), stage.worker("decode", flags)
         prefill.answer(), decode.answer()
-        console.print(f"node, prefill and decode are up and warm after {time.monotonic() - start:.0f} s")
+        up_s = time.monotonic() - start
+        console.print(f"All three are up and warm after {up_s:.0f} s. This takes a minute or two.\n", highlight=False)
         talks = conversations(arguments.users, arguments.system_tokens, seed=7)
-        rows = [
-            converse(talk, arguments.said_tokens, prefill, decode) for _ in range(arguments.turns) for talk in talks
-        ]
+        rows = []
+        with console.status("") as status:  # for people at a terminal
+            for turn, talk in ((turn, talk) for turn in range(arguments.turns) for talk in talks):
+                status.update(f"user {talk.user}, turn {turn + 1}")
+                rows.append(converse(talk, arguments.said_tokens, prefill, decode))
         show(rows, console)
         wrong = verdict(rows) + poison(talks[-1], decode, console)
     for line in wrong:
         console.print(f"[bold red]FAILED:[/] {line}")
     if not wrong:
-        console.print("[bold green]the tokens are the same, and a lie was caught[/]")
+        console.print("[bold green]GOOD: the tokens are the same with and without the store, and a lie was caught[/]")
     return 1 if wrong else 0
 
 
