@@ -65,6 +65,8 @@ class FileTier:
         self.clock = clock
         self.owner = core.new_owner()
         self.counts = FileCounts()
+        # Headers are encoded under the core's lock: into memory that is there already, or puts wait for page faults.
+        self.headers = memoryview(bytearray(BATCH_BLOCKS * HEADER_BYTES))
         self._verifiers = ThreadPoolExecutor(max_workers=2, thread_name_prefix="verify")
 
     @property
@@ -218,7 +220,7 @@ class FileReservation:
         batch = await _lay_out(tier.pages, self._offsets[at], sources, size)
         try:
             checksums = self._run.checksums[[self._granted[i] for i in picked]]
-            headers = memoryview(bytearray(HEADER_BYTES * len(sources)))
+            headers = tier.headers[: HEADER_BYTES * len(sources)]  # until the next await
             if not tier.core.encode_headers(FILE, self._tickets[at], checksums, headers):
                 raise OSError(errno.ECANCELED, "the reservation is over")
             for i, page in enumerate(batch.headers):
