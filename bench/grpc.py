@@ -1,6 +1,6 @@
 """The gRPC door: lookups, gets and puts over loopback, against a bare gRPC server that answers as many bytes.
 
-Node and bare server have a process each, as in life. `python -m bench.grpc node|bare FOLDER` is what they run.
+Node and bare server have a process each, as in life. `python -m bench.grpc` is the bare one.
 """
 
 # ruff: noqa: N802, ARG002 - a servicer's methods are named by the contract
@@ -14,7 +14,6 @@ import tempfile
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import contextmanager
-from functools import partial
 from pathlib import Path
 
 import grpc
@@ -22,13 +21,13 @@ import grpc.aio
 import numpy as np
 
 from bench.harness import Row, at_most, measure, median_of, no_target
+from bench.serving import node
 from kvstore import Client, KVLayout
-from kvstore.config import GIB, MIB, Config, FileConfig, GrpcConfig, MemoryConfig, NodeConfig, ObjectConfig
-from kvstore.node.node import Node
 from kvstore.wire import services, store
 
 __all__ = ["rows"]
 
+MIB, GIB = 1 << 20, 1 << 30
 KEYS = 1_024
 BLOCK_BYTES = 2 * MIB
 BATCH = 32
@@ -38,7 +37,7 @@ LAYOUT = KVLayout.uniform(
 )
 
 
-# ---- the two servers ------------------------------------------------------------------------------------------------
+# ---- the bare server ------------------------------------------------------------------------------------------------
 
 
 class Bare(services.StoreServicer):
@@ -58,38 +57,25 @@ class Bare(services.StoreServicer):
         return store.PutResponse()
 
 
-async def _serve(kind: str, folder: Path) -> None:
-    if kind == "node":
-        config = Config(
-            node=NodeConfig(name=folder.name, data_dir=folder / "data", socket=folder / "s"),
-            memory=MemoryConfig(bytes=GIB // 2, keep=False),
-            file=FileConfig(enabled=False),
-            object=ObjectConfig(url="none"),
-            grpc=GrpcConfig(address="127.0.0.1:0"),
-        )
-        node = Node(config)
-        await node.start()
-        address, stop = node.grpc.addresses[-1], node.stop
-    else:
-        server = grpc.aio.server()
-        services.add_StoreServicer_to_server(Bare(), server)
-        address, stop = f"127.0.0.1:{server.add_insecure_port('127.0.0.1:0')}", partial(server.stop, None)
-        await server.start()
-    sys.stdout.write(f"{address}\n")
+async def _serve() -> None:
+    server = grpc.aio.server()
+    services.add_StoreServicer_to_server(Bare(), server)
+    port = server.add_insecure_port("127.0.0.1:0")
+    await server.start()
+    sys.stdout.write(f"127.0.0.1:{port}\n")
     sys.stdout.flush()
     await asyncio.to_thread(sys.stdin.read)  # until the benchmark has ended
-    await stop()
+    await server.stop(None)
 
 
 @contextmanager
-def _served(kind: str) -> Iterator[str]:
-    with tempfile.TemporaryDirectory(prefix="kvstore-bench-") as folder:
-        command = [sys.executable, "-m", "bench.grpc", kind, folder]
-        with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
-            assert process.stdout is not None and process.stdin is not None
-            yield process.stdout.readline().strip()
-            process.stdin.close()
-            process.wait(30)
+def _bare() -> Iterator[str]:
+    command = [sys.executable, "-m", "bench.grpc"]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None and process.stdin is not None
+        yield process.stdout.readline().strip()
+        process.stdin.close()
+        process.wait(30)
 
 
 # ---- figures --------------------------------------------------------------------------------------------------------
@@ -114,11 +100,12 @@ def _poured(stub: services.StoreStub) -> None:
 def rows(quick: bool) -> list[Row]:
     rounds = 3 if quick else 15
     with (
-        _served("node") as node,
-        _served("bare") as bare,
+        tempfile.TemporaryDirectory(prefix="kvstore-bench-") as folder,
+        node(Path(folder), GIB // 2, "file.enabled=false", grpc="127.0.0.1:0") as served,
+        _bare() as bare,
         grpc.insecure_channel(bare) as echo,
-        grpc.insecure_channel(node) as channel,
-        Client(node) as client,
+        grpc.insecure_channel(served.addresses[0]) as channel,
+        Client(served.addresses[0]) as client,
     ):
         limit, raw = services.StoreStub(echo), services.StoreStub(channel)
         ns = client.namespace(LAYOUT)
@@ -172,4 +159,4 @@ def rows(quick: bool) -> list[Row]:
 
 
 if __name__ == "__main__":
-    asyncio.run(_serve(sys.argv[1], Path(sys.argv[2])))
+    asyncio.run(_serve())

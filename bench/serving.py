@@ -17,7 +17,8 @@ STOP_S = 60.0
 
 @dataclass(frozen=True, slots=True)
 class Served:
-    address: str
+    address: str  # of the socket
+    addresses: tuple[str, ...]  # of gRPC
     pid: int
 
     def written_bytes(self) -> int:
@@ -27,12 +28,12 @@ class Served:
 
 
 @contextmanager
-def node(folder: Path, memory_bytes: int, *sets: str) -> Iterator[Served]:
-    """Serving when it is given out, and ended before this returns. Without an object tier, gRPC, metrics, and memory
-    that outlives it; `sets` (SECTION.KEY=VALUE) say the rest.
+def node(folder: Path, memory_bytes: int, *sets: str, grpc: str = "none") -> Iterator[Served]:
+    """Serving when it is given out, and ended before this returns. Without an object tier, metrics, memory that
+    outlives it, and gRPC unless it is given an address; `sets` (SECTION.KEY=VALUE) say the rest.
     """
     flags = ["--data-dir", str(folder / "data"), "--socket", str(folder / "s"), "--memory", str(memory_bytes)]
-    flags += ["--grpc", "none", "--metrics", "none", "--json"]
+    flags += ["--grpc", grpc, "--metrics", "none", "--json"]
     flags += [part for one in ("memory.keep=false", "object.url=none", *sets) for part in ("--set", one)]
     command = [sys.executable, "-m", "kvstore", "node", *flags]
     with subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE) as process:
@@ -40,9 +41,11 @@ def node(folder: Path, memory_bytes: int, *sets: str) -> Iterator[Served]:
         line = process.stdout.readline()
         if not line:
             raise RuntimeError("the node did not start")
-        assert json.loads(line)["pid"] == process.pid
+        facts = json.loads(line)
+        assert facts["pid"] == process.pid
         try:
-            yield Served(f"unix:{folder}/s", process.pid)
+            doors = tuple(one for one in facts["addresses"] if not one.startswith("unix:"))
+            yield Served(f"unix:{folder}/s", doors, process.pid)
         finally:
             process.terminate()
             process.wait(STOP_S)
