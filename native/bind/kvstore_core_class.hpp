@@ -30,6 +30,10 @@ struct CoreClass {
   std::shared_ptr<Completions> completions;
 };
 
+// What surrounds the class, and its calls by what they are about; kvstore_core.cpp puts it together.
+void bind_core_config(nanobind::module_& m);            // kvstore_core_config.cpp
+void bind_core_rows(nanobind::module_& m);              // kvstore_core_rows.cpp
+void bind_calls(nanobind::class_<CoreClass>& core);     // kvstore_core_calls.cpp
 void bind_counters(nanobind::class_<CoreClass>& core);  // kvstore_counters.cpp
 void bind_objects(nanobind::class_<CoreClass>& core);   // kvstore_objects.cpp
 

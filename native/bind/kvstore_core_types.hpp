@@ -24,6 +24,12 @@ using WordsIn = nb::ndarray<const std::uint64_t, nb::ndim<1>, nb::c_contig, nb::
 template <class T>
 using ArrayOut = nb::ndarray<nb::numpy, T>;
 
+using Release = nb::call_guard<nb::gil_scoped_release>;
+
+inline Tier tier_of(int tier) {
+  if (tier != 1 && tier != 2) throw nb::value_error("tier: 1 (memory) or 2 (file)");
+  return static_cast<Tier>(tier);
+}
 inline std::span<const Key> keys_of(const KeysIn& keys) {
   return {reinterpret_cast<const Key*>(keys.data()), keys.shape(0)};
 }

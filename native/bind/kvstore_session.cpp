@@ -70,7 +70,6 @@ namespace kvstore::bind {
 namespace {
 
 using namespace door;
-using Release = nb::call_guard<nb::gil_scoped_release>;
 
 constexpr double kLongest = 86'400.0;  // seconds; a deadline beyond it is this
 
