@@ -3,9 +3,10 @@
 Rules
 - No put waits for it. Blocks are held while they are written, at most `WRITES_MAX` batches of them; a put that needs
   room takes warmer ones meanwhile, and what it takes unwritten is dropped and counted by the core.
-- Only the coldest `write_behind_bytes_max` are looked at; what was passed over there is not asked about again until it
-  has been warmer in between.
-- A write that fails leaves its blocks dirty and passed over; after it, nothing is written for `RETRY_S`.
+- Only the coldest `write_behind_bytes_max` are looked at. What was written, or passed over by admission, is not asked
+  about again until somebody has touched it: the core keeps that (native/core/node_core_marks.cpp).
+- A write that fails leaves its blocks dirty, and not to be asked about while they are as cold as they are; after it,
+  nothing is written for `RETRY_S`.
 """
 
 from __future__ import annotations
@@ -18,10 +19,10 @@ from typing import TYPE_CHECKING, Final
 import numpy as np
 import numpy.typing as npt
 
+from kvstore import native
 from kvstore.tiers.base import Run, TierKind
 
 if TYPE_CHECKING:
-    from kvstore import native
     from kvstore.node.admission import Admission
     from kvstore.tiers.base import Tier
     from kvstore.tiers.memory import MemoryTier
@@ -34,6 +35,7 @@ BATCH_BYTES: Final = 16 << 20
 BATCH_BLOCKS: Final = 256
 WRITES_MAX: Final = 3
 RETRY_S: Final = 1.0
+MEMORY: Final = int(TierKind.MEMORY)
 
 Tickets = npt.NDArray[np.uint64]
 
@@ -79,7 +81,7 @@ class Demotion:
         self._memory = memory
         self._bytes_max = write_behind_bytes_max
         self._room_bytes = room_bytes
-        self._passed: set[int] = set()  # tickets in the coldest part that are not to be asked about again
+        self._failed: set[int] = set()  # tickets in the coldest part that could not be written
         self.retry_s = RETRY_S
         self.blocks_written = 0
         self.failures = 0
@@ -105,32 +107,43 @@ class Demotion:
 
     def _next_batch(self) -> tuple[int, native.SlotRows] | None:
         """The coldest that are to go down, held."""
-        cold = self._core.dirty_victims(int(TierKind.MEMORY), self._bytes_max)
+        cold = self._core.dirty_victims(MEMORY, self._bytes_max, native.Dirty.FRESH)
         listed = cold.tolist()
-        self._passed.intersection_update(listed)
-        fresh = [i for i, ticket in enumerate(listed) if ticket not in self._passed]
+        self._failed.intersection_update(listed)
+        fresh = [i for i, ticket in enumerate(listed) if ticket not in self._failed]
         while fresh:
-            rows = self._core.info(int(TierKind.MEMORY), cold[fresh[:BATCH_BLOCKS]])
+            rows = self._core.info(MEMORY, cold[fresh[:BATCH_BLOCKS]])
             few = max(1, min(len(fresh), BATCH_BLOCKS, BATCH_BYTES // int(rows.bytes.max(initial=1))))
-            # On their way now, or not to be asked about again: what cannot be written must not come back at once.
-            self._passed.update(listed[i] for i in fresh[:few])
             fresh = fresh[few:]
-            chosen = self._choose(rows, few)
+            chosen = self._choose(rows, min(few, len(rows.tickets)))  # some may be gone already
             if chosen:
-                hold, held = self._core.hold_slots(int(TierKind.MEMORY), self._owner, rows.tickets[chosen])
+                hold, held = self._core.hold_slots(MEMORY, self._owner, rows.tickets[chosen])
                 if hold:
                     return hold, held
         return None
 
     def _choose(self, rows: native.SlotRows, few: int) -> list[int]:
-        few = min(few, len(rows.tickets))  # some may be gone already
-        return self._admission.choose(
-            [key.tobytes() for key in rows.keys[:few]],
-            [parent.tobytes() for parent in rows.parents[:few]],
-            rows.tickets[:few].tolist(),
-            rows.wanted[:few].tolist(),
+        """Which of the first few go down. The others are marked: clean, as they are there already, or passed over."""
+        there = self._there(rows, few)
+        self._core.mark_clean(MEMORY, rows.tickets[:few][there])
+        left = np.flatnonzero(~there).tolist()
+        chosen = self._admission.choose(
+            [rows.keys[i].tobytes() for i in left],
+            [rows.parents[i].tobytes() for i in left],
+            rows.tickets[left].tolist(),
+            rows.wanted[left].tolist(),
             self._room_bytes() // int(rows.bytes.max(initial=1)),
         )
+        picked = [left[i] for i in chosen]
+        self._core.mark_passed(MEMORY, rows.tickets[sorted(set(left) - set(picked))])
+        return picked
+
+    def _there(self, rows: native.SlotRows, few: int) -> npt.NDArray[np.bool_]:
+        there = np.zeros(few, dtype=np.bool_)
+        for ns, shard in set(zip(rows.ns[:few].tolist(), rows.shards[:few].tolist(), strict=True)):
+            mine = np.flatnonzero((rows.ns[:few] == ns) & (rows.shards[:few] == shard))
+            there[mine] = self._below.lookup(ns, shard, rows.keys[mine])
+        return there
 
     async def _write(self, hold: int, rows: native.SlotRows) -> bool:
         """False: the tier below could not take them."""
@@ -146,7 +159,7 @@ class Demotion:
                     written = await self._write_run(rows, [members[i] for i in run]) and written
             return written
         finally:
-            self._core.release(int(TierKind.MEMORY), self._owner, hold)
+            self._core.release(MEMORY, self._owner, hold)
 
     async def _write_run(self, rows: native.SlotRows, picked: list[int]) -> bool:
         run = _run(rows, picked)
@@ -159,7 +172,7 @@ class Demotion:
             await reservation.write(sources)
             written = reservation.seal()
             self.blocks_written += written
-            self._core.moved(int(TierKind.MEMORY), int(self._below.kind), written)
+            self._core.moved(MEMORY, int(self._below.kind), written)
         except OSError as error:
             self.failures += 1
             log.warning("write-behind: %s", error)
@@ -168,8 +181,8 @@ class Demotion:
             reservation.abort()
             there = self._below.lookup(run.ns, run.shard, run.keys)
             tickets = rows.tickets[picked]
-            self._core.mark_clean(int(TierKind.MEMORY), tickets[there])
-            self._passed.update(tickets[~there].tolist())  # not again while they stay as cold as they are
+            self._core.mark_clean(MEMORY, tickets[there])
+            self._failed.update(tickets[~there].tolist())
         return True
 
 

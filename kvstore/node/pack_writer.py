@@ -2,7 +2,8 @@
 
 Rules
 - No put waits for it. It looks at the coldest part of one tier (files, or memory where there are none) whenever that
-  tier runs short of room, and marks clean what lies in a pack. What is evicted before its turn is dropped and counted
+  tier runs short of room, and marks clean what lies in a pack. Where there are files, it looks at the coldest part of
+  memory too, for what files have let go before it was in a pack. What is evicted before its turn is dropped and counted
   by the core.
 - A pack is an aligned group: the victim and its ancestors back to the group's start, wherever above they lie. Whole
   groups go first; a chain's tail makes a partial pack. A group of which an ancestor is not here is passed over and
@@ -50,6 +51,7 @@ RETRY_S: Final = 1.0
 FORGIVE_S: Final = 30.0  # how long a group that could not be written is passed over
 ALIGN: Final = 4096  # of buffers that a file tier reads into
 EVERYTHING: Final = 1 << 62
+MEMORY: Final = int(TierKind.MEMORY)
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,32 +134,38 @@ class PackWriter:
                 self._passed.clear()
                 forgive = loop.time() + FORGIVE_S
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._kicked.wait(), LOOK_S)
+                async with asyncio.timeout(LOOK_S):  # wait_for of 3.11 may lose a cancellation, and so a stop
+                    await self._kicked.wait()
             self._kicked.clear()
             try:
-                while self._short() and await self._write_cold(self._source, self._cold_bytes()):
+                while self._short() and await self._write_short():
                     pass
             except Exception:
                 log.exception("object tier: writing packs failed")
                 await asyncio.sleep(RETRY_S)
 
-    def _capacity(self) -> int:
-        stats = self._core.stats(self._source)
+    async def _write_short(self) -> bool:
+        """Memory first, where files have lost something: nothing else has it any more."""
+        lost = self._source != MEMORY and await self._write_cold(MEMORY, self._cold_bytes(MEMORY), native.Dirty.LOST)
+        return await self._write_cold(self._source, self._cold_bytes(self._source)) or lost
+
+    def _capacity(self, tier: int) -> int:
+        stats = self._core.stats(tier)
         return stats["bytes_free"] + stats["payload_bytes_sealed"]
 
     def _short(self) -> bool:
-        return self._core.stats(self._source)["bytes_free"] < FREE_SHARE * self._capacity()
+        return self._core.stats(self._source)["bytes_free"] < FREE_SHARE * self._capacity(self._source)
 
-    def _cold_bytes(self) -> int:
-        return min(COLD_BYTES_MAX, int(COLD_SHARE * self._capacity()))
+    def _cold_bytes(self, tier: int) -> int:
+        return min(COLD_BYTES_MAX, int(COLD_SHARE * self._capacity(tier)))
 
     # ---- one round --------------------------------------------------------------------------------------------------
 
-    async def _write_cold(self, tier: int, cold_bytes: int) -> bool:
+    async def _write_cold(self, tier: int, cold_bytes: int, which: native.Dirty = native.Dirty.ALL) -> bool:
         """Some of the coldest blocks that are in no pack. False: there are none, or the store does not take them."""
         if self._objects.store.circuit.is_open:
             return False
-        rows = self._victims(tier, cold_bytes)
+        rows = self._victims(tier, cold_bytes, which)
         if rows is None:
             return False
         left = self._mark_known(tier, rows)
@@ -188,8 +196,8 @@ class PackWriter:
                 await asyncio.wait(uploads)
         return written
 
-    def _victims(self, tier: int, cold_bytes: int) -> native.SlotRows | None:
-        cold = self._core.dirty_victims(tier, cold_bytes)
+    def _victims(self, tier: int, cold_bytes: int, which: native.Dirty) -> native.SlotRows | None:
+        cold = self._core.dirty_victims(tier, cold_bytes, which)
         fresh = [i for i, ticket in enumerate(cold.tolist()) if ticket not in self._passed]
         rows = self._core.info(tier, cold[fresh[:ROWS]]) if fresh else None
         return rows if rows is not None and len(rows.tickets) else None
@@ -227,7 +235,6 @@ class PackWriter:
         if dropped:
             self._passed.update(rows.tickets[dropped].tolist())
             self.blocks_passed += len(dropped)
-            self._core.demotions_dropped(len(dropped))
         return sorted(groups, key=lambda group: not group.whole)
 
     def _back_to_start(

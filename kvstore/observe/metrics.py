@@ -146,7 +146,9 @@ def traffic(counts: Counts) -> Iterator[Metric]:
         "kvstore_blocks_promoted", "Blocks brought up to memory, by the tier they came from.", counts["promoted"]
     )
     yield _counter(
-        "kvstore_demotions_dropped", "Blocks not worth or not in time for a lower tier.", counts["demotions_dropped"]
+        "kvstore_demotions_dropped",
+        "Blocks evicted before they were in a lower tier that was to have them.",
+        counts["demotions_dropped"],
     )
     yield _gauge_value("kvstore_fetches_parked", "Fetches waiting for a promotion now.", counts["parked"])
     yield _counter("kvstore_holds_parked", "Fetches that had to wait for a promotion.", counts["holds_parked"])

@@ -376,13 +376,15 @@ void bind_questions(nb::class_<Table>& table) {
       .def("slots_end", [](Table& s) { return s.with(0, [](SlotTable& t) { return t.slots_end(); }); })
       .def("take_evicted", [](Table& s) { return to_array(s.take_evicted()); }, "Tickets evicted since the last call, in order.")
       .def("dirty_victims",
-           [](Table& s, std::uint64_t bytes) {
+           [](Table& s, std::uint64_t bytes, Dirty which) {
              std::vector<Ticket> out;
-             s.with(1000, [&](SlotTable& t) { t.dirty_victims(bytes, out); });
+             s.with(1000, [&](SlotTable& t) { t.dirty_victims(bytes, out, which); });
              return to_array(words_of(out));
            },
-           "bytes"_a)
+           "bytes"_a, "which"_a = Dirty::kAll)
       .def("mark_clean", [](Table& s, std::uint64_t ticket) { s.with(0, [&](SlotTable& t) { t.mark_clean(ticket_of(ticket)); }); }, "ticket"_a)
+      .def("mark_lost", [](Table& s, std::uint64_t ticket) { s.with(0, [&](SlotTable& t) { t.mark_lost(ticket_of(ticket)); }); }, "ticket"_a)
+      .def("mark_passed", [](Table& s, std::uint64_t ticket) { s.with(0, [&](SlotTable& t) { t.mark_passed(ticket_of(ticket)); }); }, "ticket"_a)
       .def("mark_dirty", [](Table& s, std::uint64_t ticket) { s.with(0, [&](SlotTable& t) { t.mark_dirty(ticket_of(ticket)); }); }, "ticket"_a)
       .def("record", &record, "ticket"_a, "checksums"_a, nb::sig("def record(self, ticket: int, checksums: NDArray[numpy.uint64]) -> bytes | None"),
            "The slot record; of a reserved slot, the one it will have when sealed with these checksums.")
@@ -399,6 +401,8 @@ void bind_questions(nb::class_<Table>& table) {
 }  // namespace
 
 void bind_table(nb::module_& m) {
+  nb::enum_<Dirty>(m, "Dirty", nb::is_arithmetic())
+      .value("ALL", Dirty::kAll).value("FRESH", Dirty::kFresh).value("LOST", Dirty::kLost);
   nb::class_<Table> table(m, "SlotTable", "One tier's slots: native/core/slot_table.hpp says what each verb promises.");
   const TableConfig defaults;
   table.def(nb::init<std::uint64_t, std::uint64_t, std::uint32_t, std::string, std::uint64_t, nb::object>(), "bytes"_a,

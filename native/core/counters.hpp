@@ -127,7 +127,8 @@ struct CoreCounters {
   std::array<std::uint64_t, kTiers> corrupt{};       // blocks dropped because they did not verify
   std::array<std::uint64_t, kTiers> read_failed{};   // blocks a tier had and could not give
   std::uint64_t refused_limit = 0, refused_input = 0, stale_namespace = 0, cleared = 0;
-  std::uint64_t demoted[kTiers] = {}, promoted[kTiers] = {}, demotions_dropped = 0;  // told by the mover: to, from a tier
+  std::uint64_t demoted[kTiers] = {}, promoted[kTiers] = {};  // told by the mover: to, from a tier
+  std::uint64_t demotions_dropped = 0;  // evicted before they were in a lower tier that was to have them
   std::array<Histogram, kMovePaths> paths{};
 };
 

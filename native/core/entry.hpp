@@ -22,6 +22,7 @@ inline constexpr std::uint32_t kPositionMax = 0xffffff;  // later blocks of a ch
 inline constexpr std::uint64_t kCheckMask = (1ull << 40) - 1;
 
 enum EntryFlag : std::uint32_t {
+  kSunk = 1u << 7,     // went down since it was last touched, whether or not it is still there
   kClean = 1u << 8,    // a lower tier has it too
   kAside = 1u << 9,    // the policy was refused it and waits for released()
   kWriter = 1u << 10,  // a reservation record belongs to it: `check` holds its place
@@ -29,10 +30,11 @@ enum EntryFlag : std::uint32_t {
   kLogged = 1u << 12,  // in the list of changes
   kRanked = 1u << 13,  // the policy knows it
   kWanted = 1u << 14,  // fetched or put again since it came, or its caller says that it will be
+  kPassed = 1u << 15,  // write-behind was asked about it since it was last touched, and did not want it
 };
 
 struct alignas(64) Entry {
-  std::uint32_t control;   // bits 0-7 state, 8-15 flags, 16-31 holds of any kind
+  std::uint32_t control;   // bits 0-6 state, 7-15 flags, 16-31 holds of any kind
   std::uint32_t tenancy;   // counts the tenancies of this slot, from 1
   std::uint16_t row;       // of its namespace, in the meta memory's namespace rows
   std::uint16_t views;     // holds without copy
@@ -42,7 +44,7 @@ struct alignas(64) Entry {
   std::uint64_t check;     // bits 0-39 SEALED: the same bits of XXH3-64 of what must not change; 40-63 position
   Key key;
 
-  SlotState state() const noexcept { return static_cast<SlotState>(control & 0xff); }
+  SlotState state() const noexcept { return static_cast<SlotState>(control & 0x7f); }
   std::uint32_t holds() const noexcept { return control >> 16; }
   bool has(EntryFlag flag) const noexcept { return (control & flag) != 0; }
   std::uint32_t parts() const noexcept { return shape & 0x1ff; }
@@ -68,6 +70,8 @@ struct alignas(64) Entry {
     store_control((control & (0xffff0000u | kLogged)) | flags | static_cast<std::uint32_t>(state));
   }
   void set(EntryFlag flag, bool on) noexcept { store_control(on ? control | flag : control & ~std::uint32_t{flag}); }
+  // Somebody asked for it: what write-behind decided of it before counts no more.
+  void touch() noexcept { store_control((control | kWanted) & ~(std::uint32_t{kSunk} | kPassed)); }
   void add_hold() noexcept { store_control(control + 0x10000u); }
   void drop_hold() noexcept { store_control(control - 0x10000u); }
 };

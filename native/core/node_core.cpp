@@ -68,8 +68,8 @@ NodeCore::Impl::Impl(const CoreConfig& given, void* meta_memory, std::size_t met
     recovered = memory.recover();
     if (meta.former_clients().empty()) memory.former_clients_gone();
   }
-  memory.on_evict([this](const SlotInfo& info) { removed(Tier::kMemory, info); });
-  if (file) file->on_evict([this](const SlotInfo& info) { removed(Tier::kFile, info); });
+  memory.on_evict([this](const SlotInfo& info) { evicted(Tier::kMemory, info); });
+  if (file) file->on_evict([this](const SlotInfo& info) { evicted(Tier::kFile, info); });
   work_event = eventfd(0, EFD_NONBLOCK | EFD_CLOEXEC);
   if (work_event < 0) throw std::system_error(errno, std::generic_category(), "eventfd");
 }
@@ -233,6 +233,7 @@ FetchStatus NodeCore::reserve(Tier tier, OwnerId owner, NsId ns, std::uint16_t s
       case ReserveStatus::kTooLarge: counters.put_too_large += 1; break;
     }
   }
+  if (!out.empty() && out.back().status == ReserveStatus::kFull) impl_->want_write_behind();  // no seal may follow
   return FetchStatus::kOk;
 }
 
@@ -382,11 +383,6 @@ void NodeCore::count_moved(Tier from, Tier to, std::uint64_t blocks) {
     impl_->counters.demoted[static_cast<std::size_t>(to)] += blocks;
   else
     impl_->counters.promoted[static_cast<std::size_t>(from)] += blocks;
-}
-
-void NodeCore::count_demotions_dropped(std::uint64_t blocks) {
-  std::lock_guard lock(impl_->mutex);
-  impl_->counters.demotions_dropped += blocks;
 }
 
 CountersCopy NodeCore::counters() const {

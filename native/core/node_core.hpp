@@ -205,11 +205,12 @@ class NodeCore {
   SlotId scan(Tier tier, SlotId after, std::size_t max, SlotRows& out);  // sealed ones; kNoSlot: the end
   std::size_t retire(Tier tier, std::span<const Ticket> tickets, bool corrupt);
   std::size_t retire_keys(NsId ns, std::span<const Key> keys);  // all shards, memory and file
+  // After a start, with what each tier has listed: clean memory slots of which no tier below has a copy are dirty again.
+  std::size_t recheck_clean();
   NsId ticket_namespace(Ticket ticket) const;                   // of a memory slot; kNoNamespace: stale
 
   void count_failed_reads(Tier tier, std::uint64_t blocks);
   void count_moved(Tier from, Tier to, std::uint64_t blocks);
-  void count_demotions_dropped(std::uint64_t blocks);
   CountersCopy counters() const;
 
   // Events after `sequence`. gap: some of them are not kept any more.

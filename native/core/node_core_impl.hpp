@@ -49,6 +49,11 @@ struct NodeCore::Impl {
   void want_write_behind();
   bool push(Work&& work, bool may_drop);  // and wakes
 
+  // ---- node_core_marks.cpp
+  void evicted(Tier tier, const SlotInfo& info);
+  void file_copy_gone(const SlotInfo& info, bool in_its_turn);  // of a sealed slot, but for a clear
+  bool in_packs(const SlotInfo& info) const;
+
   // ---- node_core_objects.cpp
   // keys[0], at `position` of its chain, was found nowhere. Once a hole, until probes are forgotten.
   void ask_probe(NsId ns, std::uint16_t shard, std::span<const Key> keys, std::uint64_t position, bool wanted);

@@ -101,6 +101,7 @@ std::size_t NodeCore::retire(Tier tier, std::span<const Ticket> tickets, bool co
     const SlotInfo info = impl_->live(table, ticket);
     if (info.state != SlotState::kSealed) continue;
     impl_->removed(tier, info);
+    if (tier == Tier::kFile) impl_->file_copy_gone(info, false);
     if (table.retire(ticket.slot) != Outcome::kOk) continue;
     retired += 1;
     if (corrupt) impl_->counters.corrupt[static_cast<std::size_t>(tier)] += 1;

@@ -248,6 +248,8 @@ SlotInfo SlotTable::Impl::info(SlotId slot) const {
   out.position = e.position();
   out.state = e.state();
   out.clean = e.has(kClean);
+  out.sunk = e.has(kSunk);
+  out.passed = e.has(kPassed);
   out.wanted = e.has(kWanted);
   out.ticket = {slot, e.tenancy};
   out.offset = slabs.offset(slot);

@@ -51,6 +51,13 @@ enum class ReserveStatus : std::uint8_t {
   kTooLarge = 4, // a slot of this size does not fit a slab
 };
 
+// Which dirty slots are asked for.
+enum class Dirty : std::uint8_t {
+  kAll = 0,
+  kFresh = 1,  // neither sunk nor passed over since they were last touched
+  kLost = 2,   // sunk, and not below any more
+};
+
 // Names one tenancy of a slot; a later tenancy of the same slot has another `tenancy`.
 struct Ticket {
   SlotId slot = kNoSlot;
@@ -83,7 +90,9 @@ struct SlotInfo {
   std::uint16_t shard = 0;
   std::uint32_t position = 0;  // in its chain
   SlotState state = SlotState::kFree;
-  bool clean = false;  // a lower tier has it too
+  bool clean = false;   // a lower tier has it too
+  bool sunk = false;    // went down since it was last touched
+  bool passed = false;  // write-behind did not want it since it was last touched
   bool wanted = false;  // fetched or put again since it came, or hinted to be: evidence for a lower tier's admission
   Ticket ticket;
   std::uint64_t offset = 0;
@@ -158,11 +167,14 @@ class SlotTable {
   Outcome retire(SlotId slot);                                     // by corruption, by an operator, by a clear
   std::size_t retire_keys(NsId ns, std::span<const Key> keys);     // all shards; returns slots unlisted
   void on_evict(std::function<void(const SlotInfo&)> observer);    // one observer
-  // Of the coldest `bytes` that could be evicted, those that are not clean, coldest first: the write-behind's work. What
+  // Of the first `bytes` that reserve() would evict, in its order, those that are not clean: the write-behind's work. What
   // is warmer is left alone, and so a full tier comes to rest.
-  void dirty_victims(std::uint64_t bytes, std::vector<Ticket>& out) const;
-  void mark_clean(Ticket ticket);
-  void mark_dirty(Ticket ticket);
+  void dirty_victims(std::uint64_t bytes, std::vector<Ticket>& out, Dirty which = Dirty::kAll) const;
+  // Marks of sealed slots; stale tickets are left out. A touch (a hold by name, a put of what is held) ends sunk and passed.
+  void mark_clean(Ticket ticket);   // it is below now: clean and sunk
+  void mark_lost(Ticket ticket);    // it went down, and is not there any more: sunk, and not clean
+  void mark_dirty(Ticket ticket);   // it is not below: write-behind is to look at it as if it had just come
+  void mark_passed(Ticket ticket);  // write-behind does not want it
 
   // Restart. `resolve` gives the handle of a namespace digest once it is open; recovered slots of namespaces not yet
   // open wait, unlisted but kept, until add_namespace. Entries that do not check are dropped and counted.
@@ -172,8 +184,8 @@ class SlotTable {
   // A file tier's start: one row a slot (docs/format/slot.md). Rows that overlap or do not check are dropped.
   std::size_t restore(std::span<const std::uint8_t> rows);
   // Changes since the last call, for the checkpoint: rows of slots sealed (or marked clean), and payload offsets freed.
-  // At most `max` of both together, frees first; apply the frees of a call before its rows. Kept only where there are
-  // headers (header_bytes > 0).
+  // At most `max` of both together, frees first; apply the frees of a call before its rows. Fewer than `max`: there are
+  // no more. Kept only where there are headers (header_bytes > 0).
   void drain_changes(std::size_t max, std::vector<std::uint8_t>& sealed_rows, std::vector<std::uint64_t>& freed_offsets);
 
   TableStats stats() const;

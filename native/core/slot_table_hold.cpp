@@ -60,7 +60,7 @@ HoldId SlotTable::hold(OwnerId owner, NsId ns, std::uint16_t shard, std::span<co
     const std::uint32_t ready = t.parts_ready(e);
     if (e.state() != SlotState::kSealed && !(following && ready > 0)) return false;
     t.hold_one(slot, kind);
-    t.entries[slot].set(kWanted, true);
+    t.entries[slot].touch();
     if (kind == HoldKind::kPin) t.counts.pinned_bytes += e.bytes;
     run.push_back(slot);
     out.push_back({{slot, e.tenancy}, t.slabs.offset(slot), ready});
