@@ -59,8 +59,9 @@ sanitize: setup  ## native tests under address+undefined and thread sanitizers
 	  $(CMAKE) --build $$d -j2 >>$$d.log 2>&1 || { cat $$d.log; exit 1; }; \
 	  echo "== $$s"; (cd $$d && $(CURDIR)/.venv/bin/ctest --output-on-failure -j2) || exit 1; done
 
-fuzz: setup      ## every parser, FUZZ_SECONDS each, corpus kept in native/fuzz/corpus
+fuzz: setup      ## both doors and every parser, FUZZ_SECONDS each, corpus kept
 	@sh deploy/dev/setup.sh clang
+	@$(PY) -m tests.integration.grpc_fuzz --seconds $(FUZZ_SECONDS)
 	@$(PY) -m tests.fuzz --seconds $(FUZZ_SECONDS)
 
 wheel: setup     ## a wheel in dist/, and its installed weight
