@@ -155,6 +155,7 @@ class LimitsConfig:
     lease_ms_max: int = 60_000
     hold_wait_ms_max: int = 10_000
     connections_max: int = 1_024
+    door_spin_us_max: int = 100
     holds_per_connection_max: int = 65_536
     namespaces_max: int = 4_096
     parked_max: int = 4_096
@@ -262,6 +263,7 @@ _RULES: Final[Mapping[str, Read]] = types.MappingProxyType(
         "limits.lease_ms_max": count(1, 3_600_000, "milliseconds"),
         "limits.hold_wait_ms_max": count(0, 600_000, "milliseconds"),
         "limits.connections_max": count(1, 65_536),
+        "limits.door_spin_us_max": count(0, 10_000),
         "limits.holds_per_connection_max": count(1, 1 << 24),
         "limits.namespaces_max": count(1, 1 << 20),
         "limits.parked_max": count(0, 1 << 20),

@@ -141,6 +141,7 @@ class FramedDoor:
                 connections_max=limits.connections_max,
                 frame_bytes_max=limits.frame_bytes_max,
                 hold_wait_ms_max=limits.hold_wait_ms_max,
+                spin_us_max=limits.door_spin_us_max,
                 streamed_bytes_max=limits.streamed_bytes_max,
             )
         self._handlers = handlers

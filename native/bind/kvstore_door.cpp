@@ -3,7 +3,7 @@
 //   class Door:
 //     def __init__(self, core: NodeCore, listener: int, payload_fd: int, payload_bytes: int, *, trusted_uids: list[int], allowed_uids=[],
 //                  connections_max=, frame_bytes_max=, queue_bytes_max=, requests_max=, requests_per_connection_max=, hold_wait_ms_max=,
-//                  hello_ms_max=, streamed_bytes_max=) -> None
+//                  hello_ms_max=, stall_ms_max=, spin_us_max=, streamed_bytes_max=) -> None
 //     start(), stop()
 //     set_tokens(list[tuple[bytes, int]])            # SHA-256 of each token, and the number that requests of its bearers carry;
 //                                                    # ends the connections of those whose number is not there any more
@@ -33,7 +33,7 @@ using door::Door;
 void make_door(Door* self, CoreClass& core, int listener, int payload_fd, std::uint64_t payload_bytes, const std::vector<uid_t>& trusted_uids,
                 const std::vector<uid_t>& allowed_uids, std::uint32_t connections_max, std::uint32_t frame_bytes_max, std::uint32_t queue_bytes_max,
                 std::uint32_t requests_max, std::uint32_t requests_per_connection_max, std::uint32_t hold_wait_ms_max,
-                std::uint32_t hello_ms_max, std::uint32_t stall_ms_max, std::uint64_t streamed_bytes_max) {
+                std::uint32_t hello_ms_max, std::uint32_t stall_ms_max, std::uint32_t spin_us_max, std::uint64_t streamed_bytes_max) {
   door::DoorConfig config;
   config.trusted_uids = trusted_uids;
   config.allowed_uids = allowed_uids;
@@ -45,6 +45,7 @@ void make_door(Door* self, CoreClass& core, int listener, int payload_fd, std::u
   config.hold_wait_ms_max = hold_wait_ms_max;
   config.hello_ms_max = hello_ms_max;
   config.stall_ms_max = stall_ms_max;
+  config.spin_us_max = spin_us_max;
   config.streamed_bytes_max = streamed_bytes_max;
   new (self) Door(core.core, listener, payload_fd, payload_bytes, config);
 }
@@ -91,7 +92,8 @@ void bind_door(nb::module_& m) {
            "trusted_uids"_a, "allowed_uids"_a = d.allowed_uids, "connections_max"_a = d.connections_max,
            "frame_bytes_max"_a = d.frame_bytes_max, "queue_bytes_max"_a = d.queue_bytes_max, "requests_max"_a = d.requests_max,
            "requests_per_connection_max"_a = d.requests_per_connection_max, "hold_wait_ms_max"_a = d.hold_wait_ms_max,
-           "hello_ms_max"_a = d.hello_ms_max, "stall_ms_max"_a = d.stall_ms_max, "streamed_bytes_max"_a = d.streamed_bytes_max)
+           "hello_ms_max"_a = d.hello_ms_max, "stall_ms_max"_a = d.stall_ms_max, "spin_us_max"_a = d.spin_us_max,
+           "streamed_bytes_max"_a = d.streamed_bytes_max)
       .def("start", &Door::start, nb::call_guard<nb::gil_scoped_release>())
       .def("stop", &Door::stop, nb::call_guard<nb::gil_scoped_release>())
       .def("set_tokens", &set_tokens, "tokens"_a)

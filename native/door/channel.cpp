@@ -179,22 +179,41 @@ void Channel::read_for_all(Nanos deadline, std::uint64_t unless_answered) {
 }
 
 bool Channel::receive(Nanos deadline) {
-  const Nanos left = deadline - monotonic_now();
-  int flags = 0;
-  if (left < 2 * kSlice) {
-    pollfd one{fd_, POLLIN, 0};
-    const timespec time{std::max<Nanos>(left, 0) / 1'000'000'000, std::max<Nanos>(left, 0) % 1'000'000'000};
-    if (ppoll(&one, 1, &time, nullptr) <= 0) return false;
-    flags = MSG_DONTWAIT;
-  }
-  const ssize_t got = recv(fd_, in_.data() + end_, in_.size() - end_, flags);
+  const Nanos start = monotonic_now();
+  ssize_t got = look_again(start);
+  if (got < 0 && errno == EAGAIN) got = sleep_for_it(deadline - monotonic_now());
+  const int error = errno;
+  spin_.waited(monotonic_now() - start);
   if (got > 0) {
     end_ += static_cast<std::size_t>(got);
     return true;
   }
-  if (got < 0 && (errno == EAGAIN || errno == EINTR)) return false;
+  if (got < 0 && (error == EAGAIN || error == EINTR)) return false;
   break_off();
   return false;
+}
+
+// As recv(), for as long as looking again has paid lately. A thread that reads for everybody has nobody waiting on its wake.
+ssize_t Channel::look_again(Nanos start) {
+  ssize_t got = -1;
+  errno = EAGAIN;
+  while (got < 0 && errno == EAGAIN && !dedicated_ && monotonic_now() - start < spin_.window())
+    got = recv(fd_, in_.data() + end_, in_.size() - end_, MSG_DONTWAIT);
+  return got;
+}
+
+ssize_t Channel::sleep_for_it(Nanos left) {
+  int flags = 0;
+  if (left < 2 * kSlice) {
+    pollfd one{fd_, POLLIN, 0};
+    const timespec time{std::max<Nanos>(left, 0) / 1'000'000'000, std::max<Nanos>(left, 0) % 1'000'000'000};
+    if (ppoll(&one, 1, &time, nullptr) <= 0) {
+      errno = EAGAIN;
+      return -1;
+    }
+    flags = MSG_DONTWAIT;
+  }
+  return recv(fd_, in_.data() + end_, in_.size() - end_, flags);
 }
 
 void Channel::dispatch() {

@@ -15,6 +15,7 @@
 #include <mutex>
 #include <unordered_map>
 
+#include "base/spin_window.hpp"
 #include "frame.hpp"
 
 namespace kvstore::door {
@@ -55,6 +56,7 @@ class Channel {
   void read_slice();
 
   static constexpr Nanos kSlice = 50'000'000;
+  static constexpr Nanos kSpinMax = 100'000;  // whoever waits for an answer looks again for so long before it sleeps
 
  private:
   struct Pending {
@@ -63,6 +65,8 @@ class Channel {
   };
   void read_for_all(Nanos deadline, std::uint64_t unless_answered = 0);
   bool receive(Nanos deadline);
+  ssize_t look_again(Nanos start);
+  ssize_t sleep_for_it(Nanos left);
   void dispatch();
   void undo(const FrameHeader& header, std::span<const std::uint8_t> body);
 
@@ -87,6 +91,7 @@ class Channel {
 
   std::vector<std::uint8_t> in_;  // of whoever reads
   std::size_t begin_ = 0, end_ = 0;
+  SpinWindow spin_{kSpinMax};  // of whoever reads
 };
 
 }  // namespace kvstore::door

@@ -104,7 +104,7 @@ void Door::Impl::run() {
   inbox->thread = std::this_thread::get_id();
   std::array<epoll_event, 64> events;
   while (!stopping) {
-    const int ready = epoll_wait(epoll, events.data(), static_cast<int>(events.size()), wait_ms(monotonic_now()));
+    const int ready = await(events);
     const Nanos now = monotonic_now();
     // First, so that what Python has allowed holds for every frame that was sent after it.
     if (inbox->filled) take_inbox(now);
@@ -134,6 +134,24 @@ void Door::Impl::run() {
   }
   for (auto& [owner, peer] : peers) close_peer(*peer);
   bury();
+}
+
+// Looks again for a while, if that has paid lately, and then sleeps.
+int Door::Impl::await(std::span<epoll_event> events) {
+  const Nanos start = monotonic_now();
+  const auto room = static_cast<int>(events.size());
+  Nanos now = start;
+  int ready = 0;
+  while (ready == 0 && now - start < spin.window()) {
+    ready = epoll_wait(epoll, events.data(), room, 0);
+    now = monotonic_now();
+  }
+  if (ready == 0) {
+    ready = epoll_wait(epoll, events.data(), room, wait_ms(now));
+    now = monotonic_now();
+  }
+  spin.waited(now - start);
+  return ready;
 }
 
 int Door::Impl::wait_ms(Nanos now) const {

@@ -35,6 +35,7 @@ struct DoorConfig {
   std::uint32_t hold_wait_ms_max = 10'000;
   std::uint32_t hello_ms_max = 5'000;           // a peer that has not said HELLO by then is cut off
   std::uint32_t stall_ms_max = 30'000;          // and one that takes none of its answers for so long
+  std::uint32_t spin_us_max = 100;              // looks again for so long before it sleeps, where that pays; 0: never
   std::uint64_t streamed_bytes_max = 1ull << 30;  // held or reserved by one peer that is not trusted
 };
 

@@ -1,5 +1,7 @@
 // The door's inside, shared by server.cpp (sockets, thread) and verbs*.cpp (what frames mean).
 #pragma once
+#include <sys/epoll.h>
+
 #include <atomic>
 #include <functional>
 #include <mutex>
@@ -8,6 +10,7 @@
 #include <unordered_set>
 #include <variant>
 
+#include "base/spin_window.hpp"
 #include "connection.hpp"
 #include "server.hpp"
 #include "transfer/mapped_segment.hpp"
@@ -70,6 +73,7 @@ struct Door::Impl {
   void bury();
   void take_inbox(Nanos now);
   void housekeep(Nanos now);
+  int await(std::span<epoll_event> events);
   int wait_ms(Nanos now) const;
   Connection* find(OwnerId owner);
   bool trusts(uid_t uid) const {
@@ -121,6 +125,7 @@ struct Door::Impl {
   bool listening = true;  // false: out of descriptors, for a moment
   Nanos next_housekeeping = 0;
   Nanos next_census = 0;  // of former clients
+  SpinWindow spin{Nanos{config.spin_us_max} * 1'000};
 
   std::unordered_map<OwnerId, std::unique_ptr<Connection>> peers;
   std::vector<OwnerId> dead;

@@ -1,0 +1,45 @@
+// How long a thread looks again before it sleeps. Waking a sleeping thread costs more than a short wait is worth (on a virtual
+// machine a halted core costs tens of microseconds), but a thread that only looks burns a core.
+//
+// Rules
+// - After halt polling, as KVM does it for its guests (Linux, Documentation/virt/kvm/halt-polling.rst): a wait that was short
+//   and was slept through doubles the window; one longer than the largest window halves it, and soon closes it. So whoever
+//   asks in quick succession is answered by a thread that is awake, and an idle one costs nothing.
+// - One thread at a time.
+#pragma once
+#include <sched.h>
+
+#include <algorithm>
+#include <cstdint>
+
+namespace kvstore {
+
+class SpinWindow {
+ public:
+  // `longest` in nanoseconds; none where this process has one core only, since what is waited for needs that core.
+  explicit SpinWindow(std::int64_t longest) noexcept : longest_(cores() > 1 ? longest : 0) {}
+
+  std::int64_t window() const noexcept { return window_; }
+
+  // A wait has ended after so long, asleep or not.
+  void waited(std::int64_t time) noexcept {
+    if (time <= window_) return;
+    if (time <= longest_) {
+      window_ = std::min(longest_, std::max(kFirst, 2 * window_));
+    } else {
+      window_ = window_ / 2 < kFirst ? 0 : window_ / 2;
+    }
+  }
+
+ private:
+  static constexpr std::int64_t kFirst = 10'000;
+  static int cores() noexcept {
+    cpu_set_t set;
+    return sched_getaffinity(0, sizeof set, &set) == 0 ? CPU_COUNT(&set) : 2;
+  }
+
+  std::int64_t longest_;
+  std::int64_t window_ = 0;
+};
+
+}  // namespace kvstore
