@@ -276,11 +276,13 @@ void SlotTable::drain_changes(std::size_t max, std::vector<std::uint8_t>& sealed
   freed_offsets.assign(t.freed.end() - static_cast<std::ptrdiff_t>(frees), t.freed.end());
   t.freed.resize(t.freed.size() - frees);
   if (!t.freed.empty()) return;  // a row must never come before the free of what lay there
-  for (std::size_t left = max - frees; left > 0 && !t.changed.empty(); --left) {
+  for (std::size_t left = max - frees; left > 0 && !t.changed.empty();) {
     const SlotId slot = t.changed.back();
     t.changed.pop_back();
     t.entries[slot].set(kLogged, false);
-    if (t.entries[slot].state() == SlotState::kSealed) t.encode(slot, {}, sealed_rows);
+    if (t.entries[slot].state() != SlotState::kSealed) continue;  // not a change: fewer than `max` means that no more are left
+    t.encode(slot, {}, sealed_rows);
+    --left;
   }
 }
 

@@ -30,13 +30,16 @@ class TableMachine(RuleBasedStateMachine):
 
     @initialize(slabs=st.integers(1, 4), slab=st.sampled_from([16_384, 32_768]), header=st.sampled_from([0, 4096]))
     def begin(self, slabs: int, slab: int, header: int) -> None:
-        self.pair = TablePair(slabs, slab, header, self.policy)
+        self.pair = self.make(slabs, slab, header)
         self.now = 1_000
         self.generations = dict.fromkeys(SHARDS, 0)
         self.handles: dict[int, int] = {}
         self.written: list[tuple[int, Ticket, int]] = []  # owner, ticket, parts
         for ns in SHARDS:
             self.open(ns)
+
+    def make(self, slabs: int, slab: int, header: int) -> TablePair:
+        return TablePair(slabs, slab, header, self.policy)
 
     def open(self, ns: int) -> None:
         self.handles[ns] = self.pair.open_namespace(digest_of(ns, self.generations[ns]), SHARDS[ns])

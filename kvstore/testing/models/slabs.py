@@ -35,6 +35,14 @@ class Geometry:
     def cells(self, cell: int) -> int:
         return self.slab_bytes // cell
 
+    def slot_at(self, payload_offset: int, cell: int) -> int | None:
+        """The slot whose cell of this size has its payload there; None: no such cell begins where that would."""
+        slab, within = divmod(payload_offset - self.header_bytes, self.slab_bytes)
+        place, rest = divmod(within, cell)
+        if payload_offset < self.header_bytes or slab >= self.slabs or rest or place >= self.cells(cell):
+            return None
+        return slab * self.ids_per_slab + place
+
 
 @dataclass(slots=True)
 class Slab:

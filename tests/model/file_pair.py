@@ -1,0 +1,187 @@
+"""A native file table and its model, with what outlives them: a disk of headers and blocks, an index of rows."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Final
+
+import numpy as np
+
+from kvstore import native
+from kvstore.testing.models.disk import DiskModel, Torn, identity
+from kvstore.testing.models.lifecycle import Outcome, Slot, SlotState, Ticket
+from kvstore.testing.models.policy import Hint
+from kvstore.testing.models.records import Record, decode, record_of, restore
+from kvstore.tiers.file_index import split_records
+from tests.model.table_pair import TablePair, aligned, word_of
+
+HEADER_BYTES: Final = 4096
+Claim = tuple[bytes, Record]
+
+
+class FilePair(TablePair):
+    """`index`: payload offset to row, as transactions made it; `history`: every state that it was in this life."""
+
+    def __init__(self, slabs: int, slab_bytes: int, policy: str) -> None:
+        super().__init__(slabs, slab_bytes, HEADER_BYTES, policy)
+        self.disk = DiskModel()
+        self.ever: set[tuple[object, ...]] = set()  # all that was ever written
+        self.index: dict[int, Claim] = {}
+        self.history: list[dict[int, Claim]] = [{}]
+        self.rejected: set[int] = set()  # offsets of rows that the last restore did not believe
+        self.doubtful: set[tuple[object, ...]] = set()  # restored, and found overwritten by whoever reads them
+        self.unseen: set[Record] = set()  # headers on the disk of which no row told this process
+        self.numbers_true = True  # no process since the last scan of headers has had such
+
+    def _open(self) -> native.SlotTable:
+        self.meta = aligned(self.meta.size)  # nothing of it outlives a process
+        return super()._open()
+
+    # ---- what a file tier does between reserve and seal
+
+    def reserve(
+        self,
+        owner: int,
+        ns: int,
+        shard: int,
+        keys: Sequence[bytes],
+        *,
+        parent: bytes,
+        metas: Sequence[bytes],
+        hint: Hint,
+        in_place: bool,
+        now: int,
+        lapse_after: int,
+    ) -> list[Ticket]:
+        """Always in place: a write that comes late must not meet another tenancy."""
+        return super().reserve(
+            owner,
+            ns,
+            shard,
+            keys,
+            parent=parent,
+            metas=metas,
+            hint=hint,
+            in_place=True,
+            now=now,
+            lapse_after=lapse_after,
+        )
+
+    def write(self, ticket: Ticket, checksums: Sequence[int], torn: Torn = "") -> None:
+        """Of a reserved slot: header and payload."""
+        raw = self.native.record(word_of(ticket), np.array(checksums, np.uint64))
+        assert raw is not None
+        (record,) = decode(raw)
+        expected = record_of(self.model.slots[ticket.slot], record.sequence)
+        assert record == expected._replace(checksums=tuple(checksums))
+        assert record.ticket_number == ticket.tenancy
+        self._is_the_latest(record)
+        self.disk.write(raw, record, torn)
+        self.ever.add(identity(record))
+
+    def _is_the_latest(self, record: Record) -> None:
+        """Of all claims on a slab that cannot both be, the one made now must win, as far as this process can know."""
+        shape = self.geometry
+        cell = shape.cell_bytes(record.payload_bytes)
+        for _, other in self.disk.headers.values():
+            same_slab = other.offset // shape.slab_bytes == record.offset // shape.slab_bytes
+            if other not in self.unseen and same_slab and shape.cell_bytes(other.payload_bytes) != cell:
+                assert other.sequence < record.sequence, f"{other} would win over {record}"
+
+    def seal(self, owner: int, ticket: Ticket, checksums: Sequence[int]) -> Outcome:
+        """Sealed is only what was written."""
+        slot = self.model.slots.get(ticket.slot)
+        if slot is not None and slot.ticket == ticket and slot.state == SlotState.RESERVED and slot.writer is not None:
+            ready = [] if len(checksums) == slot.parts else slot.checksums
+            whole = [*ready, *checksums]
+            if (
+                len(whole) == slot.parts
+                and slot.writer.owner == owner
+                and whole[: len(slot.checksums)] == slot.checksums
+            ):
+                self.write(ticket, whole)
+        return super().seal(owner, ticket, checksums)
+
+    # ---- the checkpoint
+
+    def drain(self, most: int) -> bool:
+        """One transaction of at most so many changes. Whether that was all."""
+        raw, freed = self.native.drain_changes(most)
+        rows = [(row, decode(row)[0]) for _, row in split_records(raw)]
+        assert len(rows) + len(freed) <= most
+        for offset in freed.tolist():
+            self.index.pop(offset, None)
+            self.rejected.discard(offset)
+        for claim in rows:
+            record = claim[1]
+            slot = self._slot_at(record.offset)
+            assert slot is not None and slot.state == SlotState.SEALED, f"a row of what is not sealed: {record}"
+            assert record == record_of(slot, record.sequence)
+            assert record.ticket_number == slot.ticket.tenancy
+            assert self.disk.reads_back(record) or identity(record) in self.doubtful
+            self.index[record.offset] = claim
+            self.rejected.discard(record.offset)
+        self._rows_can_all_be()
+        self.history.append(dict(self.index))
+        if len(rows) + len(freed) == most:
+            return False
+        self._index_is_the_table()
+        return True
+
+    def _slot_at(self, offset: int) -> Slot | None:
+        return next((slot for slot in self.model.slots.values() if slot.offset == offset), None)
+
+    def _rows_can_all_be(self) -> None:
+        """No two rows on one byte, and no two of one name: whenever it is cut, an index contradicts itself nowhere."""
+        end, names = 0, set()
+        for offset in sorted(self.index.keys() - self.rejected):
+            record = self.index[offset][1]
+            assert offset - HEADER_BYTES >= end, f"{record} lies on the one before"
+            end = offset - HEADER_BYTES + self.geometry.cell_bytes(record.payload_bytes)
+            assert record.name not in names, f"{record.name} twice"
+            names.add(record.name)
+
+    def _index_is_the_table(self) -> None:
+        """When nothing is left to drain: a row for each sealed slot, and none of a place that is free."""
+        sealed = {slot.offset for slot in self.model.slots.values() if slot.state == SlotState.SEALED}
+        assert sealed <= self.index.keys(), "a sealed slot without a row"
+        for offset, (_, record) in self.index.items():
+            slot = self._slot_at(offset)
+            assert slot is not None, f"a row of a free place: {record}"
+            assert identity(record) == identity(record_of(slot, 0)), f"a row of another tenancy: {record}"
+            assert slot.state != SlotState.SEALED or record == record_of(slot, record.sequence), "an old row"
+
+    # ---- a new process
+
+    def readable(self) -> set[Record]:
+        """What is sealed now, without flags and sequences, and lies whole on the disk: all but what an old row told."""
+        sealed = {record for record in self.rows_now() if identity(record) not in self.doubtful}
+        assert all(self.disk.reads_back(record) for record in sealed), "sealed, and not on the disk"
+        return {plain(record) for record in sealed}
+
+    def rows_now(self) -> list[Record]:
+        return [record_of(slot, 0) for slot in self.model.slots.values() if slot.state == SlotState.SEALED]
+
+    def restart_on(self, claims: Iterable[Claim]) -> None:
+        """The process is killed; another begins on these claims."""
+        claims = list(claims)
+        self.native = self._open()
+        count = self.native.restore(b"".join(raw for raw, _ in claims))
+        self.model = restore(self.geometry, self._order(), [record for _, record in claims])
+        assert count == len(self.model.slots)
+        assert self.native.stats()["recovered_rejected"] == len(claims) - count
+        self.holds.clear()
+        self.former_counted = 0
+        self.index = {claim[1].offset: claim for claim in claims}
+        self.rejected = self.index.keys() - {slot.offset for slot in self.model.slots.values()}
+        self.history = [dict(self.index)]
+        told = {record._replace(clean=False) for _, record in claims}
+        self.unseen = {record for _, record in self.disk.headers.values() if record not in told}
+        self.numbers_true = not self.unseen and (self.numbers_true or len(told) == len(self.disk.headers))
+        self.doubtful = {identity(record) for record in self.rows_now() if not self.disk.reads_back(record)}
+        for record in self.rows_now():
+            assert identity(record) in self.ever, f"nobody ever wrote {record}"
+
+
+def plain(record: Record) -> Record:
+    return record._replace(clean=False, sequence=0)

@@ -1,0 +1,98 @@
+"""The native table as a file tier's: checkpointed by its changes, killed at any of them, restored from rows or headers.
+
+What comes back was written once, reads back as what its row says, and is as much as what it is restored from allows.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import initialize, precondition, rule
+
+from kvstore.testing.models.disk import Torn
+from kvstore.testing.models.lifecycle import SlotState
+from tests.model.file_pair import Claim, FilePair, plain
+from tests.model.table_pair import SHARDS
+from tests.model.test_native_table import AT_LEAST, TableMachine
+
+EVERYTHING = 1 << 20
+
+
+class FileTableMachine(TableMachine):
+    pair: FilePair
+
+    @initialize(slabs=st.integers(1, 4), slab=st.sampled_from([16_384, 32_768]), header=st.just(4096))
+    def begin(self, slabs: int, slab: int, header: int) -> None:
+        super().begin(slabs, slab, header)
+
+    def make(self, slabs: int, slab: int, header: int) -> FilePair:
+        return FilePair(slabs, slab, self.policy)
+
+    @precondition(lambda self: self.written)
+    @rule(data=st.data(), torn=st.sampled_from(["", "no header", "no payload"]))
+    def write_only(self, data: st.DataObject, torn: Torn) -> None:
+        """What a kill before the seal leaves, or a medium that refuses half of it."""
+        _, ticket, parts = data.draw(st.sampled_from(self.written))
+        slot = self.pair.model.slots.get(ticket.slot)
+        if slot is None or slot.ticket != ticket or slot.state != SlotState.RESERVED:
+            return
+        self.pair.write(ticket, slot.checksums + [100 + part for part in range(parts)][len(slot.checksums) :], torn)
+
+    @rule(most=st.sampled_from([1, 2, 3, 5, EVERYTHING]))
+    def drain(self, most: int) -> None:
+        self.pair.drain(most)
+
+    @rule()
+    def checkpoint(self) -> None:
+        while not self.pair.drain(4):
+            pass
+
+    # ---- a new process
+
+    @rule(gone=st.booleans(), before_open=st.booleans())
+    def restart(self, gone: bool, before_open: bool) -> None:
+        """A stop: everything is drained first, and nothing sealed is forgotten."""
+        self.checkpoint()
+        sealed = self.pair.readable()
+        self.begin_on(self.pair.index.values())
+        assert self.pair.readable() >= sealed
+
+    @rule(data=st.data())
+    def killed(self, data: st.DataObject) -> None:
+        """The index may be as old as any transaction of this life."""
+        history = self.pair.history
+        at = data.draw(st.integers(0, len(history) - 1))
+        sealed, rows = self.pair.readable(), history[at]
+        self.begin_on(rows.values())
+        still = {plain(record) for _, record in rows.values()} & sealed
+        assert {plain(slot) for slot in self.pair.rows_now()} >= still
+
+    @rule()
+    def index_lost(self) -> None:
+        """Headers are all that is left: every name that was sealed is found again, though perhaps at an older place.
+
+        But for a process that began on an older index: it numbers its claims like some that it never heard of.
+        """
+        names = {record.name for record in self.pair.readable()} if self.pair.numbers_true else set()
+        self.begin_on(self.pair.disk.headers.values())
+        found = {record.name for record in self.pair.rows_now() if self.pair.disk.reads_back(record)}
+        assert names <= found
+
+    def begin_on(self, claims: Iterable[Claim]) -> None:
+        self.pair.restart_on(claims)
+        self.written.clear()
+        for ns in SHARDS:
+            self.open(ns)
+
+
+class AnyPolicyMachine(FileTableMachine):
+    policy = "s3_fifo"
+
+
+TestFileTable = FileTableMachine.TestCase
+TestFileTableOfAnotherPolicy = AnyPolicyMachine.TestCase
+TestFileTable.settings = TestFileTableOfAnotherPolicy.settings = settings(
+    max_examples=max(AT_LEAST, settings().max_examples)
+)
