@@ -1,4 +1,5 @@
-"""What every Tier must do. Subclass, give a `rig` fixture, and run.
+"""What every Tier must do, and what each kind of them must (tiers/base.py says which). Subclass SlotTierExam or
+PackTierExam, give a `rig` fixture, and run.
 
 A rig is a tier of a few MiB with one namespace open in it, one shard a block, and buffers that its medium takes.
 """
@@ -15,17 +16,18 @@ import numpy as np
 from kvstore import native
 from kvstore.tiers.base import Keys, Run, Tier
 
-__all__ = ["TierExam", "TierRig", "buffers", "keys_of", "payload_of"]
+__all__ = ["PackTierExam", "SlotTierExam", "TierRig", "buffers", "keys_of", "payload_of"]
 
 
 @dataclass(frozen=True, slots=True)
 class TierRig:
-    """capacity: how many blocks fit at most."""
+    """capacity: how many blocks fit at most, of a tier that evicts. group: blocks of a full pack; 0: it has slots."""
 
     tier: Tier
     ns: int
     part_bytes: tuple[int, ...]
-    capacity: int
+    capacity: int = 0
+    group: int = 0
 
     @property
     def block_bytes(self) -> int:
@@ -37,9 +39,16 @@ class TierRig:
         return Run(self.ns, 0, keys, parent, np.stack(sums), metas, position)
 
     async def put(self, keys: Keys, parent: bytes | None = None, position: int = 0) -> int:
-        reservation = self.tier.reserve(self.run(keys, parent, position))
-        await reservation.write(self.sources(keys[list(reservation.granted)]))
-        return reservation.seal()
+        """A reservation for all of them, or one a group."""
+        step = self.group or len(keys)
+        sealed = 0
+        for at in range(0, len(keys), step):
+            above = keys[at - 1].tobytes() if at else parent
+            some = keys[at : at + step]
+            reservation = self.tier.reserve(self.run(some, above, position + at))
+            await reservation.write(self.sources(some[list(reservation.granted)]))
+            sealed += reservation.seal()
+        return sealed
 
     def sources(self, keys: Keys) -> list[memoryview]:
         """What the blocks of these keys hold."""
@@ -77,7 +86,9 @@ def buffers(count: int, size: int) -> list[memoryview]:
     return [memoryview(mmap.mmap(-1, size)) for _ in range(count)]
 
 
-class TierExam:
+class _TierExam:
+    """Of any tier. Groups, where there are any, are of 8 blocks."""
+
     async def test_what_was_put_is_read(self, rig: TierRig) -> None:
         keys = keys_of("a", 5)
         assert not rig.tier.lookup(rig.ns, 0, keys).any()
@@ -88,13 +99,13 @@ class TierExam:
 
     async def test_what_lies_beside_the_bytes_comes_with_them(self, rig: TierRig) -> None:
         keys, parent = keys_of("a", 3), bytes(range(32))
-        asked = rig.run(keys, parent, 7)
-        await rig.put(keys, parent, 7)
+        asked = rig.run(keys, parent, 8)
+        await rig.put(keys, parent, 8)
         hold = rig.tier.hold(rig.ns, 0, keys)
         assert hold is not None
         told = hold.run
         hold.release()
-        assert (told.ns, told.shard, told.parent, told.metas, told.position) == (rig.ns, 0, parent, asked.metas, 7)
+        assert (told.ns, told.shard, told.parent, told.metas, told.position) == (rig.ns, 0, parent, asked.metas, 8)
         assert np.array_equal(told.keys, keys)
         assert np.array_equal(told.checksums, asked.checksums)
 
@@ -120,6 +131,71 @@ class TierExam:
         assert not rig.tier.lookup(rig.ns, 0, keys).any()
         assert await rig.put(keys) == 3
 
+    async def test_a_part_of_a_hold_may_be_read(self, rig: TierRig) -> None:
+        keys = keys_of("a", 4)
+        await rig.put(keys)
+        hold = rig.tier.hold(rig.ns, 0, keys)
+        assert hold is not None
+        into = buffers(2, rig.block_bytes)
+        assert await hold.read(into) == 2
+        assert bytes(into[1]) == payload_of(keys[1], rig.block_bytes)
+        hold.release()
+
+    async def test_another_namespace_is_another_block(self, rig: TierRig) -> None:
+        keys = keys_of("a", 2)
+        await rig.put(keys)
+        stranger = rig.ns + 1000
+        assert not rig.tier.lookup(stranger, 0, keys).any()
+        assert rig.tier.hold(stranger, 0, keys) is None
+        assert rig.tier.retire(stranger, keys) == 0
+        assert await rig.get(keys) == 2
+
+    async def test_a_hold_is_the_longest_run_from_the_start(self, rig: TierRig) -> None:
+        keys = keys_of("a", 20)
+        await rig.put(keys[:16])
+        hold = rig.tier.hold(rig.ns, 0, keys[3:])
+        assert hold is not None
+        assert np.array_equal(hold.run.keys, keys[3:16])
+        assert (hold.run.position, hold.run.parent) == (3, keys[2].tobytes())
+        hold.release()
+        assert await rig.get(keys[3:]) == 13
+        assert await rig.get(keys[16:]) == 0
+
+    async def test_what_is_retired_is_unlisted_at_once(self, rig: TierRig) -> None:
+        keys, others = keys_of("a", 4), keys_of("b", 4)
+        await rig.put(keys)
+        await rig.put(others)
+        assert rig.tier.retire(rig.ns, keys[2:]) == 2
+        assert not rig.tier.lookup(rig.ns, 0, keys[2:]).any()
+        assert await rig.get(keys) <= 2
+        assert rig.tier.retire(rig.ns, keys[2:]) == 0
+        assert await rig.get(others) == 4
+
+    async def test_what_is_retired_under_a_hold_never_becomes_something_else(self, rig: TierRig) -> None:
+        keys = keys_of("a", 8)
+        await rig.put(keys)
+        hold = rig.tier.hold(rig.ns, 0, keys)
+        assert hold is not None
+        rig.tier.retire(rig.ns, keys)
+        for i in range(4):
+            await rig.put(keys_of(i, 8))
+        into = buffers(8, rig.block_bytes)
+        came = await hold.read(into)
+        assert [bytes(block) for block in into[:came]] == [payload_of(key, rig.block_bytes) for key in keys[:came]]
+        hold.release()
+        hold.release()
+
+    async def test_what_was_retired_can_be_put_again(self, rig: TierRig) -> None:
+        keys = keys_of("a", 8)
+        await rig.put(keys)
+        rig.tier.retire(rig.ns, keys)
+        assert await rig.put(keys) == 8
+        assert await rig.get(keys) == 8
+
+
+class SlotTierExam(_TierExam):
+    """Of a tier in which each block is by itself."""
+
     async def test_what_is_held_is_not_granted_again(self, rig: TierRig) -> None:
         keys = keys_of("a", 4)
         await rig.put(keys[:2])
@@ -131,7 +207,7 @@ class TierExam:
         assert await rig.put(keys) == 2
         assert await rig.get(keys) == 4
 
-    async def test_a_hold_is_the_longest_run_from_the_start(self, rig: TierRig) -> None:
+    async def test_a_block_that_is_retired_is_the_only_one_to_go(self, rig: TierRig) -> None:
         keys = keys_of("a", 6)
         await rig.put(keys)
         assert rig.tier.retire(rig.ns, keys[4:5]) == 1
@@ -155,16 +231,6 @@ class TierExam:
         hold.release()
         hold.release()
 
-    async def test_a_part_of_a_hold_may_be_read(self, rig: TierRig) -> None:
-        keys = keys_of("a", 4)
-        await rig.put(keys)
-        hold = rig.tier.hold(rig.ns, 0, keys)
-        assert hold is not None
-        into = buffers(2, rig.block_bytes)
-        assert await hold.read(into) == 2
-        assert bytes(into[1]) == payload_of(keys[1], rig.block_bytes)
-        hold.release()
-
     async def test_a_full_tier_makes_room_and_never_lies(self, rig: TierRig) -> None:
         rounds = 3 * rig.capacity // 8
         for i in range(rounds):
@@ -173,11 +239,47 @@ class TierExam:
         assert sum(there) <= rig.capacity
         assert there[-1] == 8, "the last are the last to go"
 
-    async def test_another_namespace_is_another_block(self, rig: TierRig) -> None:
-        keys = keys_of("a", 2)
+
+class PackTierExam(_TierExam):
+    """Of a tier of aligned groups of 8 blocks."""
+
+    async def test_granted_is_the_first_group_and_only_from_its_start(self, rig: TierRig) -> None:
+        keys = keys_of("a", 20)
+        assert list(rig.tier.reserve(rig.run(keys, None, 0)).granted) == list(range(rig.group))
+        assert list(rig.tier.reserve(rig.run(keys[8:12], keys[7].tobytes(), 8)).granted) == [0, 1, 2, 3]
+        assert list(rig.tier.reserve(rig.run(keys[3:], keys[2].tobytes(), 3)).granted) == []
+
+    async def test_of_two_writers_of_one_group_both_seal(self, rig: TierRig) -> None:
+        keys = keys_of("a", 8)
+        both = [rig.tier.reserve(rig.run(keys)) for _ in range(2)]
+        assert [list(one.granted) for one in both] == [list(range(8))] * 2
+        for one in both:
+            await one.write(rig.sources(keys))
+        assert [one.seal() for one in both] == [8, 8]
+        assert await rig.get(keys) == 8
+
+    async def test_a_tail_that_grew_is_read_as_one_run(self, rig: TierRig) -> None:
+        keys = keys_of("a", 13)
+        assert await rig.put(keys[:11]) == 11
+        assert await rig.put(keys) == 13
+        assert await rig.get(keys) == 13
+
+    async def test_with_a_block_its_pack_goes_and_no_other(self, rig: TierRig) -> None:
+        keys = keys_of("a", 24)
         await rig.put(keys)
-        stranger = rig.ns + 1000
-        assert not rig.tier.lookup(stranger, 0, keys).any()
-        assert rig.tier.hold(stranger, 0, keys) is None
-        assert rig.tier.retire(stranger, keys) == 0
-        assert await rig.get(keys) == 2
+        assert rig.tier.retire(rig.ns, keys[10:11]) == 1
+        assert rig.tier.lookup(rig.ns, 0, keys).tolist() == [True] * 8 + [False] * 8 + [True] * 8
+        assert await rig.get(keys) == 8
+        assert await rig.get(keys[16:]) == 8
+
+    async def test_a_hold_that_lost_a_pack_brings_what_comes_before(self, rig: TierRig) -> None:
+        keys = keys_of("a", 16)
+        await rig.put(keys)
+        hold = rig.tier.hold(rig.ns, 0, keys)
+        assert hold is not None and len(hold.run) == 16
+        assert rig.tier.retire(rig.ns, keys[9:10]) == 1
+        into = buffers(16, rig.block_bytes)
+        came = await hold.read(into)
+        assert came in (8, 16), "it is deleted in the background"
+        assert [bytes(block) for block in into[:came]] == [payload_of(key, rig.block_bytes) for key in keys[:came]]
+        hold.release()

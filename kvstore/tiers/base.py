@@ -8,6 +8,14 @@ Rules
 - Bytes that do not verify are never handed on. A tier never repairs: it drops, counts, and answers a shorter run.
 - Every verb takes a run: consecutive blocks of one chain, of one shard.
 - A reservation's only exits are seal and abort; a hold's only exit is release. All three may be called twice.
+
+Two kinds of tier keep this contract (testing/exam_tier.py: what all of them must do, then what each kind must)
+- *Slots* (memory, files): each block is by itself. What is here or being written is not granted again; a hold keeps its
+  blocks readable through retire and eviction; retire unlists those blocks and no others; a full tier evicts.
+- *Packs* (objects): blocks come and go in aligned groups of their chain. Granted is the run's first group if the run
+  begins where a group does, else nothing, whoever else writes it: of two writers one creates the pack, and both seal. A
+  hold keeps nothing: a pack that goes under it brings fewer blocks, never others. Retire unlists whole packs, so
+  neighbours may go too. Room is the sweeper's, not reserve's.
 """
 
 from __future__ import annotations
@@ -81,7 +89,9 @@ class Reservation(Protocol):
 
     @property
     def granted(self) -> Sequence[int]:
-        """Indices in the run, ascending. Those left out are held already, or there is no room."""
+        """Indices in the run, ascending. Those left out are held already, or there is no room; of packs, they are not
+        of the first group.
+        """
         ...
 
     async def write(self, sources: Sequence[memoryview]) -> None:
@@ -98,7 +108,7 @@ class Reservation(Protocol):
 
 
 class Hold(Protocol):
-    """Blocks that cannot leave the tier until released."""
+    """Blocks to be read. Those of slots cannot leave the tier until released; packs may, and then fewer arrive."""
 
     @property
     def run(self) -> Run:
@@ -133,7 +143,9 @@ class Tier(Protocol):
         ...
 
     def retire(self, ns: int, keys: Keys) -> int:
-        """Unlists blocks, all their shards, at once. Returns how many slots; their room is free at the last release."""
+        """Unlists blocks, all their shards, at once (of packs, with their neighbours). Returns how many of those asked
+        for were here; their room is free at the last release.
+        """
         ...
 
 

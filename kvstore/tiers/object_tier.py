@@ -54,7 +54,7 @@ class PackTier:
         self.store = store
         self.index = index
         self.shapes = shapes
-        self._deleting: set[asyncio.Task[int]] = set()
+        self._deleting: dict[str, asyncio.Task[int]] = {}
 
     def lookup(self, ns: int, shard: int, keys: Keys) -> npt.NDArray[np.bool_]:
         return self.index.knows(ns, shard, keys)
@@ -83,14 +83,26 @@ class PackTier:
             self.index.forget(name)
         if names:
             task = asyncio.ensure_future(self.store.delete(names))
-            self._deleting.add(task)
-            task.add_done_callback(self._deleting.discard)
+            self._deleting.update(dict.fromkeys(names, task))
+            task.add_done_callback(lambda done: self._deleted(names, done))
         return retired
 
+    def _deleted(self, names: Sequence[str], done: asyncio.Task[int]) -> None:
+        for name in names:
+            if self._deleting.get(name) is done:
+                del self._deleting[name]
+
+    async def settled(self, name: str) -> None:
+        """Whether a pack is there can be asked: no delete of it is under way."""
+        task = self._deleting.get(name)
+        if task is not None:
+            await asyncio.wait({task})
+
     async def close(self) -> None:
-        for task in tuple(self._deleting):
+        deleting = set(self._deleting.values())
+        for task in deleting:
             task.cancel()
-        await asyncio.gather(*self._deleting, return_exceptions=True)
+        await asyncio.gather(*deleting, return_exceptions=True)
 
 
 class PackReservation:
@@ -111,6 +123,8 @@ class PackReservation:
             return
         run, count, store = self._run, len(self.granted), self._tier.store
         last = run.keys[count - 1].tobytes()
+        name = pack_name(self._shape.digest, run.shard, last)
+        await self._tier.settled(name)
         there = await store.head(self._shape.digest, run.shard, last)
         if there is not None and fits(there, self._shape, run.keys[:count], run.position):
             store.counts.packs_there_already += 1
@@ -129,7 +143,6 @@ class PackReservation:
             head_bytes=head_bytes_of(count, parts, run.metas[:count]),
         )
         if not await store.write(head, sources):
-            name = pack_name(head.digest, head.shard, last)
             raise OSError(errno.EIO, f"the object store did not take {name}")
         self._written = head
 
