@@ -16,7 +16,16 @@ from tests.must_run import must_run
 _COMMON = {"deadline": None, "suppress_health_check": [HealthCheck.too_slow, HealthCheck.data_too_large]}
 settings.register_profile("commit", max_examples=40, stateful_step_count=40, **_COMMON)
 settings.register_profile("night", max_examples=1500, stateful_step_count=120, **_COMMON)
-settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "commit"))
+PROFILE = os.environ.get("HYPOTHESIS_PROFILE", "commit")
+settings.load_profile(PROFILE)
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    found = settings()
+    terminalreporter.write_line(
+        f"hypothesis profile {PROFILE!r} (HYPOTHESIS_PROFILE): {found.max_examples} examples of "
+        f"{found.stateful_step_count} steps, where a test does not say otherwise"
+    )
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
