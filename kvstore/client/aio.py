@@ -11,16 +11,14 @@ from collections.abc import Callable, Sequence
 from types import TracebackType
 from typing import TYPE_CHECKING, TypeVar
 
-from kvstore import identity
-from kvstore.client.buffers import Registry
 from kvstore.client.calls import Times, positive, times_of
 from kvstore.client.channel import AsyncChannel, connect_async
+from kvstore.client.face import DEADLINE_S, ClientFace, NamespaceFace
 from kvstore.client.hints import NO_HINTS, Hints
-from kvstore.client.journeys import Found, Got, Journey, Outcomes, Stored
-from kvstore.client.slots import Filling, check
+from kvstore.client.journeys import Found, Got, Journey, Stored
+from kvstore.client.slots import SlotsFace, check
 from kvstore.client.space import Choices, Space, parent_of
-from kvstore.client.steps import Keys, Limits
-from kvstore.client.sync import DEADLINE_S, Registration
+from kvstore.client.steps import Limits
 from kvstore.client.views import View
 from kvstore.layout import KVLayout, Need
 from kvstore.security import DEFAULT_TENANT
@@ -32,7 +30,7 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 
-class AsyncClient:
+class AsyncClient(ClientFace):
     """As kvstore.Client, awaited. Belongs to the event loop of its first call."""
 
     def __init__(
@@ -45,20 +43,14 @@ class AsyncClient:
         verify: bool = True,
         workers: int | None = None,
     ) -> None:
-        self._deadline_s = positive("deadline_s", deadline_s)
+        super().__init__(deadline_s)
         threads = workers if workers is not None else min(4, os.cpu_count() or 1)
         self._channel = connect_async(address, token, tls, verify=verify, workers=threads)
-        self._registry = Registry()
 
     async def namespace(self, layout: KVLayout, *, tenant: str = DEFAULT_TENANT) -> AsyncNamespace:
         space = Space(layout, tenant, self._registry)
         await self._channel.open(space, times_of(self._deadline_s, None))
         return AsyncNamespace(self._channel, space, self._deadline_s)
-
-    def register(self, buffers: Sequence[object]) -> Registration:
-        """As Client.register."""
-        self._registry.add(buffers)
-        return Registration(self._registry, buffers)
 
     async def close(self) -> None:
         await self._channel.close()
@@ -72,35 +64,12 @@ class AsyncClient:
         await self.close()
 
 
-class AsyncNamespace:
+class AsyncNamespace(NamespaceFace):
     """As kvstore.client.sync.Namespace, awaited; arguments and answers are the same."""
 
     def __init__(self, channel: AsyncChannel, space: Space, deadline_s: float) -> None:
+        super().__init__(space, deadline_s)
         self._channel = channel
-        self._space = space
-        self._deadline_s = deadline_s
-
-    @property
-    def digest(self) -> bytes:
-        return self._space.known.digest
-
-    @property
-    def generation(self) -> int:
-        return self._space.known.generation
-
-    @property
-    def block_tokens(self) -> int:
-        return self._space.block_tokens
-
-    @property
-    def shard_bytes(self) -> tuple[int, ...]:
-        return self._space.shard_bytes
-
-    def chain(
-        self, token_ids: identity.Tokens, *, extras: Sequence[identity.Extra] = (), parent: object = None
-    ) -> Keys:
-        """Not awaited: it is arithmetic, in the calling thread."""
-        return self._space.chain(token_ids, extras, parent_of(parent) or None)
 
     async def lookup(
         self, chain: object, needs: Sequence[Need] | None = None, *, deadline_s: float | None = None
@@ -206,23 +175,8 @@ class AsyncNamespace:
             return result
 
 
-class AsyncSlots:
+class AsyncSlots(SlotsFace):
     """As kvstore.client.slots.Slots. What copies or hashes runs in a thread, and is waited for even when cancelled."""
-
-    def __init__(self, filling: Filling, times: Times) -> None:
-        self._filling = filling
-        self._times = times
-
-    @property
-    def granted(self) -> tuple[int, ...]:
-        return self._filling.granted
-
-    @property
-    def outcomes(self) -> Outcomes:
-        return self._filling.outcomes
-
-    def array(self, block: int) -> Keys:
-        return self._filling.array(block)
 
     async def write(self, part: int, sources: object) -> None:
         places = self._filling.places(part, sources)

@@ -73,8 +73,8 @@ class Filling:
         return stored_of(self.outcomes, Ended.FULL if full else Ended.COMPLETE)
 
 
-class Slots:
-    """The sync face. outcomes: a PutOutcome a block, STORED for what was granted; granted: those blocks."""
+class SlotsFace:
+    """outcomes: a PutOutcome a block, STORED for what was granted; granted: those blocks."""
 
     def __init__(self, filling: Filling, times: Times) -> None:
         self._filling = filling
@@ -91,6 +91,10 @@ class Slots:
     def array(self, block: int) -> npt.NDArray[np.uint8]:
         """The slot of the chain's block, writable, to be filled where it lies; not after seal or abort."""
         return self._filling.array(block)
+
+
+class Slots(SlotsFace):
+    """The sync face."""
 
     def write(self, part: int, sources: object) -> None:
         """Copies a part of every granted block. `sources` speaks of all blocks of the chain, as in a put."""

@@ -4,17 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from types import TracebackType
-from typing import TYPE_CHECKING, Final, TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
-from kvstore import identity
-from kvstore.client.buffers import Registry
 from kvstore.client.calls import Times, positive, times_of
 from kvstore.client.channel import Channel, connect
+from kvstore.client.face import DEADLINE_S, ClientFace, NamespaceFace
 from kvstore.client.hints import NO_HINTS, Hints
 from kvstore.client.journeys import Found, Got, Journey, Stored
 from kvstore.client.slots import Slots
 from kvstore.client.space import Choices, Space, parent_of
-from kvstore.client.steps import Keys, Limits
+from kvstore.client.steps import Limits
 from kvstore.client.views import View
 from kvstore.layout import KVLayout, Need
 from kvstore.security import DEFAULT_TENANT
@@ -23,11 +22,10 @@ from kvstore.wire import store
 if TYPE_CHECKING:
     from kvstore.client.tls import Tls
 
-DEADLINE_S: Final = 30.0
 T = TypeVar("T")
 
 
-class Client:
+class Client(ClientFace):
     """A node's client. Connects with the first call that needs it, and again after the node was restarted.
 
     address: "unix:PATH", or "host:port" (gRPC: bytes ride in messages, views and reservations are refused). token: for
@@ -44,9 +42,8 @@ class Client:
         deadline_s: float = DEADLINE_S,
         verify: bool = True,
     ) -> None:
-        self._deadline_s = positive("deadline_s", deadline_s)
+        super().__init__(deadline_s)
         self._channel = connect(address, token, tls, verify=verify)
-        self._registry = Registry()
 
     def namespace(self, layout: KVLayout, *, tenant: str = DEFAULT_TENANT) -> Namespace:
         """Opens the namespace of this layout. Raises Unavailable without a node: the node makes its seed."""
@@ -54,13 +51,6 @@ class Client:
         self._channel.check()
         self._channel.open(space, times_of(self._deadline_s, None))
         return Namespace(self._channel, space, self._deadline_s)
-
-    def register(self, buffers: Sequence[object]) -> Registration:
-        """Looks at buffers once. Calls that name the same objects later need not; they must not be moved or resized
-        until the registration is closed.
-        """
-        self._registry.add(buffers)
-        return Registration(self._registry, buffers)
 
     def close(self) -> None:
         """Waits for copies under way; calls in flight end Unavailable. Arrays of views stay readable."""
@@ -75,27 +65,7 @@ class Client:
         self.close()
 
 
-class Registration:
-    """Buffers that were looked at; ended by close or `with`."""
-
-    def __init__(self, registry: Registry, buffers: Sequence[object]) -> None:
-        self._registry = registry
-        self._buffers: tuple[object, ...] = tuple(buffers)
-
-    def close(self) -> None:
-        buffers, self._buffers = self._buffers, ()
-        self._registry.remove(buffers)
-
-    def __enter__(self) -> Registration:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
-
-
-class Namespace:
+class Namespace(NamespaceFace):
     """Blocks of one layout and tenant. Thread-safe.
 
     What verbs share: `chain` is what chain() gives, or a slice of it. `shard`: of which rank's bytes it speaks.
@@ -104,34 +74,8 @@ class Namespace:
     """
 
     def __init__(self, channel: Channel, space: Space, deadline_s: float) -> None:
+        super().__init__(space, deadline_s)
         self._channel = channel
-        self._space = space
-        self._deadline_s = deadline_s
-
-    @property
-    def digest(self) -> bytes:
-        return self._space.known.digest
-
-    @property
-    def generation(self) -> int:
-        """How often it was cleared."""
-        return self._space.known.generation
-
-    @property
-    def block_tokens(self) -> int:
-        return self._space.block_tokens
-
-    @property
-    def shard_bytes(self) -> tuple[int, ...]:
-        return self._space.shard_bytes
-
-    def chain(
-        self, token_ids: identity.Tokens, *, extras: Sequence[identity.Extra] = (), parent: object = None
-    ) -> Keys:
-        """Keys of all full blocks, (n, 32) uint8. With `parent`, of tokens that follow the block of that key. A chain
-        made before a clear finds nothing after it.
-        """
-        return self._space.chain(token_ids, extras, parent_of(parent) or None)
 
     def lookup(self, chain: object, needs: Sequence[Need] | None = None, *, deadline_s: float | None = None) -> Found:
         """The longest boundary at which every need holds; none: all of shard 0. Changes and touches nothing."""
