@@ -15,7 +15,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from transfer.errors import LimitReached, PeerUnreachable, Reason, RegionPoisoned, StillTouched
-from transfer.grants import GRANTS_MAX, Grant, GrantBook, Rights, normal_ranges
+from transfer.grants import GRANTS_MAX, Grant, GrantBook, Rights
+from transfer.lending import deregister_all, issue
 from transfer.local.channel import Channel
 from transfer.local.endpoint import LocalEndpoint
 from transfer.local.motion import Motion
@@ -168,20 +169,10 @@ class LocalTransport:
     async def grant(
         self, region: Region, ranges: Sequence[tuple[int, int]], *, rights: Rights = Rights.READ, lifetime_s: float
     ) -> Grant:
-        if self._regions.get(region.id) is not region or region.state is not RegionState.OPEN:
-            raise ValueError(f"{region.name} is not registered here")
-        if region.segment is None:
+        if region.segment is None and region.state is RegionState.OPEN:
             raise ValueError(f"{region.name} is private memory: only a segment can be mapped by a local peer")
-        if rights & Rights.WRITE and not region.writable:
-            raise ValueError(f"{region.name} is registered read-only")
-        grant = self._book.issue(
-            region.id,
-            region.bytes,
-            normal_ranges(ranges, region.bytes),
-            rights=rights,
-            lifetime_s=lifetime_s,
-            now_ns=time.monotonic_ns(),
-        )
+        now_ns = time.monotonic_ns()
+        grant = issue(self._regions, self._book, region, ranges, rights=rights, lifetime_s=lifetime_s, now_ns=now_ns)
         self._owner.publish(grant)
         return grant
 
@@ -238,12 +229,7 @@ class LocalTransport:
         self._closed = True
         for endpoint in list(self._endpoints):
             await endpoint.close()
-        poisoned: list[str] = []
-        for region in self._regions.all():
-            try:
-                await self.deregister(region)
-            except RegionPoisoned:
-                poisoned.append(region.name)
+        poisoned = await deregister_all(self._regions, self.deregister)
         self._loop.remove_reader(self._pool.fd)
         if not self._pool.close(1.0 if not self._motions else 0.0):
             keep_forever(list(self._motions.values()))  # what a lost thread still points at

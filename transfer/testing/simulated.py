@@ -13,7 +13,8 @@ import numpy as np
 import numpy.typing as npt
 
 from transfer.errors import Reason, RegionPoisoned
-from transfer.grants import Grant, GrantBook, Rights, normal_ranges
+from transfer.grants import Grant, GrantBook, Rights
+from transfer.lending import deregister_all, issue
 from transfer.pending import check_deadline
 from transfer.regions import Region, Regions, RegionState
 from transfer.testing.network import Network, Weather
@@ -79,18 +80,8 @@ class SimulatedTransport:
     async def grant(
         self, region: Region, ranges: Sequence[tuple[int, int]], *, rights: Rights = Rights.READ, lifetime_s: float
     ) -> Grant:
-        if self._regions.get(region.id) is not region or region.state is not RegionState.OPEN:
-            raise ValueError(f"{region.name} is not registered here")
-        if rights & Rights.WRITE and not region.writable:
-            raise ValueError(f"{region.name} is registered read-only")
-        return self.book.issue(
-            region.id,
-            region.bytes,
-            normal_ranges(ranges, region.bytes),
-            rights=rights,
-            lifetime_s=lifetime_s,
-            now_ns=self.now_ns(),
-        )
+        now_ns = self.now_ns()
+        return issue(self._regions, self.book, region, ranges, rights=rights, lifetime_s=lifetime_s, now_ns=now_ns)
 
     async def revoke(self, grants: Sequence[Grant]) -> None:
         for grant in grants:  # serving a slice is one step here, so nobody is ever in the middle of a touch
@@ -107,12 +98,7 @@ class SimulatedTransport:
     async def close(self) -> None:
         for endpoint in list(self.endpoints):
             await endpoint.close()
-        poisoned: list[str] = []
-        for region in self._regions.all():
-            try:
-                await self.deregister(region)
-            except RegionPoisoned:
-                poisoned.append(region.name)
+        poisoned = await deregister_all(self._regions, self.deregister)
         if self.network.transports.get(self._address) is self:
             del self.network.transports[self._address]
         if poisoned:
