@@ -34,10 +34,11 @@
 //         #           checksum_counts u32, checksums u64 (concatenated), metas list[bytes], positions u32, wanted bool
 //     retire(tier, tickets, corrupt=False) -> int; retire_keys(ns, keys) -> int   # the latter on both tiers
 //     encode_headers(tier, tickets, checksums, pages: writable buffer of 4096 bytes a ticket)
-//     dirty_victims(tier, bytes) -> tickets u64; mark_clean(tier, tickets); mark_dirty(tier, tickets)
+//     dirty_victims(tier, bytes, which=Dirty.ALL) -> tickets u64; which: ALL FRESH LOST, as slot_table.hpp says
+//     mark_clean(tier, tickets), mark_lost, mark_dirty, mark_passed; recheck_clean() -> int
 //     restore(rows: bytes) -> int; drain_changes(max) -> (rows: bytes, freed: u64 array)        # file tier
 //     quarantine_left() -> bool; stats(tier) -> dict[str, int]; check_integrity(tier)
-//     failed_read(ns, tier, blocks); moved(from_tier, to_tier, blocks); demotions_dropped(blocks)   # counters told by the mover
+//     failed_read(ns, tier, blocks); moved(from_tier, to_tier, blocks)   # counters told by the mover
 //     events_since(sequence, max) -> (list[Event], gap: bool); event_sequence
 //         # Event: sequence kind ns shard tier key parent meta; kinds: STORED REMOVED CLEARED
 //     counters() -> dict                                           # native/core/counters.hpp says what is in it
@@ -91,6 +92,13 @@ std::vector<WorkOut> take_work(CoreClass& self, std::size_t max) {
   return out;
 }
 
+template <void (SlotTable::*mark)(Ticket)>
+void marks(CoreClass& self, int tier, const WordsIn& words) {
+  const auto tickets = tickets_of(words);
+  const auto all = [&](SlotTable& table) { for (const Ticket one : tickets) (table.*mark)(one); };
+  tier_of(tier) == Tier::kFile ? void(self.core.with_file(all)) : self.core.with_memory(all);
+}
+
 void bind_mover(nb::class_<CoreClass>& core) {
   core.def_prop_ro("work_fd", [](CoreClass& self) { return self.core.work_fd(); })
       .def("take_work", &take_work, "max"_a)
@@ -115,26 +123,21 @@ void bind_mover(nb::class_<CoreClass>& core) {
              nb::gil_scoped_release release;
              return self.core.retire_keys(ns, keys_of(keys));
            }, "ns"_a, "keys"_a)
-      .def("dirty_victims", [](CoreClass& self, int tier, std::uint64_t bytes) {
+      .def("dirty_victims", [](CoreClass& self, int tier, std::uint64_t bytes, Dirty which) {
              std::vector<Ticket> tickets;
              const Tier where = tier_of(tier);
              {
                nb::gil_scoped_release release;
-               const auto ask = [&](SlotTable& table) { table.dirty_victims(bytes, tickets); };
+               const auto ask = [&](SlotTable& table) { table.dirty_victims(bytes, tickets, which); };
                where == Tier::kFile ? void(self.core.with_file(ask)) : self.core.with_memory(ask);
              }
              return array_of(tickets);
-           }, "tier"_a, "bytes"_a)
-      .def("mark_clean", [](CoreClass& self, int tier, const WordsIn& words) {
-             const auto tickets = tickets_of(words);
-             const auto mark = [&](SlotTable& table) { for (const Ticket one : tickets) table.mark_clean(one); };
-             tier_of(tier) == Tier::kFile ? void(self.core.with_file(mark)) : self.core.with_memory(mark);
-           }, "tier"_a, "tickets"_a)
-      .def("mark_dirty", [](CoreClass& self, int tier, const WordsIn& words) {
-             const auto tickets = tickets_of(words);
-             const auto mark = [&](SlotTable& table) { for (const Ticket one : tickets) table.mark_dirty(one); };
-             tier_of(tier) == Tier::kFile ? void(self.core.with_file(mark)) : self.core.with_memory(mark);
-           }, "tier"_a, "tickets"_a)
+           }, "tier"_a, "bytes"_a, "which"_a = Dirty::kAll)
+      .def("mark_clean", marks<&SlotTable::mark_clean>, "tier"_a, "tickets"_a)
+      .def("mark_lost", marks<&SlotTable::mark_lost>, "tier"_a, "tickets"_a)
+      .def("mark_dirty", marks<&SlotTable::mark_dirty>, "tier"_a, "tickets"_a)
+      .def("mark_passed", marks<&SlotTable::mark_passed>, "tier"_a, "tickets"_a)
+      .def("recheck_clean", [](CoreClass& self) { return self.core.recheck_clean(); }, Release())
       .def("encode_headers", [](CoreClass& self, int tier, const WordsIn& tickets,
                                 const nb::ndarray<const std::uint64_t, nb::c_contig, nb::device::cpu>& checksums, nb::handle pages) {
              const Buffer buffer(pages, "pages", Buffer::Access::kWrite);
@@ -200,7 +203,6 @@ void bind_administration(nb::class_<CoreClass>& core) {
             if (from < 1 || from > 3 || to < 1 || to > 3) throw nb::value_error("tier: 1, 2 or 3");
             self.core.count_moved(static_cast<Tier>(from), static_cast<Tier>(to), blocks);
           }, "from_tier"_a, "to_tier"_a, "blocks"_a)
-      .def("demotions_dropped", [](CoreClass& self, std::uint64_t blocks) { self.core.count_demotions_dropped(blocks); }, "blocks"_a)
       .def("events_since", [](CoreClass& self, std::uint64_t sequence, std::size_t max) {
             bool gap = false;
             std::vector<EventOut> out;
