@@ -46,7 +46,7 @@ def test_the_file_may_be_named_by_a_variable(tmp_path: Path) -> None:
         ("memory.policy", "random", "leaf_lru, s3_fifo"),
         ("memory.bytes", "9" * 400 + ".5", "a size of"),
         ("memory.keep", "maybe", "true or false"),
-        ("grpc.address", "127.0.0.1:65536", "a port of 0 to 65535"),
+        ("grpc.address", "127.0.0.1:65536", "a port is 0 to 65535"),
         ("metrics.address", "9464", "HOST:PORT"),
         ("node.name", "../x", "letters"),
         ("node.name", "", "letters"),
