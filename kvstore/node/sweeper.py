@@ -96,7 +96,8 @@ class Sweeper:
                 log.exception("object tier: a sweep failed")
             await asyncio.sleep(min(KICKED_PAUSE_S, self._period_s))
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._kicked.wait(), self._period_s)
+                async with asyncio.timeout(self._period_s):  # wait_for of 3.11 may lose a cancellation, and so a stop
+                    await self._kicked.wait()
             self._kicked.clear()
 
     async def sweep(self) -> None:

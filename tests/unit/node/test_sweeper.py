@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+
 import numpy as np
 import obstore
 import pytest
@@ -106,3 +108,20 @@ async def test_what_was_cleared_is_deleted_even_when_an_upload_comes_late(monkey
         await next(iter(sweeper._tasks))
     assert await left(store) == {*kept, cleared_name(A)}
     assert await tier.is_cleared(A) is True and await tier.is_cleared(B) is False
+
+
+@pytest.mark.parametrize("turns", range(5))
+async def test_a_stop_is_not_lost_to_a_kick(turns: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In whichever turn of the loop it comes. wait_for of Python 3.11 loses a cancellation that meets an answer."""
+    monkeypatch.setattr("kvstore.node.sweeper.KICKED_PAUSE_S", 0.0)
+    sweeper = Sweeper(ObjectTier(MemoryStore()), 1000, 60.0, set)
+    sweeper.start()
+    while not sweeper.sweeps:
+        await asyncio.sleep(0)
+    for _ in range(10):  # now it waits to be kicked
+        await asyncio.sleep(0)
+    assert not sweeper.admit(2000)
+    for _ in range(turns):
+        await asyncio.sleep(0)
+    async with asyncio.timeout(5):
+        await sweeper.stop()
