@@ -22,8 +22,11 @@ def config_digest(config: transformers.PretrainedConfig) -> str:
 def layout_of(model: transformers.PreTrainedModel, *, revision: str, block_tokens: int) -> KVLayout:
     """`revision` names the weights (a commit hash, a digest, a seed); blocks of other weights must not be found.
 
-    Raises ValueError for a model whose layers are not all full attention: their caches are not prefix-complete.
+    Raises ValueError for a model whose layers are not all full attention, since their caches are not prefix-complete,
+    and for one that is not on the CPU: blocks are copied to and from host memory.
     """
+    if model.device.type != "cpu":
+        raise ValueError(f"model: on {model.device}: this adapter takes models on the CPU")
     config = model.config
     kinds = set(getattr(config, "layer_types", None) or ["full_attention"])
     if kinds != {"full_attention"} or getattr(config, "sliding_window", None):
