@@ -5,16 +5,17 @@ CONFIGURE = $(CMAKE) -S native -G Ninja -DCMAKE_MAKE_PROGRAM=$(CURDIR)/.venv/bin
 FUZZ_SECONDS ?= 60
 SEEDS ?= 500
 .DEFAULT_GOAL := help
-.PHONY: help setup native stubs proto check test test-s3 demo bench bench-peers sanitize fuzz wheel clean
+.PHONY: help setup native stubs proto check test test-s3 test-dashboards demo bench bench-peers sanitize fuzz wheel clean
 
 help:            ## this list
-	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 16
+	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 18
 
 setup:           ## venv, dependencies, system packages where that is allowed, native build
 	@sh deploy/dev/setup.sh
 	@$(MAKE) --no-print-directory native
 
 native:          ## both extension modules into the source tree (incremental)
+	@[ -e build/dev/build.ninja ] || echo "native: building both extension modules (the first time: some two minutes on two cores)"
 	@$(CONFIGURE) -B build/dev -DPython_EXECUTABLE=$(CURDIR)/$(PY) >build/dev-configure.log 2>&1 || (cat build/dev-configure.log; exit 1)
 	@$(CMAKE) --build build/dev -j2 >build/dev-build.log 2>&1 || (cat build/dev-build.log; exit 1)
 	@for p in kvstore transfer; do for f in build/dev/$$p/_native*.so; do cmp -s $$f $$p/$$(basename $$f) || install -m 755 $$f $$p/; done; done
@@ -40,6 +41,10 @@ test-s3: setup   ## the object tier against a real S3 server (Ceph), which is in
 	  [ -z "$$missing" ] || apt-get install -y -q --no-install-recommends $$missing >build/test-s3-apt.log 2>&1 \
 	  || echo "== tests/s3 is SKIPPED: cannot install$$missing (apt-get install radosgw ceph-mon ceph-osd as root)"
 	$(PY) -m pytest -q -rs tests/s3
+
+test-dashboards: setup  ## a real Prometheus scrapes a node: every query of the dashboard, rules, the hit rate
+	@command -v prometheus >/dev/null || echo "== tests/dashboards is SKIPPED: no prometheus (apt-get install prometheus; Debian starts it as a service)"
+	$(PY) -m pytest -q -rs tests/dashboards
 
 demo: setup      ## a prefill and a decode process of a real transformer share KV through a node
 	@sh deploy/dev/setup.sh torch

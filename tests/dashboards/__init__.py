@@ -1,0 +1,1 @@
+"""What an operator looks at, with a real Prometheus: `make test-dashboards`. `make test` has none."""
