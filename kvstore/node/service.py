@@ -43,6 +43,7 @@ IDLE_S: Final = 30.0  # between two messages of one Put
 STORE_NAME: Final = store.DESCRIPTOR.services_by_name["Store"].full_name
 ADMIN_NAME: Final = admin.DESCRIPTOR.services_by_name["Admin"].full_name
 GRACE_S: Final = 2.0  # for calls under way when the node stops
+CANNOT_BIND: Final = "cannot be bound: another node has it, or it is not of this machine; choose another, or none"
 
 
 class StoreService(services.StoreServicer):
@@ -269,7 +270,8 @@ def _bind(server: grpc.aio.Server, address: str, credentials: grpc.ServerCredent
     try:
         port = server.add_secure_port(address, credentials) if credentials else server.add_insecure_port(address)
     except RuntimeError as error:
-        raise Misconfigured(f"grpc.address {address}: {error}") from error
+        # gRPC's own text says only where the reason could be read, and that is another node nearly every time.
+        raise Misconfigured(f"grpc.address {address}: {CANNOT_BIND}") from error
     if port == 0:
-        raise Misconfigured(f"grpc.address {address}: cannot be bound")
+        raise Misconfigured(f"grpc.address {address}: {CANNOT_BIND}")
     return port
