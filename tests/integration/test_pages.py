@@ -124,6 +124,7 @@ def test_the_table_of_limits_has_them_all_with_their_defaults() -> None:
         default = limit.default
         if isinstance(default, int):
             shown = told[limit.name].partition(" (")[0].partition(", ")[0]
-            assert shown in {f"{default:,}", f"{default >> 20} MiB", f"{default >> 30} GiB"}, limit.name
+            units = {f"{default:,}", f"{default:,} us", f"{default >> 20} MiB", f"{default >> 30} GiB"}
+            assert shown in units, limit.name
         else:
             assert limit.name in told
