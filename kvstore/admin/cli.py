@@ -12,7 +12,7 @@ import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final, NoReturn
+from typing import Final, NoReturn, TypeVar
 
 import click
 from rich.box import SIMPLE_HEAD
@@ -32,6 +32,7 @@ EXIT_FOUND: Final = 1
 EXIT_USAGE: Final = 2
 EXIT_UNAVAILABLE: Final = 3
 EXIT_REFUSED: Final = 4
+Answer = TypeVar("Answer")
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,11 +41,13 @@ class Context:
     as_json: bool
     console: Console
 
-    def call(self, method: str, request: object) -> object:
-        """One unary call of the Admin service."""
+    def call(self, method: str, request: object, kind: type[Answer]) -> Answer:
+        """One unary call of the Admin service, whose answers are of that kind."""
         with translated():
             verb = getattr(self.connection.admin(), method)
-            return verb(request, timeout=CALL_S, metadata=self.connection.metadata())
+            answer = verb(request, timeout=CALL_S, metadata=self.connection.metadata())
+        assert isinstance(answer, kind)
+        return answer
 
     def show(self, title: str, table: Sequence[rows.Row], columns: Sequence[str] = ()) -> None:
         """`columns`: those for people; --json has them all."""
@@ -132,8 +135,7 @@ pass_context = click.make_pass_decorator(Context)
 @pass_context
 def status(context: Context) -> None:
     """What the node is, where it listens, what it holds."""
-    answer = context.call("Status", admin.StatusRequest())
-    assert isinstance(answer, admin.StatusResponse)
+    answer = context.call("Status", admin.StatusRequest(), admin.StatusResponse)
     row = rows.status(answer)
     if context.as_json:
         click.echo(json.dumps(row, indent=2))
@@ -148,8 +150,7 @@ def status(context: Context) -> None:
 @pass_context
 def tiers(context: Context) -> None:
     """Each tier: how large, how full, what has happened to it."""
-    answer = context.call("Tiers", admin.TiersRequest())
-    assert isinstance(answer, admin.TiersResponse)
+    answer = context.call("Tiers", admin.TiersRequest(), admin.TiersResponse)
     table = rows.tiers(answer)
     context.show("tiers", table, rows.TIER_COLUMNS)
     if not context.as_json:
@@ -161,8 +162,7 @@ def tiers(context: Context) -> None:
 @pass_context
 def hits(context: Context) -> None:
     """Blocks asked for and found, by namespace, since the node started."""
-    answer = context.call("Hits", admin.HitsRequest())
-    assert isinstance(answer, admin.HitsResponse)
+    answer = context.call("Hits", admin.HitsRequest(), admin.HitsResponse)
     context.show("hits", rows.hits(answer), rows.HIT_COLUMNS)
 
 
@@ -171,8 +171,7 @@ def hits(context: Context) -> None:
 @pass_context
 def families(context: Context, top: int) -> None:
     """The prefixes (or labels) asked for most, and how often they were found."""
-    answer = context.call("Families", admin.FamiliesRequest(rows_max=top))
-    assert isinstance(answer, admin.FamiliesResponse)
+    answer = context.call("Families", admin.FamiliesRequest(rows_max=top), admin.FamiliesResponse)
     context.show("families", rows.families(answer), rows.FAMILY_COLUMNS)
 
 
@@ -180,8 +179,7 @@ def families(context: Context, top: int) -> None:
 @pass_context
 def namespaces(context: Context) -> None:
     """Namespaces that are open, with the layout that made them."""
-    answer = context.call("Namespaces", admin.NamespacesRequest())
-    assert isinstance(answer, admin.NamespacesResponse)
+    answer = context.call("Namespaces", admin.NamespacesRequest(), admin.NamespacesResponse)
     context.show("namespaces", rows.namespaces(answer), rows.NAMESPACE_COLUMNS)
 
 
@@ -204,8 +202,7 @@ def _chain_options(required: bool = True) -> Callable[[Callable[..., None]], Cal
 
 
 def _digest(context: Context, text: str) -> bytes:
-    answer = context.call("Namespaces", admin.NamespacesRequest())
-    assert isinstance(answer, admin.NamespacesResponse)
+    answer = context.call("Namespaces", admin.NamespacesRequest(), admin.NamespacesResponse)
     found = [row.digest for row in answer.rows if row.digest.hex().startswith(text.lower())]
     if len(found) != 1:
         raise ValueError(
@@ -221,8 +218,7 @@ def _digest(context: Context, text: str) -> bytes:
 def lookup(context: Context, namespace: str, tokens: Path | None, keys: str | None) -> None:
     """Where each block of a chain lies, shard by shard. Exit code 1 if none does."""
     request = admin.LocateRequest(namespace=_digest(context, namespace), chain=chain_message(tokens, keys))
-    answer = context.call("Locate", request)
-    assert isinstance(answer, admin.LocateResponse)
+    answer = context.call("Locate", request, admin.LocateResponse)
     found = rows.places(answer)
     context.show("blocks", found)
     if not context.as_json:
@@ -248,8 +244,7 @@ def pin(
 ) -> None:
     """Keep the blocks of a chain in memory for a while. Exit code 1 if nothing could be pinned."""
     if release is not None:
-        ended = context.call("Unpin", admin.UnpinRequest(pin=release))
-        assert isinstance(ended, admin.UnpinResponse)
+        ended = context.call("Unpin", admin.UnpinRequest(pin=release), admin.UnpinResponse)
         context.show("pin", [{"pin": release, "released": ended.released}])
         sys.exit(0 if ended.released else EXIT_FOUND)
     if namespace is None:
@@ -260,8 +255,7 @@ def pin(
         chain=chain_message(tokens, keys),
         duration_ms=max(1, int(seconds * 1000)),
     )
-    answer = context.call("Pin", request)
-    assert isinstance(answer, admin.PinResponse)
+    answer = context.call("Pin", request, admin.PinResponse)
     context.show(
         "pin", [{"pin": answer.pin, "blocks": answer.blocks, "pinned_bytes": answer.bytes, "seconds": seconds}]
     )
@@ -275,8 +269,7 @@ def pin(
 def retire(context: Context, namespace: str, tokens: Path | None, keys: str | None) -> None:
     """Unlist the blocks of a chain now, on memory and file. Exit code 1 if none was there."""
     request = admin.RetireRequest(namespace=_digest(context, namespace), chain=chain_message(tokens, keys))
-    answer = context.call("Retire", request)
-    assert isinstance(answer, admin.RetireResponse)
+    answer = context.call("Retire", request, admin.RetireResponse)
     context.show("retired", [{"slots": answer.slots}])
     if not answer.slots:
         sys.exit(EXIT_FOUND)
@@ -317,8 +310,7 @@ def verify(context: Context, namespace: str | None) -> None:
 @pass_context
 def events(context: Context, namespace: str | None, follow: bool, from_start: bool) -> None:
     """Blocks stored, removed and cleared, as they happen; one JSON object a line with --json."""
-    now = context.call("Status", admin.StatusRequest())
-    assert isinstance(now, admin.StatusResponse)
+    now = context.call("Status", admin.StatusRequest(), admin.StatusResponse)
     until = now.event_sequence
     request = store.WatchRequest(namespace=_digest(context, namespace) if namespace else b"")
     if from_start or not follow:
