@@ -5,13 +5,12 @@ Chains are drawn in random order from memory that no cache holds.
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable
 
 import numpy as np
 import numpy.typing as npt
 
-from bench.harness import Figure
+from bench.harness import Figure, timed
 from kvstore import Client, KVLayout, native
 
 __all__ = ["GIB", "KIB", "MIB", "Bytes", "Held", "layout"]
@@ -20,6 +19,8 @@ KIB, MIB, GIB = 1 << 10, 1 << 20, 1 << 30
 HELD_BYTES = 512 * MIB  # that gets draw from: far more than any cache
 PUT_KEYS = 32_768
 Bytes = npt.NDArray[np.uint8]
+Work = Callable[[], object]
+Draw = Callable[[], Work]
 
 
 def layout(block_bytes: int, parts: int = 1) -> KVLayout:
@@ -60,32 +61,36 @@ class Held:
         at = i % (len(buffer) // size) * size
         return buffer[at : at + size]
 
-    def get(self, into: object = None) -> None:
-        i = int(self.random.integers(len(self.chains)))
-        target = self.piece(self.target, int(self.random.integers(1 << 20))) if into is None else into
-        if self.space.get(self.chains[i], target).blocks != self.batch:
-            raise RuntimeError("a block that was held did not come")
+    # Each draws what to move and names it, and hands over the work alone: dice and the hashing of names are not timed.
 
-    def put(self) -> None:
+    def get(self, into: object = None) -> Work:
+        chain = self.chains[int(self.random.integers(len(self.chains)))]
+        target = self.piece(self.target, int(self.random.integers(1 << 20))) if into is None else into
+
+        def work() -> None:
+            if self.space.get(chain, target).blocks != self.batch:
+                raise RuntimeError("a block that was held did not come")
+
+        return work
+
+    def put(self) -> Work:
         self.fresh += 1
         chain = self.space.chain(np.arange(self.fresh << 20, (self.fresh << 20) + self.batch) % (1 << 31))
-        stored = self.space.put(chain, self.piece(self.source, int(self.random.integers(1 << 20))))
-        if stored.stored != self.batch:
-            raise RuntimeError("the node did not take a put")
+        source = self.piece(self.source, int(self.random.integers(1 << 20)))
 
-    def copy(self, kind: str) -> None:
+        def work() -> None:
+            if self.space.put(chain, source).stored != self.batch:
+                raise RuntimeError("the node did not take a put")
+
+        return work
+
+    def copy(self, kind: str) -> Work:
         """The same bytes from a random place to another, block by block."""
-        span = HELD_BYTES // self.block_bytes
-        drawn = self.random.integers(span, size=self.batch).tolist()
-        native.copy_blocks(kind, self.target, self.source, self.block_bytes, drawn)
+        drawn = self.random.integers(HELD_BYTES // self.block_bytes, size=self.batch).tolist()
+        return lambda: native.copy_blocks(kind, self.target, self.source, self.block_bytes, drawn)
 
-    def rate(self, work: Callable[[], object]) -> Figure:
-        def once() -> float:
-            start = time.perf_counter()
-            work()
-            return self.block_bytes * self.batch / GIB / (time.perf_counter() - start)
-
-        return once
+    def rate(self, draw: Draw) -> Figure:
+        return lambda: self.block_bytes * self.batch / GIB / timed(draw())
 
     def best_copy(self) -> Figure:
         libc, stream = self.rate(lambda: self.copy("memcpy")), self.rate(lambda: self.copy("stream"))

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import statistics
 from collections.abc import Iterator
 from functools import partial
 
-from bench.door_blocks import KIB, MIB, Held
-from bench.harness import Row, measure, median_of, ratio_at_most
+from bench.door_blocks import KIB, MIB, Draw, Held
+from bench.harness import Figure, Row, measure, ratio_at_most, timed
 from kvstore import Client
 
 __all__ = ["singles"]
 
 CALLS = 50  # a figure is the median of so many
+
+
+def _median(draw: Draw) -> Figure:
+    return lambda: statistics.median(timed(draw(), scale=1e6) for _ in range(CALLS))
 
 
 def singles(client: Client, rounds: int) -> Iterator[Row]:
@@ -20,8 +25,8 @@ def singles(client: Client, rounds: int) -> Iterator[Row]:
         yield measure(
             f"get 1 x {name}, p50",
             unit="us",
-            ours=partial(median_of, one.get, CALLS, scale=1e6),
-            limit=partial(median_of, partial(one.copy, "memcpy"), CALLS, scale=1e6),
+            ours=_median(one.get),
+            limit=_median(partial(one.copy, "memcpy")),
             limit_is="memcpy of it, us",
             target=ratio_at_most(1.3, 30, "us"),
             rounds=rounds,
