@@ -170,12 +170,16 @@ std::size_t SlotTable::restore(std::span<const std::uint8_t> bytes) {
   // The newest claim on a slab decides what it is; older claims on the same bytes do not fit it any more.
   std::sort(views.begin(), views.end(), [](const RecordView& a, const RecordView& b) { return a.sequence > b.sequence; });
   std::vector<SlotId> restored;
+  std::vector<std::uint64_t> taken, rejected;  // payload offsets
   for (const RecordView& view : views) {
-    if (!t.restore_one(view)) {
-      ++t.counts.recovered_rejected;
-      continue;
-    }
-    restored.push_back(t.slabs.slot_at(view.offset, t.slabs.cell_units(view.bytes)));
+    const bool believed = t.restore_one(view);
+    (believed ? taken : rejected).push_back(view.offset);
+    if (believed) restored.push_back(t.slabs.slot_at(view.offset, t.slabs.cell_units(view.bytes)));
+  }
+  t.counts.recovered_rejected += rejected.size();
+  std::sort(taken.begin(), taken.end());
+  for (const std::uint64_t offset : rejected) {  // or the index would tell of them again, when nothing contradicts them
+    if (!std::binary_search(taken.begin(), taken.end(), offset)) t.log_free(offset);
   }
   t.slabs.rebuild();
   std::reverse(restored.begin(), restored.end());  // the older are the colder
