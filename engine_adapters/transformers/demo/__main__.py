@@ -10,21 +10,23 @@ from pathlib import Path
 
 from rich.console import Console
 
+from kvstore.demo.child import Child
+
 from .conversation import Conversation, conversations
 from .report import Row, show, verdict
-from .stage import Process, Stage
+from .stage import Stage
 
 BLOCK_TOKENS = 64
 NEW_TOKENS = 24
 
 
-def converse(talk: Conversation, said: int, prefill: Process, decode: Process) -> Row:
+def converse(talk: Conversation, said: int, prefill: Child, decode: Child) -> Row:
     """One turn: prefill publishes, decode fetches and generates, and decode does it again alone for the comparison."""
     ids = talk.say(said)
     common = {"ids": ids, "session": talk.user + 1, "turn": talk.turn}
-    filled = prefill.ask({"verb": "prefill", **common})
-    with_store = decode.ask({"verb": "decode", "new": NEW_TOKENS, **common})
-    alone = decode.ask({"verb": "alone", "new": NEW_TOKENS, "ids": ids, "boundary": with_store["held"]})
+    filled = prefill.ask(verb="prefill", **common)
+    with_store = decode.ask(verb="decode", new=NEW_TOKENS, **common)
+    alone = decode.ask(verb="alone", new=NEW_TOKENS, ids=ids, boundary=with_store["held"])
     talk.answer(with_store["tokens"])
     apart = max(abs(a - b) for a, b in zip(with_store["logits"], alone["logits"], strict=True))
     return Row(
@@ -43,11 +45,11 @@ def converse(talk: Conversation, said: int, prefill: Process, decode: Process) -
     )
 
 
-def poison(talk: Conversation, decode: Process, console: Console) -> list[str]:
+def poison(talk: Conversation, decode: Child, console: Console) -> list[str]:
     """A spoilt block must change the tokens when nobody verifies, and nothing when somebody does."""
     ids = talk.tokens[: len(talk.tokens) - NEW_TOKENS]
-    reference = decode.ask({"verb": "alone", "new": NEW_TOKENS, "ids": ids, "boundary": 0})["tokens"]
-    spoilt = decode.ask({"verb": "poison", "new": NEW_TOKENS, "ids": ids})
+    reference = decode.ask(verb="alone", new=NEW_TOKENS, ids=ids, boundary=0)["tokens"]
+    spoilt = decode.ask(verb="poison", new=NEW_TOKENS, ids=ids)
     changed = spoilt["unverified"] != reference
     kept = spoilt["verified"] == reference
     console.print(
