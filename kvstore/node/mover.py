@@ -3,21 +3,23 @@
 Rules
 - Decides with the core's plain calls and awaits only where bytes move. Nothing here waits for room while holding some.
 - Whatever happens to a promotion, the fetches parked on it are settled, so that nobody waits for what will not come.
-- Bytes that do not verify are dropped where they lie, and counted by the core.
+- Bytes that do not verify are dropped where they lie, and counted by the core. What one tier could not give is asked of
+  the next, before the fetches that wait for it are answered; of the object tier even if its packs are not known yet.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
+from dataclasses import dataclass
 from typing import Final
 
 import numpy as np
 
 from kvstore import native
 from kvstore.clock import Clock
-from kvstore.tiers.base import Keys
+from kvstore.tiers.base import Hold, Keys, Tier, TierKind
 from kvstore.tiers.ladder import Ladder, stretches
 from kvstore.tiers.memory import MemoryTier
 
@@ -26,11 +28,22 @@ log = logging.getLogger(__name__)
 WORK_MAX: Final = 256  # items taken from the core at once
 PROMOTION_BYTES: Final = 64 << 20  # moved and made visible at once: a fetch can begin before all of its prompt is up
 PROMOTIONS_MAX: Final = 8  # at once; what waits for them is in the core's parked fetches
+FIND_S: Final = 10.0  # for the packs of a block that files could not give; a fetch is answered at its own deadline
 AHEAD_MAX: Final = 2  # at once, of those that nobody waits for yet: the rest of a prompt, prefetches
 
 
 # Writes the coldest dirty blocks down until memory is below its watermark, or there is nothing to write.
 Demote = Callable[[], Coroutine[object, object, None]]
+# Looks for packs: namespace, shard, keys, the position of keys[0], and for how long at most.
+Find = Callable[[int, int, Keys, int, float], Awaitable[object]]
+
+
+@dataclass(frozen=True, slots=True)
+class Failure:
+    """A tier had a block, at this position of its chain, and could not give it."""
+
+    tier: TierKind
+    position: int
 
 
 class Mover:
@@ -46,6 +59,7 @@ class Mover:
         clock: Clock,
         demote: Demote | None = None,
         probe: Callable[[native.Work], None] | None = None,
+        find: Find | None = None,
     ) -> None:
         self._core = core
         self._memory = memory
@@ -56,6 +70,7 @@ class Mover:
         self._ahead = asyncio.Semaphore(AHEAD_MAX)
         self._demote = demote
         self._probe = probe
+        self._find = find
         self._demotion: asyncio.Task[None] | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
         # Blocks on their way up, each with what ends when they are there or not to be had.
@@ -109,50 +124,67 @@ class Mover:
     async def _promote(self, ns: int, shard: int, keys: Keys, room: asyncio.Semaphore) -> None:
         """Brings up what is not up, run after run, until one is not to be had: behind a hole nothing is of use."""
         at = 0
+        failure: Failure | None = None  # of the block at `at`
         try:
             async with room:
                 for first, end in stretches(~self._memory.lookup(ns, shard, keys)):
                     at = first
                     while at < end:
-                        came = await self._promote_run(ns, shard, keys[at:end])
+                        came, failure = await self._promote_run(ns, shard, keys[at:end], failure)
                         self._core.promoted(ns, shard, keys[at : at + came], self._clock.now_ns())
                         at += came
-                        if came == 0:
+                        if came == 0 and failure is None:
                             return
         finally:
             self._core.promoted(ns, shard, keys[at:], self._clock.now_ns())
 
-    async def _promote_run(self, ns: int, shard: int, keys: Keys) -> int:
-        """One hold below, one copy up. Returns how many blocks from the start are up now."""
-        names = [(ns, shard, key.tobytes()) for key in keys]
-        moving = self._moving.get(names[0])
+    async def _promote_run(
+        self, ns: int, shard: int, keys: Keys, failure: Failure | None
+    ) -> tuple[int, Failure | None]:
+        """One hold below, one copy up. `failure`: who could not give keys[0]; those below it are asked. Returns how
+        many blocks from the start are up now, and who could not give the one behind them.
+        """
+        moving = self._moving.get((ns, shard, keys[0].tobytes()))
         if moving is not None:
             # Somebody else brings it up: read ahead, when it is asked for now. To ask again would find it reserved.
             await asyncio.shield(moving)
-            return self._up(ns, shard, keys)
-        found = self._ladder.hold(ns, shard, keys)
-        if found is None:
-            return 0
-        tier, hold = found
+            up = self._up(ns, shard, keys)
+            if up:
+                return up, None
+        under = failure.tier if failure is not None else TierKind.NONE
+        found = self._ladder.hold(ns, shard, keys, under)
+        if found is None and failure is not None and under < TierKind.OBJECT and self._find is not None:
+            await self._find(ns, shard, keys, failure.position, FIND_S)
+            found = self._ladder.hold(ns, shard, keys, under)
+        return await self._promote_held(ns, shard, keys, *found) if found is not None else (0, None)
+
+    async def _promote_held(
+        self, ns: int, shard: int, keys: Keys, tier: Tier, hold: Hold
+    ) -> tuple[int, Failure | None]:
         ended: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        count = 0
+        names: list[tuple[int, int, bytes]] = []
         try:
             reservation = self._memory.reserve(hold.run)
             try:
                 count = min(_leading(reservation.granted), max(1, PROMOTION_BYTES // reservation.block_bytes))
                 if count == 0:
-                    return self._up(ns, shard, keys)
-                self._moving.update(dict.fromkeys(names[:count], ended))
+                    return self._up(ns, shard, keys), None
+                names = [(ns, shard, key.tobytes()) for key in keys[:count]]
+                self._moving.update(dict.fromkeys(names, ended))
+                position = hold.run.position
                 came = await hold.read(reservation.places[:count])
-                if came < count:
-                    self._core.failed_read(ns, int(tier.kind), 1)
                 up = reservation.seal(came)
                 self._core.moved(int(tier.kind), int(self._memory.kind), up)
-                return up
+                if came == count:
+                    return up, None
+                # Those that did not verify are not there any more; what was only late still is.
+                gone = int((~tier.lookup(ns, shard, keys[came:count])).sum())
+                self._core.failed_read(ns, int(tier.kind), max(1, gone))
+                return up, Failure(TierKind(tier.kind), position + came) if up == came else None
             finally:
                 reservation.abort()
         finally:
-            for name in names[:count]:
+            for name in names:
                 self._moving.pop(name, None)
             ended.set_result(None)
             hold.release()

@@ -133,7 +133,8 @@ class Node:
             tiers.append(self.objects.tier)
             demote = demote or self.objects.writer.kick
             probe = self.objects.prober.ask
-        mover = self._mover = Mover(self.core, self.memory, Ladder(tiers), self.clock, demote, probe)
+        find = self.objects.find if self.objects is not None else None
+        mover = self._mover = Mover(self.core, self.memory, Ladder(tiers), self.clock, demote, probe, find)
         mover.start()
         exits.push_async_callback(mover.stop)
 

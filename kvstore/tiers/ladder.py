@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from kvstore.tiers.base import Hold, Keys, Tier
+from kvstore.tiers.base import Hold, Keys, Tier, TierKind
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,10 +21,12 @@ class Ladder:
         kinds = [tier.kind for tier in self.tiers]
         assert kinds == sorted(set(kinds)), "each kind once, nearest first"
 
-    def hold(self, ns: int, shard: int, keys: Keys) -> tuple[Tier, Hold] | None:
-        """The longest run from the start that the nearest tier with the first block has."""
+    def hold(self, ns: int, shard: int, keys: Keys, under: TierKind = TierKind.NONE) -> tuple[Tier, Hold] | None:
+        """The longest run from the start that the nearest tier with the first block has. under: which could not give
+        it; only those below are asked.
+        """
         for tier in self.tiers:
-            hold = tier.hold(ns, shard, keys)
+            hold = tier.hold(ns, shard, keys) if tier.kind > under else None
             if hold is not None:
                 return tier, hold
         return None

@@ -13,7 +13,7 @@ import pytest
 
 from kvstore import Client
 from kvstore.errors import Unavailable
-from tests.integration.nodes import SIZE, NodeProcess, blocks_of, eventually, layout, tokens
+from tests.integration.nodes import SIZE, NodeProcess, block_of, blocks_of, eventually, layout, tokens
 from tests.s3_server import Relay, free_port, moto_server, s3_options
 
 PER_PACK = 64  # of blocks of 64 KiB
@@ -70,25 +70,25 @@ def test_with_all_local_state_gone_everything_is_read_back_from_packs(tmp_path: 
     with node, Client(node.address) as client:
         for prompt in prompts:  # 36 MiB: more than the 28 that memory and files hold
             publish(node, client, prompt)
-        assert node.counters(1)["evicted_dirty"] == 0
-        # On a busy machine the writers may fall behind the puts after all; what is dropped then is counted.
-        dropped = node.counters(2)["evicted_dirty"] if files else 0
+        # A block goes from memory once it is below, and files may let one go while memory has it. Only what left the
+        # last tier above before it was in a pack can be missing, and all of that is counted.
+        dropped = node.counters(1)["evicted_dirty"] + (node.counters(2)["evicted_dirty"] if files else 0)
+        assert files or dropped == 0
         assert node.counters(3)["object_packs_written"] >= 7
         client.close()
         assert node.stop() == 0, node.said
     shutil.rmtree(tmp_path / "one")
     with object_node(tmp_path / "two", objects, memory="64MiB") as node, Client(node.address) as client:
         ns = client.namespace(layout())
-        whole = 0
+        cut = 0
         for prompt in prompts:
             chain = ns.chain(prompt)
             there = ns.prefetch(chain)
             into = np.zeros((len(chain), SIZE), np.uint8)
             assert ns.get(chain, into).blocks == there
             np.testing.assert_array_equal(into[:there], blocks_of(chain[:there]))
-            assert there == len(chain) or dropped > 0
-            whole += there == len(chain)
-        assert whole >= 4
+            cut += there < len(chain)
+        assert cut <= dropped
         assert node.counters(3)["object_errors"] == 0
 
 
@@ -169,6 +169,46 @@ def test_a_damaged_pack_is_a_miss_and_goes(tmp_path: Path, where: str) -> None:
         assert node.counters(3)["object_packs_damaged"] >= 1
         client.namespace(layout()).put(chain, blocks_of(chain))
         assert fetched(client, prompt) == 100
+
+
+def flip(home: Path, block: np.ndarray, by: int) -> None:
+    """One bit of a block as its file has it, so many bytes from where the payload begins."""
+    for path in (home / "data" / "files").rglob("*"):
+        at = path.read_bytes().find(block.tobytes()) if path.is_file() else -1
+        if at >= 0:
+            with path.open("r+b") as file:
+                file.seek(at + by)
+                byte = file.read(1)[0]
+                file.seek(at + by)
+                file.write(bytes([byte ^ 4]))
+            return
+    raise AssertionError("not in the files")
+
+
+@pytest.mark.parametrize(("block", "by"), [(0, 5000), (0, 90 - 4096), (17, 9)], ids=["first", "its header", "inside"])
+def test_what_files_cannot_give_comes_from_a_pack_in_the_same_get(tmp_path: Path, block: int, by: int) -> None:
+    """After a restart, so that no pack is known yet."""
+    home, prompt = tmp_path / "one", tokens(40, 1)
+    sets = ["file.enabled=true", "file.bytes=64MiB", "file.slab_bytes=4MiB", "file.admission=always"]
+    with object_node(home, f"file://{tmp_path}/bucket", "object.flush_ms=15000", *sets) as node:
+        with Client(node.address) as client:
+            ns = client.namespace(layout())
+            chain = ns.chain(prompt)
+            for seed in (1, 2, 3, 4):  # memory is 256 blocks; three quarters full, it writes the coldest 64 down
+                each = ns.chain(tokens(40 if seed == 1 else 64, seed))
+                ns.put(each, blocks_of(each))
+            eventually(lambda: node.counters(2)["used"] >= 64 * SIZE)
+            for seed in (5, 6):
+                each = ns.chain(tokens(64, seed))
+                ns.put(each, blocks_of(each))
+            assert set(ns.lookup(chain).tiers) == {2}
+        assert node.stop() == 0, node.said
+        flip(home, block_of(chain[block]), by)
+        node.start()
+        with Client(node.address) as client:
+            assert set(client.namespace(layout()).lookup(chain).tiers) == {2}
+            assert fetched(client, prompt) == 40
+            assert set(client.namespace(layout()).lookup(chain).tiers) == {1}
 
 
 def test_the_sweeper_keeps_the_limit_and_the_latest(tmp_path: Path) -> None:
