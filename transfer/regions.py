@@ -129,7 +129,8 @@ class Region:
         if self._moving:
             self._idle = asyncio.Event()
             try:
-                await asyncio.wait_for(self._idle.wait(), wait_s)
+                async with asyncio.timeout(wait_s):
+                    await self._idle.wait()
             except TimeoutError:
                 self.poison()
         if self.state is RegionState.POISONED:

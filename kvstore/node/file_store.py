@@ -23,9 +23,9 @@ from kvstore.tiers.data_dir import HEADER_BYTES, SLAB_BYTES, DataDir, Geometry, 
 from kvstore.tiers.file import FileTier
 from kvstore.tiers.file_index import FileIndex, read_left_index
 from kvstore.tiers.file_scan import scan_headers
-from kvstore.tiers.io import quietly
 from kvstore.tiers.medium import FileMedium, MotionConfig
 from kvstore.tiers.page_pool import PagePool
+from kvstore.tiers.quiet import quietly
 
 if TYPE_CHECKING:
     from kvstore.clock import Clock

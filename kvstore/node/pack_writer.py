@@ -28,8 +28,8 @@ import numpy.typing as npt
 
 from kvstore import native
 from kvstore.tiers.base import Hold, Run, TierKind
-from kvstore.tiers.io import quietly
 from kvstore.tiers.packs import pack_blocks
+from kvstore.tiers.quiet import quietly
 
 if TYPE_CHECKING:
     from kvstore.tiers.base import Keys, Shape, Tier

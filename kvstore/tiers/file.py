@@ -22,8 +22,8 @@ import numpy.typing as npt
 from kvstore import native
 from kvstore.tiers.base import Extent, Run, Shape, Shapes, TierKind
 from kvstore.tiers.data_dir import HEADER_BYTES
-from kvstore.tiers.io import quietly
 from kvstore.tiers.page_pool import PAGE_BYTES
+from kvstore.tiers.quiet import quietly
 
 if TYPE_CHECKING:
     from kvstore.clock import Clock

@@ -7,18 +7,17 @@ cancellation through.
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import os
-from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, TypeVar
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from kvstore.tiers.quiet import quietly
 
 if TYPE_CHECKING:
     from kvstore import native
     from kvstore.tiers.base import Pieces
 
-__all__ = ["AsyncEngine", "EngineBusy", "quietly"]
-
-T = TypeVar("T")
+__all__ = ["AsyncEngine", "EngineBusy"]
 
 
 class EngineBusy(Exception):
@@ -72,16 +71,3 @@ class AsyncEngine:
             future = self._waiting.pop(batch)
             if not future.done():
                 future.set_result(errors)
-
-
-async def quietly(future: asyncio.Future[T], on_cancel: Callable[[], None] | None = None) -> T:
-    """Its result. Where the waiter is cancelled, however often, the cancellation goes through when `future` is done."""
-    try:
-        return await asyncio.shield(future)
-    except asyncio.CancelledError:
-        if on_cancel is not None:
-            on_cancel()
-        while not future.done():
-            with contextlib.suppress(asyncio.CancelledError):
-                await asyncio.wait([future])
-        raise

@@ -14,6 +14,7 @@ import numpy.typing as npt
 from kvstore import native
 from kvstore.clock import Clock
 from kvstore.tiers.base import Checksums, Keys, Run, TierKind
+from kvstore.tiers.quiet import quietly
 
 T = TypeVar("T")
 
@@ -201,10 +202,4 @@ async def _copied(to: list[memoryview], source: list[memoryview]) -> None:
 
 async def _in_thread(call: Callable[..., T], *arguments: object) -> T:
     """A cancellation waits until the thread is back, since only then the memory is quiet."""
-    task = asyncio.ensure_future(asyncio.to_thread(call, *arguments))
-    try:
-        return await asyncio.shield(task)
-    except asyncio.CancelledError:
-        while not task.done():
-            await asyncio.wait({task})
-        raise
+    return await quietly(asyncio.ensure_future(asyncio.to_thread(call, *arguments)))

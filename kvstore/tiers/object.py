@@ -33,7 +33,6 @@ from kvstore.clock import Clock, SystemClock
 from kvstore.errors import Misconfigured
 from kvstore.tiers.base import Keys
 from kvstore.tiers.circuit import Circuit
-from kvstore.tiers.io import quietly
 from kvstore.tiers.packs import (
     VERSION,
     DamagedPackError,
@@ -46,6 +45,7 @@ from kvstore.tiers.packs import (
     namespace_prefix,
     pack_name,
 )
+from kvstore.tiers.quiet import quietly
 
 if TYPE_CHECKING:
     from obstore.store import ClientConfig, ObjectStore, RetryConfig, S3Config

@@ -97,7 +97,8 @@ class LocalEndpoint:
     async def greeted(self, deadline_s: float) -> None:
         """Waits for the owner's first frame. Raises PeerUnreachable."""
         try:
-            await asyncio.wait_for(asyncio.shield(self._hello), deadline_s)
+            async with asyncio.timeout(deadline_s):
+                await asyncio.shield(self._hello)
         except TimeoutError:
             raise PeerUnreachable(f"the peer did not greet within {deadline_s} s") from None
 
@@ -108,7 +109,8 @@ class LocalEndpoint:
         check_deadline(deadline_s)
         waiting = [self._ask(bytes(descriptor)) for descriptor in descriptors]
         try:
-            return await asyncio.wait_for(asyncio.gather(*waiting), deadline_s)
+            async with asyncio.timeout(deadline_s):
+                return await asyncio.gather(*waiting)
         except TimeoutError:
             raise PeerUnreachable(f"the peer did not answer within {deadline_s} s") from None
 
@@ -357,7 +359,8 @@ class LocalEndpoint:
         while self._moving:
             self._idle.clear()
             try:
-                await asyncio.wait_for(self._idle.wait(), self._host.quiesce_max_s)
+                async with asyncio.timeout(self._host.quiesce_max_s):
+                    await self._idle.wait()
             except TimeoutError:
                 return
         self._shown.clear()

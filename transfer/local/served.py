@@ -79,7 +79,8 @@ class Owner:
         while left:
             self._changed.clear()
             try:
-                await asyncio.wait_for(self._changed.wait(), deadline - self._loop.time())
+                async with asyncio.timeout_at(deadline):
+                    await self._changed.wait()
             except TimeoutError:
                 return False
             left = [slot for slot in left if not self.quiet(slot)]

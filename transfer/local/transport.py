@@ -204,7 +204,8 @@ class LocalTransport:
             raise ValueError(f"address must begin with unix:, not {address!r}")
         sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC | socket.SOCK_NONBLOCK)
         try:
-            await asyncio.wait_for(self._loop.sock_connect(sock, path), deadline_s)
+            async with asyncio.timeout(deadline_s):
+                await self._loop.sock_connect(sock, path)
         except (OSError, TimeoutError) as error:
             sock.close()
             raise PeerUnreachable(f"{address}: {error or 'no answer in time'}") from error
