@@ -167,7 +167,7 @@ class SlotTable {
   Outcome retire(SlotId slot);                                     // by corruption, by an operator, by a clear
   std::size_t retire_keys(NsId ns, std::span<const Key> keys);     // all shards; returns slots unlisted
   void on_evict(std::function<void(const SlotInfo&)> observer);    // one observer
-  // Of the coldest `bytes` that could be evicted, those that are not clean, coldest first: the write-behind's work. What
+  // Of the first `bytes` that reserve() would evict, in its order, those that are not clean: the write-behind's work. What
   // is warmer is left alone, and so a full tier comes to rest.
   void dirty_victims(std::uint64_t bytes, std::vector<Ticket>& out, Dirty which = Dirty::kAll) const;
   // Marks of sealed slots; stale tickets are left out. A touch (a hold by name, a put of what is held) ends sunk and passed.

@@ -14,7 +14,9 @@
 // - In meta memory a slot is FREE until all else of it is written, and FREE again before anything of it is reused.
 #pragma once
 #include <array>
+#include <optional>
 #include <unordered_map>
+#include <unordered_set>
 #include <vector>
 
 #include "entry.hpp"
@@ -70,6 +72,9 @@ struct SlotTable::Impl {
     Nanos deadline;
     Hint hint;
     Victims victims;
+    SlotId above = kNoSlot;            // the block before the first
+    std::vector<SlotId> last_resorts;  // the next to go is the last
+    std::unordered_set<SlotId> ancestors;
     std::uint32_t position = 0;  // of the key at hand
     std::size_t left = 0;        // keys not answered yet
   };
@@ -117,9 +122,15 @@ struct SlotTable::Impl {
   SlotId make_room(Request& request);
   SlotId next_victim(Request& request);
   static void pass_over(Request& request);  // what next_victim() gave is of no use now
-  SlotId last_resort(std::uint32_t units) const;
+  SlotId last_resort(Request& request);
+  bool may_go(SlotId slot, std::uint32_t units) const noexcept;
+  SlotId parent_of(SlotId slot) const;
+  void find_ancestors(Request& request) const;
+  std::optional<std::int64_t> last_rank(SlotId slot, const Request& request) const;
   bool evictable(SlotId slot);
   void evict(SlotId slot);
+  void add_beginnings(std::uint64_t bytes, std::span<const SlotId> but, Dirty which, std::vector<Ticket>& out) const;
+  std::uint64_t add_coldest(std::uint64_t bytes, std::vector<SlotId>& ids, Dirty which, std::vector<Ticket>& out);  // returns what is left
   void mark(Ticket ticket, std::uint32_t on, std::uint32_t off);
   void empty_slab(std::uint32_t slab);
   std::uint32_t take_tail(Request& request, std::uint32_t units);
@@ -178,6 +189,7 @@ struct SlotTable::Impl {
   std::size_t freed_compact_at = 1024;
   TableStats counts;
   std::function<void(const SlotInfo&)> observer;
+  bool crowded = false;  // the last resort was needed: write-behind is to make room there
 
   // Touches a second, in sixteenths, from the `now` of calls: what turns milliseconds into touches.
   Nanos rate_since = 0;

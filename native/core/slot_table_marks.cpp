@@ -7,6 +7,7 @@
 // A touch makes passed and lost ones fresh again, and nothing else does but mark_dirty. So however fast the tier below
 // forgets, a slot goes down at most once for each time that somebody put, fetched or promoted it: write-behind comes to rest.
 #include <algorithm>
+#include <unordered_set>
 
 #include "slot_table_impl.hpp"
 
@@ -27,22 +28,53 @@ bool asked_for(const Entry& e, Dirty which) noexcept {
 
 }  // namespace
 
+// Where room had to be made of what lies behind leaves that could not go, the beginnings of chains are what is to be written:
+// only they may go there, once they are clean (slot_table_room.cpp). Else the coldest are, in the policy's order.
 void SlotTable::dirty_victims(std::uint64_t bytes, std::vector<Ticket>& out, Dirty which) const {
   Impl& t = *impl_;
+  out.clear();
+  if (t.crowded) t.add_beginnings(bytes, {}, which, out);
+  t.crowded = !out.empty();
+  if (t.crowded) return;
   std::vector<SlotId> ids;
+  const std::uint64_t left = t.add_coldest(bytes, ids, which, out);
+  if (left > 0 && ids.size() < t.policy->size()) t.add_beginnings(left, ids, which, out);
+}
+
+std::uint64_t SlotTable::Impl::add_coldest(std::uint64_t bytes, std::vector<SlotId>& ids, Dirty which, std::vector<Ticket>& out) {
   // Clean ones go too, so the order runs through them; they are only not work. Ask for more until it is far enough.
   for (std::size_t wanted = kAtOnce;; wanted *= 4) {
-    ids.resize(std::min(wanted, std::max<std::size_t>(t.policy->size(), 1)));
-    ids.resize(t.policy->victims(ids, [&t](SlotId slot) { return t.evictable(slot); }));
+    ids.resize(std::min(wanted, std::max<std::size_t>(policy->size(), 1)));
+    ids.resize(policy->victims(ids, [this](SlotId slot) { return evictable(slot); }));
     out.clear();
-    std::uint64_t sum = 0;
+    std::uint64_t left = bytes;
     for (const SlotId slot : ids) {
-      const Entry& e = t.entries[slot];
-      sum += e.bytes;
-      if (sum > bytes) return;
+      const Entry& e = entries[slot];
+      if (e.bytes > left) return 0;
+      left -= e.bytes;
       if (asked_for(e, which)) out.push_back({slot, e.tenancy});
     }
-    if (ids.size() < wanted) return;
+    if (ids.size() < wanted) return left;
+  }
+}
+
+void SlotTable::Impl::add_beginnings(std::uint64_t bytes, std::span<const SlotId> but, Dirty which,
+                                     std::vector<Ticket>& out) const {
+  const std::unordered_set<SlotId> known(but.begin(), but.end());
+  std::vector<std::pair<std::uint32_t, SlotId>> found;
+  for (std::uint32_t slab = 0; slab < slabs.count(); ++slab) {
+    for (std::uint32_t cell = 0; cell < slabs.filled(slab); ++cell) {
+      const SlotId slot = slabs.first_of(slab) + cell;
+      const Entry& e = entries[slot];
+      if (e.state() == SlotState::kSealed && e.holds() == 0 && !known.contains(slot)) found.emplace_back(e.position(), slot);
+    }
+  }
+  std::sort(found.begin(), found.end());
+  for (const auto& [position, slot] : found) {
+    const Entry& e = entries[slot];
+    if (e.bytes > bytes) return;
+    bytes -= e.bytes;
+    if (asked_for(e, which)) out.push_back({slot, e.tenancy});
   }
 }
 

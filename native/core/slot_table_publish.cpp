@@ -43,7 +43,9 @@ SlotTable::Impl::Request SlotTable::Impl::request(OwnerId owner, NsId ns, std::u
           .in_place = in_place,
           .deadline = deadline,
           .hint = hint,
-          .victims = {}};
+          .victims = {},
+          .last_resorts = {},
+          .ancestors = {}};
 }
 
 void SlotTable::reserve(OwnerId owner, NsId ns, std::uint16_t shard, std::span<const Key> keys, const Key* parent,
@@ -59,7 +61,7 @@ void SlotTable::reserve(OwnerId owner, NsId ns, std::uint16_t shard, std::span<c
 
   // What is here already is touched as one batch, and kept until this call ends.
   std::vector<SlotId> at(keys.size(), kNoSlot), here, kept;
-  SlotId above = parent != nullptr ? t.lookup(request.row, shard, *parent) : kNoSlot;
+  SlotId above = request.above = parent != nullptr ? t.lookup(request.row, shard, *parent) : kNoSlot;
   const auto keep = [&](SlotId slot) {
     if (!t.can_hold(slot, HoldKind::kLease)) return;
     t.hold_one(slot, HoldKind::kLease);

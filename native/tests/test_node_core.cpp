@@ -405,6 +405,54 @@ void what_is_dropped_is_counted_once() {
   CHECK(dropped(alone) == 0);  // there is no lower tier
 }
 
+// A chain that is longer than memory: it is stored as far as there is room for it without losing its own beginning.
+void a_chain_longer_than_memory_keeps_its_beginning() {
+  Core node;
+  const NsId ns = node.core->open_namespace(spec_of(1, {kSlabful}));
+  const auto keys = chain_of(1, 24);
+  const auto put = [&](std::size_t first, std::size_t count) {  // how many were stored
+    std::vector<Reserved> slots(count);
+    Hint hint;
+    hint.position = static_cast<std::uint32_t>(first);
+    const std::span<const Key> part = std::span(keys).subspan(first, count);
+    CHECK(node.core->reserve(Tier::kMemory, node.owner, ns, 0, part, first > 0 ? &keys[first - 1] : nullptr, {}, hint, true, 0, slots) ==
+          FetchStatus::kOk);
+    std::size_t stored = 0;
+    for (const Reserved& slot : slots) {
+      if (slot.status != ReserveStatus::kGranted) break;
+      std::vector<Outcome> out(1);
+      node.core->seal(Tier::kMemory, node.owner, std::array{slot.ticket}, std::array{std::uint64_t{7}}, out, MovePath::kPutMapped, 0);
+      stored += 1;
+    }
+    return stored;
+  };
+  const auto prefix = [&] {
+    LookupAnswer out;
+    node.core->lookup(ns, keys, {}, out);
+    return out.blocks;
+  };
+  CHECK(put(0, 16) == 16);
+  node.core->take_work(10);
+  CHECK(put(16, 4) == 0 && prefix() == 16);
+  const auto work = node.core->take_work(10);
+  CHECK(work.size() == 1 && work[0].kind == Work::Kind::kWriteBehind);
+  // Write-behind is offered the beginning now; what it has saved makes way.
+  std::vector<Key> offered = dirty(node, Tier::kMemory, Dirty::kFresh);
+  CHECK(offered.size() == 16);
+  offered.resize(3);
+  CHECK(offered == head(keys, 3));
+  for (const Key& key : offered) node.store(Tier::kFile, ns, 0, {key});
+  mark(node, Tier::kMemory, ns, offered, &SlotTable::mark_clean);
+  CHECK(put(16, 4) == 3 && prefix() == 19);
+  node.core->with_memory([](SlotTable& table) {
+    CHECK(table.stats().evicted_clean == 3 && table.stats().evicted_dirty == 0);
+    table.check_integrity();
+  });
+  // Nobody else is refused for it: its end goes.
+  node.store(Tier::kMemory, ns, 0, chain_of(100, 1));
+  CHECK(prefix() == 18);
+}
+
 }  // namespace
 
 int main() {
@@ -419,5 +467,6 @@ int main() {
   what_files_let_go_is_dirty_in_memory();
   write_behind_comes_to_rest();
   what_is_dropped_is_counted_once();
+  a_chain_longer_than_memory_keeps_its_beginning();
   return test::finish();
 }

@@ -101,6 +101,7 @@ class TableModel:
         digest, shards = self.spaces[ns]
         here = [s for key in keys if (s := self._sealed(Name(digest, shard, key)))]
         above = self.listed.get(Name(digest, shard, parent)) if parent else None
+        own = self._chain_up(above)
         kept = [*here, above] if above is not None and above.state == SlotState.SEALED else here
         for keeping in kept:
             keeping.holds += 1
@@ -117,7 +118,7 @@ class TableModel:
                 above, above_is_new = slot, False
                 continue
             fits = self.slabs.geometry.fits(sum(shards[shard]))
-            slot = self._grant(name, shards[shard], above, hint, told) if fits and not full else None
+            slot = self._grant(name, shards[shard], above, own, hint, told) if fits and not full else None
             above, above_is_new = slot, slot is not None
             if slot is None:
                 full = full or fits
@@ -280,9 +281,13 @@ class TableModel:
             self._write_control(slot)
 
     def dirty_victims(self, nbytes: int) -> list[Ticket]:
-        """Of the coldest so many bytes that could go, those that are not clean, coldest first."""
+        """Of the first so many bytes that could go, those that are not clean. Leaves go first, coldest first; then what
+        lies behind leaves that cannot go, from the beginnings of chains. Which comes first is the table's to choose.
+        """
+        leaving = self.order.leaving(lambda slot: self.slots[slot].evictable)
+        rest = {at for at, slot in self.slots.items() if slot.evictable} - set(leaving)
         out: list[Ticket] = []
-        for at in self.order.leaving(lambda slot: self.slots[slot].evictable):
+        for at in [*leaving, *sorted(rest, key=lambda at: self.slots[at].position)]:
             slot = self.slots[at]
             nbytes -= slot.payload_bytes
             if nbytes < 0:
@@ -306,11 +311,18 @@ class TableModel:
         return slot if slot is not None and slot.writer is not None and slot.writer.owner == owner else None
 
     def _grant(
-        self, name: Name, parts: tuple[int, ...], above: Slot | None, hint: Hint, told: Told | None
+        self,
+        name: Name,
+        parts: tuple[int, ...],
+        above: Slot | None,
+        own: list[Slot],
+        hint: Hint,
+        told: Told | None,
     ) -> Slot | None:
+        """above: its parent. own: what the call's blocks descend from."""
         cell = self.slabs.geometry.cell_bytes(sum(parts))
         while not self.slabs.candidates(cell):
-            if not self._make_room(cell, told):
+            if not self._make_room(cell, own, told):
                 return None
         ticket = told.granted.popleft() if told else None
         at = self.slabs.take(cell, ticket.slot if ticket else None)
@@ -324,8 +336,10 @@ class TableModel:
         self.order.added(at, above.ticket.slot if above else None, hash_of(name), hint)
         return slot
 
-    def victims(self, cell: int) -> list[int]:
-        """Who may go to make room for a cell, all equally good. Empty: only what is held or written is left."""
+    def victims(self, cell: int, own: Sequence[Slot] = ()) -> list[int]:
+        """Who may go to make room for a cell, all equally good. Empty: only what is held or written is left, and what
+        `own` has that is dirty.
+        """
         lone = {slab for slab in range(len(self.slabs.slabs)) if self._may_empty(slab)}
 
         def usable(slot: int) -> bool:
@@ -333,13 +347,38 @@ class TableModel:
             slab = self.slabs.slab_of(slot)
             return found.evictable and (self.slabs.slabs[slab].cell_bytes == cell or slab in lone)
 
-        return self.order.coldest(usable) or [slot for slot in self.slots if usable(slot)]
+        return self.order.coldest(usable) or self._last_resorts([slot for slot in self.slots if usable(slot)], own)
+
+    def _last_resorts(self, usable: list[int], own: Sequence[Slot]) -> list[int]:
+        """No leaf may go: what lies below goes from the beginning, others from their end, one's own not at all. The
+        order is looked up once for many, so it is told here and not asked for.
+        """
+        ranks: dict[int, tuple[int, int]] = {}
+        for at in usable:
+            slot = self.slots[at]
+            parent = self._parent_of(slot)
+            if slot.clean and (parent is None or parent.clean):
+                ranks[at] = (0, slot.position)
+            elif slot not in own:
+                ranks[at] = (1, -slot.position)
+        return sorted(ranks, key=lambda at: ranks[at])
+
+    def _chain_up(self, slot: Slot | None) -> list[Slot]:
+        """It and its ancestors. Opaque keys may name each other in a circle."""
+        chain: list[Slot] = []
+        while slot is not None and slot not in chain:
+            chain.append(slot)
+            slot = self._parent_of(slot)
+        return chain
+
+    def _parent_of(self, slot: Slot) -> Slot | None:
+        return self.listed.get(slot.name._replace(key=slot.parent)) if slot.parent else None
 
     def _may_empty(self, slab: int) -> bool:
         return all(self.slots[slot].evictable for slot in self.slabs.slots_of(slab))
 
-    def _make_room(self, cell: int, told: Told | None) -> bool:
-        allowed = self.victims(cell)
+    def _make_room(self, cell: int, own: list[Slot], told: Told | None) -> bool:
+        allowed = self.victims(cell, own)
         if not allowed or (told is not None and not told.evicted):
             assert told is None or not allowed, f"answered FULL although any of {allowed} could go"
             return False
