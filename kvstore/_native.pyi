@@ -144,7 +144,7 @@ class SlotTable:
 
     def drop_namespace(self, ns: int) -> int: ...
 
-    def reserve(self, owner: int, ns: int, shard: int, keys: NDArray[numpy.uint8], parent: bytes | None = None, metas: Sequence[bytes] = [], in_place: bool = False, now: int = 0, lapse_after: int = 30000000000, priority: int = 0, end: bool = False, expected_return_ms: int = 0, position: int = 0) -> tuple[NDArray[numpy.uint8], NDArray[numpy.uint64], NDArray[numpy.uint64]]:
+    def reserve(self, owner: int, ns: int, shard: int, keys: NDArray[numpy.uint8], parent: bytes | None = None, metas: Sequence[bytes] = [], in_place: bool = False, now: int = 0, lapse_after: int = 30000000000, priority: int = 0, end: bool = False, expected_return_ms: int = 0, position: int = 0, from_below: bool = False) -> tuple[NDArray[numpy.uint8], NDArray[numpy.uint64], NDArray[numpy.uint64]]:
         """
         Statuses (0 granted, 1 held, 2 pending, 3 full, 4 too large), tickets, payload offsets.
         """
@@ -293,7 +293,7 @@ class Hint:
     What a caller tells about the future of the blocks it touches; zero: nothing said.
     """
 
-    def __init__(self, family: int = 0, session: int = 0, turn: int = 0, expected_return_ms: int = 0, priority: int = 0, end: bool = False, position: int = 0) -> None: ...
+    def __init__(self, family: int = 0, session: int = 0, turn: int = 0, expected_return_ms: int = 0, priority: int = 0, end: bool = False, position: int = 0, from_below: bool = False) -> None: ...
 
     @property
     def family(self) -> int: ...
@@ -315,6 +315,9 @@ class Hint:
 
     @property
     def position(self) -> int: ...
+
+    @property
+    def from_below(self) -> bool: ...
 
 class HoldKind(enum.IntEnum):
     LEASE = 0

@@ -46,7 +46,8 @@ class MemoryTier:
         return self._core.find(self.kind, ns, shard, keys)
 
     def reserve(self, run: Run) -> MemoryReservation:
-        hint = native.Hint(position=run.position)
+        """For a promotion: what is brought up may take the place of its own chain's beginning."""
+        hint = native.Hint(position=run.position, from_below=True)
         parent = run.parent or b""
         now = self._clock.now_ns()
         status, statuses, tickets, offsets = self._core.reserve(

@@ -24,19 +24,20 @@ void bind_core_config(nb::module_& m) {
   nb::class_<Hint>(m, "Hint", "What a caller tells about the future of the blocks it touches; zero: nothing said.")
       .def("__init__",
            [](Hint* self, std::uint64_t family, std::uint64_t session, std::uint32_t turn, std::uint32_t expected_return_ms,
-              int priority, bool end, std::uint32_t position) {
+              int priority, bool end, std::uint32_t position, bool from_below) {
              if (priority < -1 || priority > 1) throw nb::value_error("priority: -1, 0 or 1");
-             new (self) Hint{family, session, turn, expected_return_ms, static_cast<std::int8_t>(priority), end, 0, position};
+             new (self) Hint{family, session, turn, expected_return_ms, static_cast<std::int8_t>(priority), end, 0, position, from_below};
            },
            "family"_a = 0, "session"_a = 0, "turn"_a = 0, "expected_return_ms"_a = 0, "priority"_a = 0, "end"_a = false,
-           "position"_a = 0)
+           "position"_a = 0, "from_below"_a = false)
       .def_ro("family", &Hint::family)
       .def_ro("session", &Hint::session)
       .def_ro("turn", &Hint::turn)
       .def_ro("expected_return_ms", &Hint::expected_return_ms)
       .def_ro("priority", &Hint::priority)
       .def_ro("end", &Hint::end)
-      .def_ro("position", &Hint::position);
+      .def_ro("position", &Hint::position)
+      .def_ro("from_below", &Hint::from_below);
   nb::enum_<HoldKind>(m, "HoldKind", nb::is_arithmetic())
       .value("LEASE", HoldKind::kLease).value("VIEW", HoldKind::kView).value("PIN", HoldKind::kPin);
   nb::enum_<NeedKind>(m, "NeedKind", nb::is_arithmetic())

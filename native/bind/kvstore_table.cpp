@@ -112,11 +112,12 @@ void add_namespace(Table& self, NsId ns, const nb::bytes& digest, const std::vec
 
 nb::tuple reserve(Table& self, OwnerId owner, NsId ns, std::uint16_t shard, const Keys& keys,
                   const std::optional<nb::bytes>& parent, const std::vector<nb::bytes>& metas, bool in_place, Nanos now,
-                  Nanos lapse_after, int priority, bool end, std::uint32_t expected_return_ms, std::uint32_t position) {
+                  Nanos lapse_after, int priority, bool end, std::uint32_t expected_return_ms, std::uint32_t position, bool from_below) {
   std::vector<std::span<const std::uint8_t>> meta;
   for (const nb::bytes& one : metas) meta.emplace_back(static_cast<const std::uint8_t*>(one.data()), one.size());
   const Key parent_key = parent ? key_of(*parent, "parent") : Key{};
-  const Hint hint = hint_of(priority, end, expected_return_ms, 0, position);
+  Hint hint = hint_of(priority, end, expected_return_ms, 0, position);
+  hint.from_below = from_below;
   std::vector<Reserved> out(keys.shape(0));
   self.with(out.size(), [&](SlotTable& t) {
     t.reserve(owner, ns, shard, keys_of(keys), parent ? &parent_key : nullptr, meta, hint, in_place, now, lapse_after, out);
@@ -327,10 +328,10 @@ void bind_verbs(nb::class_<Table>& table) {
       .def("drop_namespace", [](Table& s, NsId ns) { return s.with(1000, [&](SlotTable& t) { return t.drop_namespace(ns); }); }, "ns"_a)
       .def("reserve", &reserve, "owner"_a, "ns"_a, "shard"_a, "keys"_a, "parent"_a = nb::none(),
            "metas"_a = std::vector<nb::bytes>{}, "in_place"_a = false, "now"_a = 0, "lapse_after"_a = 30'000'000'000,
-           "priority"_a = 0, "end"_a = false, "expected_return_ms"_a = 0, "position"_a = 0,
+           "priority"_a = 0, "end"_a = false, "expected_return_ms"_a = 0, "position"_a = 0, "from_below"_a = false,
            nb::sig("def reserve(self, owner: int, ns: int, shard: int, keys: NDArray[numpy.uint8], parent: bytes | None = None, "
                    "metas: Sequence[bytes] = [], in_place: bool = False, now: int = 0, lapse_after: int = 30000000000, "
-                   "priority: int = 0, end: bool = False, expected_return_ms: int = 0, position: int = 0) -> "
+                   "priority: int = 0, end: bool = False, expected_return_ms: int = 0, position: int = 0, from_below: bool = False) -> "
                    "tuple[NDArray[numpy.uint8], NDArray[numpy.uint64], NDArray[numpy.uint64]]"),
            "Statuses (0 granted, 1 held, 2 pending, 3 full, 4 too large), tickets, payload offsets.")
       .def("publish_part",

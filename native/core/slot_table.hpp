@@ -155,6 +155,8 @@ class SlotTable {
   // following: RESERVED slots with published parts count as here (their run ends the hold).
   HoldId hold(OwnerId owner, NsId ns, std::uint16_t shard, std::span<const Key> keys, HoldKind kind, bool following,
               const Hint& hint, Nanos now, Nanos lapse_after, std::vector<Held>& out);
+  // What is about to be read, whatever is missing between: as a hold that is released at once.
+  void touch(NsId ns, std::uint16_t shard, std::span<const Key> keys, const Hint& hint, Nanos now);
   // A hold of given slots, for the mover: not touched in the policy. Stale tickets are left out.
   HoldId hold_slots(OwnerId owner, std::span<const Ticket> tickets, std::vector<Held>& out);
   Outcome release(OwnerId owner, HoldId hold);

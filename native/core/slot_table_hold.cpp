@@ -72,6 +72,20 @@ HoldId SlotTable::hold(OwnerId owner, NsId ns, std::uint16_t shard, std::span<co
   return t.holds.add(owner, deadline, {.kind = kind, .internal = false, .slots = std::move(run)});
 }
 
+void SlotTable::touch(NsId ns, std::uint16_t shard, std::span<const Key> keys, const Hint& hint, Nanos now) {
+  Impl& t = *impl_;
+  const std::uint16_t row = t.row_of(ns);
+  if (row == kNoRow) return;
+  std::vector<SlotId> run;
+  t.find_each(row, shard, keys, [&](std::size_t, SlotId slot) {
+    if (slot == kNoSlot || t.entries[slot].state() != SlotState::kSealed) return true;
+    t.entries[slot].touch();
+    run.push_back(slot);
+    return true;
+  });
+  if (!run.empty()) t.policy->touched(run, t.in_touches(hint, now));
+}
+
 HoldId SlotTable::hold_slots(OwnerId owner, std::span<const Ticket> tickets, std::vector<Held>& out) {
   Impl& t = *impl_;
   out.clear();

@@ -7,7 +7,8 @@
 // - what lies below too, from the beginnings of chains. Not where a dirty parent would become a leaf and go next;
 // - what does not, from the ends of chains: behind a hole nothing is of use;
 // - but never the dirty ancestors of what is to be stored. A chain longer than the tier would otherwise push out its own
-//   beginning, and the rest would be of no use. It is stored as far as write-behind has made room, and then refused.
+//   beginning, and the rest would be of no use. It is stored as far as write-behind has made room, and then refused. Only
+//   a promotion takes their place, after all else: it has a reader, who has had the beginning.
 #include <algorithm>
 
 #include "slot_table_impl.hpp"
@@ -72,8 +73,9 @@ std::optional<std::int64_t> SlotTable::Impl::last_rank(SlotId slot, const Reques
   const Entry& e = entries[slot];
   const SlotId parent = e.has(kClean) ? parent_of(slot) : kNoSlot;
   if (e.has(kClean) && (parent == kNoSlot || entries[parent].has(kClean))) return e.position();
-  if (request.ancestors.contains(slot)) return std::nullopt;
-  return std::int64_t{2} * kPositionMax - e.position();
+  if (!request.ancestors.contains(slot)) return std::int64_t{2} * kPositionMax - e.position();
+  if (!request.hint.from_below) return std::nullopt;
+  return std::int64_t{2} * kPositionMax + 1 + e.position();
 }
 
 // As many as the call may need are looked for at once: a chain longer than the tier asks for one after the other.

@@ -60,6 +60,8 @@ struct Hint {
   std::uint32_t return_touches = 0;
   // reserve() only: the index in its chain of the first key given. Object packs are aligned groups of a chain's blocks.
   std::uint32_t position = 0;
+  // reserve() only: a promotion. What it brings lies below as well, so it may take the place of its own chain's beginning.
+  bool from_below = false;
 };
 
 enum class HoldKind : std::uint8_t {

@@ -405,27 +405,47 @@ void what_is_dropped_is_counted_once() {
   CHECK(dropped(alone) == 0);  // there is no lower tier
 }
 
+// A get parks for its first window. Until it comes to the last one, files evict others, however long ago it was put.
+void what_a_get_will_come_to_stays_in_files() {
+  CoreConfig config;
+  config.window_bytes = 2 * kSlabful;
+  Core node(config, 8);
+  const NsId ns = node.core->open_namespace(spec_of(1, {kSlabful}));
+  const auto wanted = chain_of(1, 4), other = chain_of(100, 4);
+  node.store(Tier::kFile, ns, 0, wanted);
+  node.store(Tier::kFile, ns, 0, other);
+  const auto got = node.fetch(ns, wanted, 0, 1'000'000'000);
+  CHECK(got->empty());  // it waits
+  node.store(Tier::kFile, ns, 0, chain_of(200, 4));
+  LookupAnswer out;
+  node.core->lookup(ns, wanted, {}, out);
+  CHECK(out.blocks == 4);
+}
+
+// Stores blocks first..first + count of a chain in memory, one after the other. Returns how many found room.
+std::size_t put_chain(Core& node, NsId ns, std::span<const Key> keys, std::size_t first, std::size_t count, bool from_below = false) {
+  std::vector<Reserved> slots(count);
+  Hint hint;
+  hint.position = static_cast<std::uint32_t>(first);
+  hint.from_below = from_below;
+  CHECK(node.core->reserve(Tier::kMemory, node.owner, ns, 0, keys.subspan(first, count), first > 0 ? &keys[first - 1] : nullptr, {},
+                           hint, true, 0, slots) == FetchStatus::kOk);
+  std::size_t stored = 0;
+  for (const Reserved& slot : slots) {
+    if (slot.status != ReserveStatus::kGranted) break;
+    std::vector<Outcome> out(1);
+    node.core->seal(Tier::kMemory, node.owner, std::array{slot.ticket}, std::array{std::uint64_t{7}}, out, MovePath::kPutMapped, 0);
+    stored += 1;
+  }
+  return stored;
+}
+
 // A chain that is longer than memory: it is stored as far as there is room for it without losing its own beginning.
 void a_chain_longer_than_memory_keeps_its_beginning() {
   Core node;
   const NsId ns = node.core->open_namespace(spec_of(1, {kSlabful}));
   const auto keys = chain_of(1, 24);
-  const auto put = [&](std::size_t first, std::size_t count) {  // how many were stored
-    std::vector<Reserved> slots(count);
-    Hint hint;
-    hint.position = static_cast<std::uint32_t>(first);
-    const std::span<const Key> part = std::span(keys).subspan(first, count);
-    CHECK(node.core->reserve(Tier::kMemory, node.owner, ns, 0, part, first > 0 ? &keys[first - 1] : nullptr, {}, hint, true, 0, slots) ==
-          FetchStatus::kOk);
-    std::size_t stored = 0;
-    for (const Reserved& slot : slots) {
-      if (slot.status != ReserveStatus::kGranted) break;
-      std::vector<Outcome> out(1);
-      node.core->seal(Tier::kMemory, node.owner, std::array{slot.ticket}, std::array{std::uint64_t{7}}, out, MovePath::kPutMapped, 0);
-      stored += 1;
-    }
-    return stored;
-  };
+  const auto put = [&](std::size_t first, std::size_t count) { return put_chain(node, ns, keys, first, count); };
   const auto prefix = [&] {
     LookupAnswer out;
     node.core->lookup(ns, keys, {}, out);
@@ -453,6 +473,20 @@ void a_chain_longer_than_memory_keeps_its_beginning() {
   CHECK(prefix() == 18);
 }
 
+// What is brought up has a reader, who has had the beginning: a get may be longer than memory.
+void a_promotion_takes_the_place_of_its_own_beginning() {
+  Core node;
+  const NsId ns = node.core->open_namespace(spec_of(1, {kSlabful}));
+  const auto keys = chain_of(1, 24);
+  CHECK(put_chain(node, ns, keys, 0, 16) == 16);
+  CHECK(put_chain(node, ns, keys, 16, 4) == 0);
+  CHECK(put_chain(node, ns, keys, 16, 4, true) == 4);
+  node.core->with_memory([&](SlotTable& table) {
+    CHECK(table.stats().evicted_dirty == 4);
+    table.check_integrity();
+  });
+}
+
 }  // namespace
 
 int main() {
@@ -467,6 +501,8 @@ int main() {
   what_files_let_go_is_dirty_in_memory();
   write_behind_comes_to_rest();
   what_is_dropped_is_counted_once();
+  what_a_get_will_come_to_stays_in_files();
   a_chain_longer_than_memory_keeps_its_beginning();
+  a_promotion_takes_the_place_of_its_own_beginning();
   return test::finish();
 }

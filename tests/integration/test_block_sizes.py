@@ -1,4 +1,4 @@
-"""The smallest block and an odd one, down the ladder and up again; and sizes that follow each other."""
+"""The smallest block, an odd one and the largest, down the ladder and up again; and sizes that follow each other."""
 
 from __future__ import annotations
 
@@ -44,8 +44,9 @@ def sink(ns: Namespace, chain: np.ndarray, tier: int, each: int) -> None:
     [
         (layout_of(1, 4, 64), 4 * KIB, "1MiB", ("file.bytes=4MiB", "file.slab_bytes=1MiB")),
         (layout_of(3, 5, 60), 14_400, "2MiB", ("file.bytes=4MiB", "file.slab_bytes=1MiB")),
+        (layout_of(32, 64, 2048), 64 * MIB, "256MiB", ("memory.slab_bytes=64MiB", "file.bytes=257MiB")),
     ],
-    ids=["4 KiB", "odd"],
+    ids=["4 KiB", "odd", "64 MiB"],
 )
 def test_blocks_of_any_size_go_down_and_come_up(
     tmp_path: Path, layout: KVLayout, size: int, memory: str, sets: tuple[str, ...]

@@ -123,6 +123,7 @@ class TablePair:
             priority=hint.priority,
             end=hint.end,
             position=hint.position,
+            from_below=hint.from_below,
         )
         granted = [ticket_of(t) for s, t in zip(statuses.tolist(), tickets.tolist(), strict=True) if s == 0]
         evicted = [ticket_of(word).slot for word in self.native.take_evicted().tolist()]

@@ -21,7 +21,7 @@ EVERYTHING = 1 << 20
 
 
 class FileTableMachine(TableMachine):
-    policy = "s3_fifo"  # who goes first is the other machines' question
+    policy = "leaf_lru"
     pair: FilePair
 
     @initialize(slabs=st.integers(1, 4), slab=st.sampled_from([16_384, 32_768]), header=st.just(4096))

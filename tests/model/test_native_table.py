@@ -59,6 +59,7 @@ class TableMachine(RuleBasedStateMachine):
         lapse=st.sampled_from([10, 1_000]),
         hint=HINTS,
         meta=st.sampled_from([b"", b"m", b"meta of a block"]),
+        from_below=st.booleans(),
     )
     def reserve(
         self,
@@ -71,8 +72,9 @@ class TableMachine(RuleBasedStateMachine):
         lapse: int,
         hint: Hint,
         meta: bytes,
+        from_below: bool,
     ) -> None:
-        blocks = Hint(priority=hint.priority, end=hint.end, position=first)
+        blocks = Hint(priority=hint.priority, end=hint.end, position=first, from_below=from_below)
         metas = [meta] * count if meta else []
         self.reserve_plain(owner, space, chain, first, count, in_place=in_place, lapse=lapse, hint=blocks, metas=metas)
 

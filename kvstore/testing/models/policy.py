@@ -19,6 +19,7 @@ class Hint:
     end: bool = False
     return_touches: int = 0
     position: int = 0
+    from_below: bool = False
 
 
 NO_HINT = Hint()

@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 from kvstore.testing.models.entries import About, Control, Entries
+from kvstore.testing.models.last_resort import chain_up, last_resorts
 from kvstore.testing.models.leases import Hold, HoldKind, Holds
 from kvstore.testing.models.lifecycle import Name, Outcome, ReserveStatus, Slot, SlotState, Ticket, Writer
 from kvstore.testing.models.policy import NO_HINT, Hint, Order
@@ -101,7 +102,7 @@ class TableModel:
         digest, shards = self.spaces[ns]
         here = [s for key in keys if (s := self._sealed(Name(digest, shard, key)))]
         above = self.listed.get(Name(digest, shard, parent)) if parent else None
-        own = self._chain_up(above)
+        own = [] if hint.from_below else chain_up(above, self._parent_of)
         kept = [*here, above] if above is not None and above.state == SlotState.SEALED else here
         for keeping in kept:
             keeping.holds += 1
@@ -347,29 +348,8 @@ class TableModel:
             slab = self.slabs.slab_of(slot)
             return found.evictable and (self.slabs.slabs[slab].cell_bytes == cell or slab in lone)
 
-        return self.order.coldest(usable) or self._last_resorts([slot for slot in self.slots if usable(slot)], own)
-
-    def _last_resorts(self, usable: list[int], own: Sequence[Slot]) -> list[int]:
-        """No leaf may go: what lies below goes from the beginning, others from their end, one's own not at all. The
-        order is looked up once for many, so it is told here and not asked for.
-        """
-        ranks: dict[int, tuple[int, int]] = {}
-        for at in usable:
-            slot = self.slots[at]
-            parent = self._parent_of(slot)
-            if slot.clean and (parent is None or parent.clean):
-                ranks[at] = (0, slot.position)
-            elif slot not in own:
-                ranks[at] = (1, -slot.position)
-        return sorted(ranks, key=lambda at: ranks[at])
-
-    def _chain_up(self, slot: Slot | None) -> list[Slot]:
-        """It and its ancestors. Opaque keys may name each other in a circle."""
-        chain: list[Slot] = []
-        while slot is not None and slot not in chain:
-            chain.append(slot)
-            slot = self._parent_of(slot)
-        return chain
+        last = [slot for at, slot in self.slots.items() if usable(at)]
+        return self.order.coldest(usable) or last_resorts(last, own, self._parent_of)
 
     def _parent_of(self, slot: Slot) -> Slot | None:
         return self.listed.get(slot.name._replace(key=slot.parent)) if slot.parent else None
