@@ -141,6 +141,8 @@ def status(context: Context) -> None:
         click.echo(json.dumps(row, indent=2))
         return
     table = Table(show_header=False, box=None)
+    table.add_column()
+    table.add_column(overflow="fold")  # an address that is cut short is of no use
     for name, value in row.items():
         table.add_row(rows.heading(name), "\n".join(value) if isinstance(value, list) else rows.shown(name, value))
     context.console.print(table)

@@ -36,7 +36,7 @@ class Operator:
 
 @pytest.fixture(scope="module")
 def node(tmp_path_factory: pytest.TempPathFactory) -> Iterator[NodeProcess]:
-    with NodeProcess(tmp_path_factory.mktemp("node")) as started:
+    with NodeProcess(tmp_path_factory.mktemp("node-in-a-long-folder")) as started:
         yield started
 
 
