@@ -22,11 +22,13 @@ constexpr int kStripesARound = 16;
 constexpr int kRounds = 4;
 constexpr int kLeaf = kStripe * kStripesARound * kRounds;
 // Measured: far enough for memory's latency, near enough not to be evicted again.
-constexpr int kPrefetchLeaf = 2048;
+constexpr int kPrefetchLeaf = 4096;
 constexpr int kPrefetchStream = 1024;
-// One line a page ahead of what is written: the page walk is done by the time the stores come. Over shared memory in 4 KiB pages
-// that is worth up to a fifth; the line itself is of no use.
+// One line a leaf of the page that is written next, and of the one that is read after next: the page walks are done by the time
+// they are needed. Shared memory mostly has 4 KiB pages, and where memory is fragmented no two lie together: there a checksummed copy
+// goes at 19 GiB/s with these lines and at 13 without, as fast as between huge pages. The lines themselves are of no use.
 constexpr int kNextPage = 4096;
+constexpr int kPageAfterNext = 8192;
 
 constexpr uint64_t kPrime32_1 = 0x9E3779B1u, kPrime32_2 = 0x85EBCA77u, kPrime32_3 = 0xC2B2AE3Du;
 constexpr uint64_t kPrime64_1 = 0x9E3779B185EBCA87u, kPrime64_2 = 0xC2B2AE3D27D4EB4Fu, kPrime64_3 = 0x165667B19E3779F9u,
@@ -132,6 +134,8 @@ inline uint64_t stream_leaf(char* to, const char* from) {
   _mm_prefetch(to + kNextPage, _MM_HINT_NTA);
   for (int round = 0; round < kRounds; ++round) {
     const bool last_round = round == kRounds - 1;
+    // In the middle of a leaf, where it is in nobody's way: at its start it costs what it saves.
+    if (round == kRounds / 2) _mm_prefetch(from + kPageAfterNext - kLeaf / 2, _MM_HINT_NTA);
 #pragma GCC unroll 16
     for (int i = 0; i < kStripesARound; ++i, from += kStripe) {
       const Stripe now = ahead1;
