@@ -197,8 +197,12 @@ bool Channel::receive(Nanos deadline) {
 ssize_t Channel::look_again(Nanos start) {
   ssize_t got = -1;
   errno = EAGAIN;
-  while (got < 0 && errno == EAGAIN && !dedicated_ && monotonic_now() - start < spin_.window())
+  while (!dedicated_ && monotonic_now() - start < spin_.window()) {
     got = recv(fd_, in_.data() + end_, in_.size() - end_, MSG_DONTWAIT);
+    if (got >= 0 || errno != EAGAIN) return got;
+    if (!spin_.give_way()) break;
+  }
+  errno = EAGAIN;
   return got;
 }
 

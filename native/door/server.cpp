@@ -142,8 +142,9 @@ int Door::Impl::await(std::span<epoll_event> events) {
   const auto room = static_cast<int>(events.size());
   Nanos now = start;
   int ready = 0;
-  while (ready == 0 && now - start < spin.window()) {
+  while (now - start < spin.window()) {
     ready = epoll_wait(epoll, events.data(), room, 0);
+    if (ready != 0 || !spin.give_way()) break;
     now = monotonic_now();
   }
   if (ready == 0) {

@@ -1,7 +1,7 @@
 // A window opens for short waits, closes for long ones, and never passes its limit.
 #include <sched.h>
 
-#include "base/spin_window.hpp"
+#include "core/spin_window.hpp"
 #include "check.hpp"
 
 using kvstore::SpinWindow;
@@ -33,6 +33,18 @@ void closes_for_long_waits() {
   CHECK(spin.window() == 0);
 }
 
+void shies_from_a_crowded_core() {
+  SpinWindow spin(kLongest);
+  for (int i = 0; i < 8; ++i) spin.waited(kLongest);
+  spin.crowded();
+  for (int i = 0; i < 64; ++i) {
+    CHECK(spin.window() == 0);
+    spin.waited(kLongest);
+  }
+  spin.waited(kLongest);
+  CHECK(spin.window() > 0);
+}
+
 void never_where_it_is_off_or_alone() {
   SpinWindow off(0);
   for (int i = 0; i < 8; ++i) off.waited(1);
@@ -57,6 +69,7 @@ void never_where_it_is_off_or_alone() {
 int main() {
   opens_for_short_waits();
   closes_for_long_waits();
+  shies_from_a_crowded_core();
   never_where_it_is_off_or_alone();
   return kvstore::test::finish();
 }
