@@ -225,7 +225,7 @@ def lookup(context: Context, namespace: str, tokens: Path | None, keys: str | No
     context.show("blocks", found)
     if not context.as_json:
         click.echo(rows.places_told(found))
-    if not any(row["memory_shards"] or row["file_shards"] for row in found):
+    if not any(rows.here(row) for row in found):
         sys.exit(EXIT_FOUND)
 
 

@@ -26,6 +26,7 @@ TIER_COLUMNS: Final = (
 HIT_COLUMNS: Final = ("namespace", "tenant", "model", "asked", "hit_rate", "memory", "file", "object")
 NAMESPACE_COLUMNS: Final = ("namespace", "tenant", "generation", "model", "revision", "dtype", "block_tokens")
 FAMILY_COLUMNS: Final = ("family", "tenant", "namespace", "asked", "hit_rate", "memory", "file", "object")
+PLACES: Final = ("memory_shards", "file_shards", "object_shards")
 COPIED: Final = frozenset({"namespace", "key", "pin", "family", "tier"})  # goes from a table into the next command line
 OBJECT: Final = 3
 
@@ -84,11 +85,14 @@ def happened(row: Row) -> str:
 
 def places_told(found: list[Row]) -> str:
     """Where the chain lies, in one line."""
-    memory, file = (sum(1 for row in found if row[name]) for name in ("memory_shards", "file_shards"))
-    run = next((i for i, row in enumerate(found) if not row["memory_shards"] and not row["file_shards"]), len(found))
-    return (
-        f"{len(found)} blocks: the first {run} are here; {memory} in memory, {file} in files (packs are not looked at)"
-    )
+    memory, file, packs = (sum(1 for row in found if row[name]) for name in PLACES)
+    run = next((i for i, row in enumerate(found) if not here(row)), len(found))
+    return f"{len(found)} blocks: the first {run} are here; {memory} in memory, {file} in files, {packs} in packs"
+
+
+def here(row: Row) -> bool:
+    """Whether some tier has some shard of a block."""
+    return any(row[name] for name in PLACES)
 
 
 def _found(row: admin.HitRow | admin.FamilyRow) -> Row:
@@ -146,6 +150,7 @@ def places(answer: admin.LocateResponse) -> list[Row]:
             "key": block.key.hex(),
             "memory_shards": _shards(block.memory_shards),
             "file_shards": _shards(block.file_shards),
+            "object_shards": _shards(block.object_shards),
         }
         for index, block in enumerate(answer.blocks)
     ]

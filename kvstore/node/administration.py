@@ -5,8 +5,9 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
 from contextlib import asynccontextmanager
+from functools import partial
 from typing import TYPE_CHECKING, Final
 
 from kvstore import native
@@ -20,6 +21,9 @@ if TYPE_CHECKING:
     from kvstore.node.grpc_door import Context, Entrance
     from kvstore.node.handlers import Handlers, NodeHost, TierReport
     from kvstore.node.namespaces import Opened
+    from kvstore.tiers.base import Keys
+
+    Find = Callable[[int, int, Keys], Awaitable[Iterable[bool]]]
 
 log = logging.getLogger(__name__)
 
@@ -133,14 +137,36 @@ class AdminService(services.AdminServicer):
             opened = self._opened(request.namespace)
             keys = self._handlers.keys(opened, request.chain)
             places = [admin.BlockPlaces(key=key.tobytes()) for key in keys]
-            for tier, field in ((MEMORY_TIER, "memory_shards"), (FILE_TIER, "file_shards")):
-                if not any(status.tier == tier for status in self._host.tiers()):
-                    continue
+            for field, find in self._finders(request.chain.position).items():
                 for shard in range(len(opened.shards)):
-                    for place, here in zip(places, self._core.find(tier, opened.handle, shard, keys), strict=True):
+                    for place, here in zip(places, await find(opened.handle, shard, keys), strict=True):
                         if here:
                             setattr(place, field, getattr(place, field) | 1 << shard)
             return admin.LocateResponse(blocks=places)
+
+    def _finders(self, position: int) -> dict[str, Find]:
+        """By the field of BlockPlaces that tells: which of a chain's blocks a tier has."""
+
+        def slots(tier: int) -> Find:
+            async def find(ns: int, shard: int, keys: Keys) -> Iterable[bool]:
+                return self._core.find(tier, ns, shard, keys)
+
+            return find
+
+        names = {MEMORY_TIER: "memory_shards", FILE_TIER: "file_shards"}
+        found = {names[at.tier]: slots(at.tier) for at in self._host.tiers() if at.tier in names}
+        if self._host.in_packs is not None:
+            found["object_shards"] = partial(self._packs, position)
+        return found
+
+    async def _packs(self, position: int, ns: int, shard: int, keys: Keys) -> Iterable[bool]:
+        in_packs, find_packs = self._host.in_packs, self._host.find_packs
+        assert in_packs is not None and find_packs is not None
+        known = in_packs(ns, shard, keys)
+        if not known.all():
+            hole = int(known.argmin())
+            await find_packs(ns, shard, keys[hole:], position + hole, self._host.limits.hold_wait_ms_max / 1e3)
+        return in_packs(ns, shard, keys)
 
     async def Events(self, request: store.WatchRequest, context: Context) -> None:  # type: ignore[override]
         from kvstore.node.service import tell_events

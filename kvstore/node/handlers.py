@@ -42,6 +42,7 @@ PREFETCHES_MAX: Final = 64
 
 # (namespace handle, shard, keys, position of keys[0], seconds): looks in the object tier for a chain's rest.
 FindPacks = Callable[[int, int, "NDArray[np.uint8]", int, float], Awaitable[None]]
+InPacks = Callable[[int, int, "NDArray[np.uint8]"], "NDArray[np.bool_]"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,7 +72,8 @@ class NodeHost:
 
     payload: the memory tier's mapping, writable. slab_bytes: of one slab of it, the largest block.
     on_clear: told the handle of a namespace that was cleared.
-    find_packs: None without an object tier.
+    find_packs: looks for packs that are not known yet. in_packs: which blocks lie in known ones. None without an object
+    tier.
     tiers, doors: for Admin. readers: by tier, how to read (offset, bytes) of it; None where that fails.
     """
 
@@ -90,6 +92,7 @@ class NodeHost:
     doors: Callable[[], DoorsReport]
     readers: Mapping[int, Callable[[int, int], Awaitable[memoryview | None]]]
     find_packs: FindPacks | None = None
+    in_packs: InPacks | None = None
 
 
 @dataclass(slots=True)

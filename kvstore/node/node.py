@@ -157,6 +157,7 @@ class Node:
             doors=self.doors,
             readers=self._readers(),
             find_packs=self.objects.find if self.objects is not None else None,
+            in_packs=self.objects.tier.lookup if self.objects is not None else None,
         )
         handlers = Handlers(host)
         exits.push_async_callback(handlers.close)

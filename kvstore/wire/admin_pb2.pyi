@@ -469,20 +469,24 @@ class BlockPlaces(_message.Message):
     KEY_FIELD_NUMBER: _builtins.int
     MEMORY_SHARDS_FIELD_NUMBER: _builtins.int
     FILE_SHARDS_FIELD_NUMBER: _builtins.int
+    OBJECT_SHARDS_FIELD_NUMBER: _builtins.int
     key: _builtins.bytes
     memory_shards: _builtins.int
     """bit i: shard i is on this tier"""
     file_shards: _builtins.int
+    object_shards: _builtins.int
+    """in packs; behind the first hole, only those that this node knows already"""
     def __init__(
         self,
         *,
         key: _builtins.bytes = ...,
         memory_shards: _builtins.int = ...,
         file_shards: _builtins.int = ...,
+        object_shards: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["file_shards", b"file_shards", "key", b"key", "memory_shards", b"memory_shards"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["file_shards", b"file_shards", "key", b"key", "memory_shards", b"memory_shards", "object_shards", b"object_shards"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

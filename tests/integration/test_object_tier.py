@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import shutil
+import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -133,6 +136,22 @@ def test_a_lookup_that_ends_at_a_hole_finds_more_the_next_time(tmp_path: Path) -
         assert set(ns.lookup(chain).tiers) == {3}
         assert node.counters(1)["used"] == 0, "a lookup brings nothing up"
         assert fetched(client, prompt) == 100
+
+
+def test_an_operator_sees_what_lies_in_packs_alone(tmp_path: Path) -> None:
+    prompt = tokens(100, 1)
+    filled(tmp_path / "one", f"file://{tmp_path}/bucket", [prompt])
+    (tmp_path / "tokens.json").write_text(json.dumps(prompt.tolist()))
+    with object_node(tmp_path / "two", f"file://{tmp_path}/bucket") as node, Client(node.address) as client:
+        client.namespace(layout())
+        store_admin = [sys.executable, "-m", "kvstore.admin", "--address", f"unix:{node.socket}.grpc"]
+        listed = subprocess.run(
+            [*store_admin, "--json", "namespaces"], capture_output=True, text=True, check=True
+        ).stdout
+        which = ["--namespace", json.loads(listed)[0]["namespace"], "--tokens", str(tmp_path / "tokens.json")]
+        found = subprocess.run([*store_admin, "lookup", *which], capture_output=True, text=True, check=False)
+        assert found.returncode == 0, found.stderr
+        assert "the first 100 are here; 0 in memory, 0 in files, 100 in packs" in found.stdout
 
 
 def test_a_get_that_ends_at_a_hole_has_the_rest_brought_up(tmp_path: Path) -> None:
