@@ -19,6 +19,7 @@ class Machine:
     kernel: str
     gpu: str  # "none" where there is none
     routines: str  # which native routines this CPU runs
+    huge_pages: str  # what /dev/shm gives: never, advise, within_size, always
 
 
 def describe() -> Machine:
@@ -32,12 +33,19 @@ def describe() -> Machine:
         kernel=platform.release(),
         gpu=_gpu(),
         routines=native.kernels(),
+        huge_pages=_huge_pages(),
     )
 
 
 def _cpu_model() -> str:
     lines = Path("/proc/cpuinfo").read_text().splitlines()
     return next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), platform.machine())
+
+
+def _huge_pages() -> str:
+    mounts = [line.split() for line in Path("/proc/mounts").read_text().splitlines()]
+    options = next((mount[3].split(",") for mount in reversed(mounts) if mount[1] == "/dev/shm"), [])
+    return next((option.removeprefix("huge=") for option in options if option.startswith("huge=")), "never")
 
 
 def _gpu() -> str:

@@ -44,7 +44,7 @@ def examine(
     """Every check, in the order in which a block travels. A check that fails itself is a finding, not an exception."""
     checks: list[tuple[str, Callable[[], Finding]]] = [
         ("shared memory", partial(shared_memory, shm)),
-        ("huge pages", partial(huge_pages, sysfs, proc)),
+        ("huge pages", partial(huge_pages, sysfs, proc, shm)),
         ("locked memory", locked_memory),
         ("io_uring", ring),
         ("direct I/O", partial(direct_io, data_dir)),
@@ -87,18 +87,35 @@ def shared_memory(shm: Path) -> Finding:
     return Finding("shared memory", "ok", found)
 
 
-def huge_pages(sysfs: Path, proc: Path) -> Finding:
-    """Shared memory takes transparent huge pages only where shmem_enabled lets it."""
-    setting = sysfs / "kernel/mm/transparent_hugepage/shmem_enabled"
-    chosen = _chosen(setting)
-    reserved = next(
-        (line.split()[1] for line in (proc / "meminfo").read_text().splitlines() if line.startswith("HugePages_Total")),
-        "0",
-    )
-    found = f"shmem_enabled is {chosen or 'unknown'}, {reserved} reserved"
+def huge_pages(sysfs: Path, proc: Path, shm: Path) -> Finding:
+    """A tmpfs gives huge pages as its mount says (huge=). shmem_enabled is about memory without a mount, but its "deny"
+    and "force" overrule both.
+    """
+    subject = "huge pages"
+    mount, kind, options = _mount_of(shm, proc)
+    if kind == "hugetlbfs":
+        return Finding(subject, "ok", f"{mount} is a hugetlbfs")
+    overruled = _chosen(sysfs / "kernel/mm/transparent_hugepage/shmem_enabled")
+    chosen = next((option.removeprefix("huge=") for option in options if option.startswith("huge=")), "never")
+    if overruled in {"deny", "force"}:
+        chosen = overruled
+    found = f"shared memory under {mount} has huge={chosen}"
     if chosen in {"always", "within_size", "advise", "force"}:
-        return Finding("huge pages", "ok", found)
-    return Finding("huge pages", "slow", found, f"echo advise > {setting} (fewer TLB misses in large copies)")
+        return Finding(subject, "ok", found)
+    advice = f"mount -o remount,huge=advise {mount}, then start the node anew (large copies: up to a quarter faster)"
+    if chosen == "deny":
+        advice = "the kernel's shmem_enabled is deny: echo never > it, and " + advice
+    return Finding(subject, "slow", found, advice)
+
+
+def _mount_of(path: Path, proc: Path) -> tuple[str, str, list[str]]:
+    """Where the file system of `path` is mounted, its type, its options."""
+    best = ("/", "", list[str]())
+    for line in (proc / "mounts").read_text().splitlines():
+        _, point, kind, options = line.split()[:4]
+        if path.is_relative_to(point) and len(point) >= len(best[0]):
+            best = (point, kind, options.split(","))
+    return best
 
 
 def locked_memory() -> Finding:

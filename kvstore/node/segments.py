@@ -11,6 +11,7 @@ Rules
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import errno
 import fcntl
@@ -26,7 +27,6 @@ from kvstore.allowed import GIB, MIB, human
 from kvstore.config import MemoryConfig
 from kvstore.errors import Misconfigured
 
-PAGE: Final = 4096
 SLABS_PER_TIER: Final = 8  # at least, where slab_bytes is not given
 SLAB_BYTES_MAX: Final = 64 * MIB
 SLAB_BYTES_MIN: Final = 64 << 10
@@ -82,7 +82,6 @@ class Segments:
         self.size: Size
         self.payload: Mapped
         self.meta: Mapped
-        self.huge_pages = False
 
     def open(self) -> None:
         """Raises Misconfigured where another node has them, or there is too little shared memory."""
@@ -158,7 +157,6 @@ class Segments:
     def _map(self, meta_bytes: int) -> None:
         self.payload = _mapped(self._payload_path, self.size.bytes, "memory.bytes")
         try:
-            self.huge_pages = _advise(self.payload.memory)
             self.meta = _mapped(self._meta_path, meta_bytes, "memory.bytes (its index)")
         except Misconfigured:
             if self.payload.fresh:
@@ -173,11 +171,23 @@ def _free_bytes(directory: Path) -> int:
 
 
 def _mapped(path: Path, length: int, what: str) -> Mapped:
+    """Allocated in full. A new file is touched first: tmpfs gives huge pages to who asks for them and then touches
+    (huge=advise), and small ones to fallocate.
+    """
     fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
     fresh = os.fstat(fd).st_size == 0
     try:
+        if fresh:
+            os.ftruncate(fd, length)
+        memory = mmap.mmap(fd, length)
+        with contextlib.suppress(OSError):
+            memory.madvise(mmap.MADV_HUGEPAGE)
+        with contextlib.suppress(
+            OSError
+        ):  # before Linux 5.14 pages come as they are used; where there is no room: below
+            memory.madvise(MADV_POPULATE_WRITE)
         os.posix_fallocate(fd, 0, length)
-        return Mapped(path, fd, mmap.mmap(fd, length), fresh)
+        return Mapped(path, fd, memory, fresh)
     except OSError as error:
         os.close(fd)
         if fresh:
@@ -189,18 +199,3 @@ def _mapped(path: Path, length: int, what: str) -> Mapped:
             f"{what} = {human(length)}: {path.parent} has {human(stats.f_bavail * stats.f_frsize)} free; ask for less, "
             "or enlarge it (mount -o remount,size=..., docker --shm-size)"
         ) from error
-
-
-def _advise(memory: mmap.mmap) -> bool:
-    """Huge pages where there are any, and every page touched now. Whether huge pages were granted for asking."""
-    try:
-        memory.madvise(mmap.MADV_HUGEPAGE)
-        huge = True
-    except OSError:
-        huge = False
-    try:
-        memory.madvise(MADV_POPULATE_WRITE)
-    except OSError:  # before Linux 5.14: touched by hand. Every page is written with what it holds.
-        for offset in range(0, len(memory), PAGE):
-            memory[offset] = memory[offset]
-    return huge

@@ -15,17 +15,31 @@ from kvstore.config import ObjectConfig
 def machine(tmp_path: Path) -> Path:
     (tmp_path / "sys/kernel/mm/transparent_hugepage").mkdir(parents=True)
     (tmp_path / "proc").mkdir()
-    (tmp_path / "proc/meminfo").write_text("MemTotal: 1 kB\nHugePages_Total:       3\n")
     return tmp_path
 
 
-@pytest.mark.parametrize(("setting", "state"), [("always [advise] never", "ok"), ("always advise [never]", "slow")])
-def test_huge_pages_follow_shmem_enabled(machine: Path, setting: str, state: str) -> None:
-    (machine / "sys/kernel/mm/transparent_hugepage/shmem_enabled").write_text(setting)
-    finding = doctor.huge_pages(machine / "sys", machine / "proc")
+@pytest.mark.parametrize(
+    ("options", "kernel", "state"),
+    [
+        ("rw,size=8g", "always [advise] never deny force", "slow"),  # of memory without a mount, and so of no use here
+        ("rw,huge=never", "[always] never deny force", "slow"),
+        ("rw,huge=advise", "always [never] deny force", "ok"),
+        ("rw,huge=within_size,size=8g", "always [never] deny force", "ok"),
+        ("rw,huge=advise", "always never [deny] force", "slow"),
+        ("rw", "always never deny [force]", "ok"),
+    ],
+)
+def test_huge_pages_are_the_mounts_to_give(machine: Path, options: str, kernel: str, state: str) -> None:
+    (machine / "sys/kernel/mm/transparent_hugepage/shmem_enabled").write_text(kernel)
+    (machine / "proc/mounts").write_text(f"/dev/vda / ext4 rw 0 0\ntmpfs /dev/shm tmpfs {options} 0 0\n")
+    finding = doctor.huge_pages(machine / "sys", machine / "proc", Path("/dev/shm"))
     assert finding.state == state
-    assert "3 reserved" in finding.found
     assert bool(finding.advice) == (state != "ok")
+
+
+def test_a_hugetlbfs_has_huge_pages(machine: Path) -> None:
+    (machine / "proc/mounts").write_text("tmpfs /dev tmpfs rw 0 0\nnone /dev/huge hugetlbfs rw 0 0\n")
+    assert doctor.huge_pages(machine / "sys", machine / "proc", Path("/dev/huge")).state == "ok"
 
 
 def test_rdma_tells_an_idle_port_from_an_active_one(machine: Path) -> None:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import mmap
 import os
 import resource
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -150,3 +152,21 @@ def test_a_secret_that_is_none(tmp_path: Path) -> None:
 def test_names_of_nodes_follow_their_directory(tmp_path: Path) -> None:
     assert Home(tmp_path / "a").default_name() == Home(tmp_path / "a").default_name()
     assert Home(tmp_path / "a").default_name() != Home(tmp_path / "b").default_name()
+
+
+def test_a_mount_that_has_huge_pages_gives_them(tmp_path: Path) -> None:
+    """tmpfs gives them to who touches, not to who allocates (huge=advise). Asked in a namespace of its own."""
+    asked = (
+        "import sys; from pathlib import Path; from kvstore.config import MemoryConfig\n"
+        "from kvstore.node.segments import Segments\n"
+        "segments = Segments(MemoryConfig(bytes=16 << 20, directory=Path(sys.argv[1])), 't'); segments.open()\n"
+        "maps = Path('/proc/self/smaps').read_text().split('kvstore-t.payload')[1]\n"
+        "print(next(line.split()[1] for line in maps.splitlines() if line.startswith('ShmemPmdMapped')))\n"
+    )
+    script = 'mount -t tmpfs -o huge=advise,size=64m tmpfs "$1" && exec "$0" -c "$2" "$1"'
+    own = ["unshare", "--map-root-user", "--mount", "sh", "-c", script, sys.executable, str(tmp_path), asked]
+    done = subprocess.run(own, capture_output=True, text=True, check=False, timeout=60)
+    if done.returncode and ("unshare" in done.stderr or "mount" in done.stderr):
+        pytest.skip(f"no tmpfs with huge pages to be had here: {done.stderr.strip()}")
+    assert done.returncode == 0, done.stderr
+    assert int(done.stdout) == 16 << 10
