@@ -195,6 +195,7 @@ bool SlotTable::Impl::restore_one(const RecordView& view) {
   if (slot == kNoSlot || entries[slot].state() != SlotState::kFree) return false;
   const std::uint32_t slab = slabs.slab_of(slot);
   if (slabs.used(slab) > 0 && slabs.units_of(slab) != units) return false;
+  if (!rows_by_digest.contains(view.ns) && rows_free.empty() && rows.size() >= kNamespaceRowsMax) return false;  // generations long gone
   const std::uint16_t row = take_row(view.ns);
   const bool there = lookup(row, view.shard, view.key) != kNoSlot;
   const std::uint32_t shape = Entry::make_shape(view.parts, static_cast<std::uint32_t>(view.meta.size()), view.shard);
