@@ -190,11 +190,8 @@ void submitted(DoorConfig doors) {
   for (const Bytes& target : targets) CHECK(target.data == source.data);
 }
 
-void node_gone() {
-  Rig rig(64ull << 20, {}, trusting(), true);
-  const NsId ns = rig.core->open_namespace(spec_of(1, {4096}));
-  auto session = rig.connect(ns);
-  // A block that only the file tier has parks the fetch; nobody promotes it.
+// A block that only the file tier has parks a fetch; nobody promotes it.
+std::vector<Key> only_in_files(Rig& rig, NsId ns) {
   const OwnerId mover = rig.core->new_owner();
   const auto keys = chain_of(1, 1);
   std::vector<Reserved> slots(1);
@@ -203,6 +200,26 @@ void node_gone() {
   const std::vector<Ticket> tickets{slots[0].ticket};
   rig.core->seal(Tier::kFile, mover, tickets, std::vector<std::uint64_t>{1}, out, MovePath::kPutMapped, 0);
   CHECK(out[0] == Outcome::kOk);
+  return keys;
+}
+
+// Whoever asks to wait for a minute is told what there is when the node has waited as long as it does.
+void a_wait_is_bounded_by_the_node() {
+  DoorConfig doors = trusting();
+  doors.hold_wait_ms_max = 50;
+  Rig rig(64ull << 20, {}, doors, true);
+  const NsId ns = rig.core->open_namespace(spec_of(1, {4096}));
+  auto session = rig.connect(ns);
+  Bytes target(1, 4096);
+  const Result answered = fetch(*session, ns, only_in_files(rig, ns), target.whole(), 60'000, 5'000);
+  CHECK(answered.status == Status::kOk && answered.blocks == 0);  // and not late
+}
+
+void node_gone() {
+  Rig rig(64ull << 20, {}, trusting(), true);
+  const NsId ns = rig.core->open_namespace(spec_of(1, {4096}));
+  auto session = rig.connect(ns);
+  const auto keys = only_in_files(rig, ns);
   Bytes target(1, 4096);
   const Nanos began = monotonic_now();
   const Result late = fetch(*session, ns, keys, target.whole(), 100);
@@ -316,6 +333,7 @@ int main() {
   many_threads();
   submitted(trusting());
   submitted({});
+  a_wait_is_bounded_by_the_node();
   node_gone();
   given_up();
   soon_sent();
