@@ -29,10 +29,12 @@ def put(ns: Namespace, seed: int, blocks: int) -> int:
 
 
 def sink(ns: Namespace, chain: np.ndarray, tier: int, each: int) -> None:
-    """Puts others until the blocks of a chain lie in that tier and no nearer one."""
+    """Puts others until the blocks of chain 1 lie in that tier and no nearer one."""
     seed, until = 1000, time.monotonic() + MOVING_S
     while ns.lookup(chain).tiers.tolist() != [tier] * len(chain):
         assert time.monotonic() < until, f"still in {ns.lookup(chain).tiers.tolist()}"
+        if ns.lookup(chain).blocks < len(chain):  # a busy machine did not get to write it: then it is gone
+            put(ns, 1, len(chain))
         put(ns, seed, each)
         seed += 1
         time.sleep(0.05)  # write-behind is given its turn: what it does not get to is dropped

@@ -23,7 +23,7 @@ class FilePair(TablePair):
     """`index`: payload offset to row, as transactions made it; `history`: every state that it was in this life."""
 
     def __init__(self, slabs: int, slab_bytes: int, policy: str) -> None:
-        super().__init__(slabs, slab_bytes, HEADER_BYTES, policy)
+        super().__init__(slabs, slab_bytes, HEADER_BYTES, policy, judged=policy == "leaf_lru")
         self.disk = DiskModel()
         self.ever: set[tuple[object, ...]] = set()  # all that was ever written
         self.index: dict[int, Claim] = {}

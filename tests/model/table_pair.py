@@ -13,7 +13,7 @@ import numpy.typing as npt
 from kvstore import native
 from kvstore.testing.models.entries import Entries
 from kvstore.testing.models.integrity import check
-from kvstore.testing.models.leaf_lru import LeafLruModel
+from kvstore.testing.models.leaf_lru import AnyLeaf, LeafLruModel
 from kvstore.testing.models.leases import HoldKind
 from kvstore.testing.models.lifecycle import Outcome, ReserveStatus, SlotState, Ticket
 from kvstore.testing.models.policy import AnyOrder, Hint, Order
@@ -63,11 +63,12 @@ def aligned(size: int) -> npt.NDArray[np.uint8]:
 
 
 class TablePair:
-    """`policy`: of the native table. With "leaf_lru" every victim must be the model's; else any that may go."""
+    """`policy`: the native table's. judged: it is leaf_lru, and each victim must be the model's. Else any may go."""
 
-    def __init__(self, slabs: int, slab_bytes: int, header_bytes: int, policy: str) -> None:
+    def __init__(self, slabs: int, slab_bytes: int, header_bytes: int, policy: str, *, judged: bool) -> None:
         self.geometry = Geometry(slabs * slab_bytes, slab_bytes, header_bytes)
         self.policy = policy
+        self.judged = judged
         size = native.SlotTable.meta_bytes(self.geometry.bytes, slab_bytes, header_bytes)
         self.meta = aligned(size)
         self.entries = Entries()
@@ -84,7 +85,9 @@ class TablePair:
         )
 
     def _order(self) -> Order:
-        return LeafLruModel() if self.policy == "leaf_lru" else AnyOrder()
+        if self.policy != "leaf_lru":
+            return AnyOrder()
+        return LeafLruModel() if self.judged else AnyLeaf()
 
     def open_namespace(self, digest: bytes, shards: Shards) -> int:
         self.last_handle += 1
@@ -247,7 +250,7 @@ class TablePair:
         assert set(found) <= set(allowed)
         size = sum(self.model.slots[ticket.slot].payload_bytes for ticket in found)
         assert size <= nbytes
-        if size + 64 * 2**20 <= nbytes and self.policy == "leaf_lru":
+        if size + 64 * 2**20 <= nbytes and self.judged:
             assert sorted(found) == sorted(allowed)
 
     def questions(self, ns: int, shard: int, keys: Sequence[bytes]) -> None:

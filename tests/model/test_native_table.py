@@ -27,6 +27,7 @@ def checksum(key: bytes, part: int) -> int:
 
 class TableMachine(RuleBasedStateMachine):
     policy = "leaf_lru"
+    hinted = False  # the policy's own machine judges hints: here a span does not count who is set aside
 
     @initialize(slabs=st.integers(1, 4), slab=st.sampled_from([16_384, 32_768]), header=st.sampled_from([0, 4096]))
     def begin(self, slabs: int, slab: int, header: int) -> None:
@@ -39,7 +40,7 @@ class TableMachine(RuleBasedStateMachine):
             self.open(ns)
 
     def make(self, slabs: int, slab: int, header: int) -> TablePair:
-        return TablePair(slabs, slab, header, self.policy)
+        return TablePair(slabs, slab, header, self.policy, judged=self.policy == "leaf_lru" and not self.hinted)
 
     def open(self, ns: int) -> None:
         self.handles[ns] = self.pair.open_namespace(digest_of(ns, self.generations[ns]), SHARDS[ns])
@@ -74,7 +75,8 @@ class TableMachine(RuleBasedStateMachine):
         meta: bytes,
         from_below: bool,
     ) -> None:
-        blocks = Hint(priority=hint.priority, end=hint.end, position=first, from_below=from_below)
+        told = hint if self.hinted else Hint()
+        blocks = Hint(priority=told.priority, end=told.end, position=first, from_below=from_below)
         metas = [meta] * count if meta else []
         self.reserve_plain(owner, space, chain, first, count, in_place=in_place, lapse=lapse, hint=blocks, metas=metas)
 
@@ -217,7 +219,7 @@ class TableMachine(RuleBasedStateMachine):
             keys,
             kind,
             following=following,
-            hint=hint,
+            hint=hint if self.hinted else Hint(),
             now=self.now,
             lapse_after=lease,
         )
@@ -308,11 +310,20 @@ class TableMachine(RuleBasedStateMachine):
         assert all(slot.state == SlotState.SEALED for slot in self.pair.model.slots.values())
 
 
-class AnyPolicyMachine(TableMachine):
+class HintedMachine(TableMachine):
+    """What callers say moves the order, and nothing else."""
+
+    hinted = True
+
+
+class AnyPolicyMachine(HintedMachine):
     policy = "s3_fifo"
 
 
 AT_LEAST = 200  # examples: what is rare here takes several verbs in a row
 TestTable = TableMachine.TestCase
+TestTableWithHints = HintedMachine.TestCase
 TestTableOfAnotherPolicy = AnyPolicyMachine.TestCase
-TestTable.settings = TestTableOfAnotherPolicy.settings = settings(max_examples=max(AT_LEAST, settings().max_examples))
+for case in (TestTable, TestTableWithHints, TestTableOfAnotherPolicy):
+    case.settings = settings(max_examples=max(AT_LEAST, settings().max_examples))
+del case

@@ -173,5 +173,12 @@ class LeafLruModel:
         return max(-(span - span // 4), min(by, span, self._ahead_max))
 
 
+class AnyLeaf(LeafLruModel):
+    """Leaves first, and of those whoever may go: for holding a table to its rules where hints move the order."""
+
+    def coldest(self, usable: Callable[[int], bool]) -> list[int]:
+        return [slot for slot, node in self._nodes.items() if self._is_candidate(node) and usable(slot)]
+
+
 def _toward_zero(value: int, by: int) -> int:
     return value // by if value >= 0 else -(-value // by)

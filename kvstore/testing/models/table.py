@@ -67,6 +67,7 @@ class TableModel:
         self.tenancies: dict[int, int] = {}
         self.counts = Counts()
         self.on_evict: Callable[[Slot], None] = lambda _: None
+        self._crowded = False  # this call has had to take what is no leaf
 
     # ---- namespaces
 
@@ -99,6 +100,7 @@ class TableModel:
     ) -> list[Reserved]:
         """What is here already is touched as one batch, and is not evicted by this call."""
         self.entries.begin()
+        self._crowded = False
         digest, shards = self.spaces[ns]
         here = [s for key in keys if (s := self._sealed(Name(digest, shard, key)))]
         above = self.listed.get(Name(digest, shard, parent)) if parent else None
@@ -348,8 +350,13 @@ class TableModel:
             slab = self.slabs.slab_of(slot)
             return found.evictable and (self.slabs.slabs[slab].cell_bytes == cell or slab in lone)
 
+        coldest = self.order.coldest(usable)
+        # The table looks for its last resorts once a call, and goes by them although one that went has bared a leaf.
+        self._crowded = self._crowded or not coldest
+        if not self._crowded:
+            return coldest
         last = [slot for at, slot in self.slots.items() if usable(at)]
-        return self.order.coldest(usable) or last_resorts(last, own, self._parent_of)
+        return [*coldest, *last_resorts(last, own, self._parent_of)]
 
     def _parent_of(self, slot: Slot) -> Slot | None:
         return self.listed.get(slot.name._replace(key=slot.parent)) if slot.parent else None
