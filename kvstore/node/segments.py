@@ -177,14 +177,16 @@ def _mapped(path: Path, length: int, what: str) -> Mapped:
     fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
     fresh = os.fstat(fd).st_size == 0
     try:
+        room = os.fstatvfs(fd)
+        if fresh and length > room.f_bavail * room.f_frsize:  # said now: touching would fill all that there is
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         if fresh:
             os.ftruncate(fd, length)
         memory = mmap.mmap(fd, length)
         with contextlib.suppress(OSError):
             memory.madvise(mmap.MADV_HUGEPAGE)
-        with contextlib.suppress(
-            OSError
-        ):  # before Linux 5.14 pages come as they are used; where there is no room: below
+        # Before Linux 5.14 pages come as they are used; where there is no room after all, what follows says so.
+        with contextlib.suppress(OSError):
             memory.madvise(MADV_POPULATE_WRITE)
         os.posix_fallocate(fd, 0, length)
         return Mapped(path, fd, memory, fresh)
