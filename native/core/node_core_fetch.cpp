@@ -99,7 +99,11 @@ void NodeCore::Impl::start_fetch(Parked&& fetch, Nanos now, Settled& out, std::s
     fetch.window_full = false;
   }
   // Of all that the caller will come to: what this window brings up pushes something down, and that must not push out the rest.
-  if (fetch.attempts == 0 && file) file->touch(request.ns, request.shard, whole, request.hint, now);
+  // Nor what is up already, which a waiting fetch does not hold.
+  if (fetch.attempts == 0) {
+    memory.touch(request.ns, request.shard, whole, request.hint, now);
+    if (file) file->touch(request.ns, request.shard, whole, request.hint, now);
+  }
   fetch.attempts += 1;
   counters.holds_parked += fetch.attempts == 1;
   std::vector<std::uint32_t> ask;

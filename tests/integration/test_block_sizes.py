@@ -37,7 +37,8 @@ def sink(ns: Namespace, chain: np.ndarray, tier: int, each: int) -> None:
             put(ns, 1, len(chain))
         put(ns, seed, each)
         seed += 1
-        time.sleep(0.05)  # write-behind is given its turn: what it does not get to is dropped
+        # Write-behind is given its turn, at 64 MiB a second: what it does not get to is dropped.
+        time.sleep(max(0.05, each * ns.shard_bytes[0] / (64 * MIB)))
 
 
 @pytest.mark.slow
