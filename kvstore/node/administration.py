@@ -5,9 +5,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
+from collections.abc import AsyncIterator, Iterable, Sequence
 from contextlib import asynccontextmanager
-from functools import partial
 from typing import TYPE_CHECKING, Final
 
 from kvstore import native
@@ -22,8 +21,6 @@ if TYPE_CHECKING:
     from kvstore.node.handlers import Handlers, NodeHost, TierReport
     from kvstore.node.namespaces import Opened
     from kvstore.tiers.base import Keys
-
-    Find = Callable[[int, int, Keys], Awaitable[Iterable[bool]]]
 
 log = logging.getLogger(__name__)
 
@@ -137,27 +134,16 @@ class AdminService(services.AdminServicer):
             opened = self._opened(request.namespace)
             keys = self._handlers.keys(opened, request.chain)
             places = [admin.BlockPlaces(key=key.tobytes()) for key in keys]
-            for field, find in self._finders(request.chain.position).items():
+            for tier, field in ((MEMORY_TIER, "memory_shards"), (FILE_TIER, "file_shards")):
+                if not any(status.tier == tier for status in self._host.tiers()):
+                    continue
                 for shard in range(len(opened.shards)):
-                    for place, here in zip(places, await find(opened.handle, shard, keys), strict=True):
-                        if here:
-                            setattr(place, field, getattr(place, field) | 1 << shard)
+                    _mark(places, field, shard, self._core.find(tier, opened.handle, shard, keys))
+            if self._host.in_packs is not None:
+                for shard in range(len(opened.shards)):
+                    there = await self._packs(request.chain.position, opened.handle, shard, keys)
+                    _mark(places, "object_shards", shard, there)
             return admin.LocateResponse(blocks=places)
-
-    def _finders(self, position: int) -> dict[str, Find]:
-        """By the field of BlockPlaces that tells: which of a chain's blocks a tier has."""
-
-        def slots(tier: int) -> Find:
-            async def find(ns: int, shard: int, keys: Keys) -> Iterable[bool]:
-                return self._core.find(tier, ns, shard, keys)
-
-            return find
-
-        names = {MEMORY_TIER: "memory_shards", FILE_TIER: "file_shards"}
-        found = {names[at.tier]: slots(at.tier) for at in self._host.tiers() if at.tier in names}
-        if self._host.in_packs is not None:
-            found["object_shards"] = partial(self._packs, position)
-        return found
 
     async def _packs(self, position: int, ns: int, shard: int, keys: Keys) -> Iterable[bool]:
         in_packs, find_packs = self._host.in_packs, self._host.find_packs
@@ -259,3 +245,10 @@ def _tier_status(tier: TierReport) -> admin.TierStatus:
         index_bytes=stats.pop("index_bytes", 0),
         counters=stats,
     )
+
+
+def _mark(places: Sequence[admin.BlockPlaces], field: str, shard: int, there: Iterable[bool]) -> None:
+    """Sets the shard's bit of each block that is there."""
+    for place, here in zip(places, there, strict=True):
+        if here:
+            setattr(place, field, getattr(place, field) | 1 << shard)

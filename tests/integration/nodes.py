@@ -19,7 +19,7 @@ from typing import Any
 import grpc
 import numpy as np
 
-from kvstore import KVLayout
+from kvstore import KVLayout, Namespace
 
 START_MAX_S = 60.0
 STOP_MAX_S = 20.0
@@ -247,3 +247,17 @@ def alive(pid: int) -> bool:
         os.kill(pid, 0)
         return True
     return False
+
+
+def right(ns: Namespace, seed: int, blocks: int) -> int:
+    """How many blocks a get brings, every one of them right."""
+    chain = ns.chain(tokens(blocks, seed))
+    into = np.zeros((blocks, SIZE), np.uint8)
+    got = ns.get(chain, into, wait_s=0)
+    assert np.array_equal(into[: got.blocks], blocks_of(chain[: got.blocks]))
+    return got.blocks
+
+
+def put(ns: Namespace, seed: int, blocks: int) -> int:
+    chain = ns.chain(tokens(blocks, seed))
+    return ns.put(chain, blocks_of(chain)).stored

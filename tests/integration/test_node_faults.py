@@ -27,7 +27,9 @@ from tests.integration.nodes import (
     blocks_of,
     eventually,
     layout,
+    put,
     read_line,
+    right,
     tokens,
 )
 
@@ -44,20 +46,6 @@ def node(tmp_path: Path) -> Iterator[NodeProcess]:
 def ns(node: NodeProcess) -> Iterator[Namespace]:
     with Client(node.address, deadline_s=20) as client:
         yield client.namespace(layout())
-
-
-def right(ns: Namespace, seed: int, blocks: int) -> int:
-    """How many blocks a get brings, every one of them right."""
-    chain = ns.chain(tokens(blocks, seed))
-    into = np.zeros((blocks, SIZE), np.uint8)
-    got = ns.get(chain, into, wait_s=0)
-    assert np.array_equal(into[: got.blocks], blocks_of(chain[: got.blocks]))
-    return got.blocks
-
-
-def put(ns: Namespace, seed: int, blocks: int) -> int:
-    chain = ns.chain(tokens(blocks, seed))
-    return ns.put(chain, blocks_of(chain)).stored
 
 
 def fill(ns: Namespace, seed: int = 1000, blocks: int = 300) -> None:

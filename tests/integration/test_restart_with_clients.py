@@ -10,26 +10,13 @@ import numpy as np
 import pytest
 
 from kvstore import Client, Namespace
-from tests.integration.nodes import SIZE, ClientProcess, NodeProcess, blocks_of, eventually, layout, tokens
+from tests.integration.nodes import ClientProcess, NodeProcess, eventually, layout, put, right, tokens
 
 
 @pytest.fixture
 def node(tmp_path: Path) -> Iterator[NodeProcess]:
     with NodeProcess(tmp_path, "limits.reserve_lapse_ms=300") as node:
         yield node
-
-
-def put(ns: Namespace, seed: int, blocks: int) -> int:
-    chain = ns.chain(tokens(blocks, seed))
-    return ns.put(chain, blocks_of(chain)).stored
-
-
-def right(ns: Namespace, seed: int, blocks: int) -> int:
-    chain = ns.chain(tokens(blocks, seed))
-    into = np.zeros((blocks, SIZE), np.uint8)
-    got = ns.get(chain, into, wait_s=0)
-    assert np.array_equal(into[: got.blocks], blocks_of(chain[: got.blocks]))
-    return got.blocks
 
 
 def fill(ns: Namespace, seed: int) -> None:
