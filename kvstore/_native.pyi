@@ -151,7 +151,7 @@ class SlotTable:
 
     def publish_part(self, owner: int, ticket: int, part: int, checksum: int) -> int: ...
 
-    def seal(self, owner: int, tickets: Annotated[NDArray[numpy.uint64], dict(shape=(None,), order='C', device='cpu', writable=False)], checksums: Annotated[NDArray[numpy.uint64], dict(shape=(None, None), order='C', device='cpu', writable=False)]) -> Annotated[NDArray[numpy.uint8], dict(shape=(None,))]:
+    def seal(self, owner: int, tickets: Annotated[NDArray[numpy.uint64], dict(shape=(None,), order='C', device='cpu', writable=False)], checksums: Annotated[NDArray[numpy.uint64], dict(shape=(None, None), order='C', device='cpu', writable=False)]) -> NDArray[numpy.uint8]:
         """An outcome a ticket: 0 ok, 1 stale, 2 bad input."""
 
     def abort(self, owner: int, ticket: int) -> int: ...
@@ -177,28 +177,28 @@ class SlotTable:
 
     def retire_keys(self, ns: int, keys: Annotated[NDArray[numpy.uint8], dict(shape=(None, 32), order='C', device='cpu', writable=False)]) -> int: ...
 
-    def find(self, ns: int, shard: int, keys: Annotated[NDArray[numpy.uint8], dict(shape=(None, 32), order='C', device='cpu', writable=False)]) -> Annotated[NDArray[numpy.uint32], dict(shape=(None,))]:
+    def find(self, ns: int, shard: int, keys: Annotated[NDArray[numpy.uint8], dict(shape=(None, 32), order='C', device='cpu', writable=False)]) -> NDArray[numpy.uint32]:
         """The slot of each key, 2**32-1 where it is not sealed here."""
 
     def longest(self, ns: int, shard: int, keys: Annotated[NDArray[numpy.uint8], dict(shape=(None, 32), order='C', device='cpu', writable=False)]) -> int:
         """How many keys are sealed before the first that is not."""
 
-    def longest_each(self, ns: int, shard: int, keys: Annotated[NDArray[numpy.uint8], dict(shape=(None, 32), order='C', device='cpu', writable=False)], per_chain: int) -> Annotated[NDArray[numpy.uint32], dict(shape=(None,))]:
+    def longest_each(self, ns: int, shard: int, keys: Annotated[NDArray[numpy.uint8], dict(shape=(None, 32), order='C', device='cpu', writable=False)], per_chain: int) -> NDArray[numpy.uint32]:
         """longest() of each of the chains, which lie one after the other."""
 
     def shards_of(self, ns: int, key: bytes) -> int: ...
 
     def info(self, slot: int) -> dict[str, object] | None: ...
 
-    def sealed(self) -> Annotated[NDArray[numpy.uint64], dict(shape=(None,))]:
+    def sealed(self) -> NDArray[numpy.uint64]:
         """Tickets of all sealed slots of open namespaces."""
 
     def slots_end(self) -> int: ...
 
-    def take_evicted(self) -> Annotated[NDArray[numpy.uint64], dict(shape=(None,))]:
+    def take_evicted(self) -> NDArray[numpy.uint64]:
         """Tickets evicted since the last call, in order."""
 
-    def dirty_victims(self, bytes: int, which: Dirty = Dirty.ALL) -> Annotated[NDArray[numpy.uint64], dict(shape=(None,))]: ...
+    def dirty_victims(self, bytes: int, which: Dirty = Dirty.ALL) -> NDArray[numpy.uint64]: ...
 
     def mark_clean(self, ticket: int) -> None: ...
 
@@ -249,7 +249,7 @@ class Policy:
 
     def removed(self, ids: Annotated[NDArray[numpy.uint32], dict(shape=(None,), order='C', device='cpu', writable=False)]) -> None: ...
 
-    def victims(self, count: int, refused: Annotated[NDArray[numpy.uint32], dict(shape=(None,), order='C', device='cpu', writable=False)]) -> Annotated[NDArray[numpy.uint32], dict(shape=(None,))]:
+    def victims(self, count: int, refused: Annotated[NDArray[numpy.uint32], dict(shape=(None,), order='C', device='cpu', writable=False)]) -> NDArray[numpy.uint32]:
         """
         Up to count ids in the order they should go, none of them refused. Refused ones that were met are set aside until released().
         """

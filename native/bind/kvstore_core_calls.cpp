@@ -64,14 +64,7 @@ std::tuple<int, ArrayOut<std::uint8_t>, ArrayOut<std::uint64_t>, ArrayOut<std::u
     std::vector<std::span<const std::uint8_t>> spans(kept.begin(), kept.end());
     status = self.core.reserve(where, owner, ns, shard, keys_of(keys), before ? &*before : nullptr, spans, hint, in_place, now, out);
   }
-  std::vector<std::uint8_t> statuses;
-  std::vector<std::uint64_t> tickets, offsets;
-  for (const Reserved& one : out) {
-    statuses.push_back(static_cast<std::uint8_t>(one.status));
-    tickets.push_back(word_of(one.ticket));
-    offsets.push_back(one.offset);
-  }
-  return {static_cast<int>(status), array_of(std::move(statuses)), array_of(std::move(tickets)), array_of(std::move(offsets))};
+  return std::tuple_cat(std::tuple(static_cast<int>(status)), arrays_of(out));
 }
 
 ArrayOut<std::uint8_t> seal(CoreClass& self, int tier, OwnerId owner, const WordsIn& tickets, const WordsIn& checksums, Nanos) {

@@ -1,11 +1,6 @@
 #include "kvstore_core_rows.hpp"
 
 namespace kvstore::bind {
-namespace {
-
-nb::bytes key_bytes(const Key& key) { return nb::bytes(key.bytes.data(), key.bytes.size()); }
-
-}  // namespace
 
 ArrayOut<bool> bools_of(const std::vector<std::uint8_t>& values) {
   auto* kept = new std::vector<std::uint8_t>(values);
@@ -30,19 +25,13 @@ WorkOut work_of(Work&& work) {
 
 EventOut event_of(const Event& event) {
   return {event.sequence, static_cast<int>(event.kind), event.ns, event.shard, static_cast<int>(event.tier),
-          key_bytes(event.key), key_bytes(event.parent), bytes_of(event.meta)};
+          bytes_of(event.key), bytes_of(event.parent), bytes_of(event.meta)};
 }
 
 DoneOut done_of(std::uint64_t token, FetchAnswer&& answer) {
-  std::vector<std::uint64_t> tickets, offsets;
-  std::vector<std::uint32_t> ready;
-  for (const Held& slot : answer.slots) {
-    tickets.push_back(word_of(slot.ticket));
-    offsets.push_back(slot.offset);
-    ready.push_back(slot.parts_ready);
-  }
+  auto [tickets, offsets, ready] = arrays_of(answer.slots);
   return {token, static_cast<int>(answer.status), answer.field, answer.limit, answer.hold, answer.lease, answer.window_full,
-          array_of(std::move(tickets)), array_of(std::move(offsets)), array_of(std::move(ready)), bytes_of(answer.tiers),
+          std::move(tickets), std::move(offsets), std::move(ready), bytes_of(answer.tiers),
           array_of(std::move(answer.checksums))};
 }
 

@@ -5,19 +5,17 @@
 // - A table keeps a mutex of its own; calls on many keys give the GIL back. The buffer given as meta is held.
 // - Tickets are slot | tenancy << 32; keys are (n, 32) uint8 arrays; statuses and outcomes are the numbers of the enums.
 #include <nanobind/nanobind.h>
-#include <nanobind/ndarray.h>
 #include <nanobind/stl/optional.h>
 #include <nanobind/stl/string.h>
-#include <nanobind/stl/vector.h>
 
 #include <algorithm>
 #include <memory>
 #include <mutex>
 #include <optional>
 
-#include "buffers.hpp"
 #include "core/policy.hpp"
 #include "core/slot_table.hpp"
+#include "kvstore_slots.hpp"
 
 namespace nb = nanobind;
 using namespace nb::literals;
@@ -25,32 +23,9 @@ using namespace nb::literals;
 namespace kvstore {
 namespace {
 
-using bind::to_array;
-using Keys = nb::ndarray<const std::uint8_t, nb::shape<-1, 32>, nb::c_contig, nb::device::cpu>;
-using Ids = nb::ndarray<const std::uint32_t, nb::shape<-1>, nb::c_contig, nb::device::cpu>;
-using Words = nb::ndarray<const std::uint64_t, nb::shape<-1>, nb::c_contig, nb::device::cpu>;
+using namespace bind;
+using Ids = nb::ndarray<const std::uint32_t, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
 using WordRows = nb::ndarray<const std::uint64_t, nb::shape<-1, -1>, nb::c_contig, nb::device::cpu>;
-using IdArray = nb::ndarray<nb::numpy, std::uint32_t, nb::ndim<1>>;
-using WordArray = nb::ndarray<nb::numpy, std::uint64_t, nb::ndim<1>>;
-using ByteArray = nb::ndarray<nb::numpy, std::uint8_t, nb::ndim<1>>;
-
-std::span<const Key> keys_of(const Keys& keys) {
-  return {reinterpret_cast<const Key*>(keys.data()), keys.shape(0)};  // Key is 32 bytes without alignment
-}
-static_assert(alignof(Key) == 1);
-
-Key key_of(const nb::bytes& raw, const char* name) {
-  Key key;
-  if (raw.size() != 32) throw std::invalid_argument(std::string(name) + " must be 32 bytes");
-  std::memcpy(key.bytes.data(), raw.data(), 32);
-  return key;
-}
-nb::bytes bytes_of(const Key& key) { return nb::bytes(key.bytes.data(), 32); }
-
-Ticket ticket_of(std::uint64_t word) {
-  return {static_cast<SlotId>(word), static_cast<std::uint32_t>(word >> 32)};
-}
-std::uint64_t word_of(Ticket ticket) { return ticket.slot | static_cast<std::uint64_t>(ticket.tenancy) << 32; }
 
 Hint hint_of(int priority, bool end, std::uint32_t expected_return_ms, std::uint32_t return_touches,
              std::uint32_t position) {
@@ -63,19 +38,12 @@ Hint hint_of(int priority, bool end, std::uint32_t expected_return_ms, std::uint
   return hint;
 }
 
-std::vector<std::uint64_t> words_of(std::span<const Ticket> tickets) {
-  std::vector<std::uint64_t> words;
-  words.reserve(tickets.size());
-  for (const Ticket ticket : tickets) words.push_back(word_of(ticket));
-  return words;
-}
-
 class Table {
  public:
   Table(std::uint64_t bytes, std::uint64_t slab_bytes, std::uint32_t header_bytes, std::string policy,
         std::uint64_t hash_seed, nb::object meta) {
     const TableConfig config{bytes, slab_bytes, header_bytes, std::move(policy), hash_seed};
-    if (!meta.is_none()) meta_ = std::make_unique<bind::Buffer>(meta, "meta", bind::Buffer::Access::kWrite);
+    if (!meta.is_none()) meta_ = std::make_unique<Buffer>(meta, "meta", Buffer::Access::kWrite);
     table_ = std::make_unique<SlotTable>(config, meta_ ? meta_->data() : nullptr, meta_ ? meta_->size() : 0);
     table_->on_evict([this](const SlotInfo& info) { evicted_.push_back(word_of(info.ticket)); });
   }
@@ -83,7 +51,7 @@ class Table {
   // Runs with the mutex, and without the GIL where it is worth the while.
   template <class Use>
   auto with(std::size_t keys, Use&& use) {
-    const bind::MaybeRelease released(keys > 64);
+    const MaybeRelease released(keys > 64);
     const std::lock_guard lock(mutex_);
     return use(*table_);
   }
@@ -93,7 +61,7 @@ class Table {
   }
 
  private:
-  std::unique_ptr<bind::Buffer> meta_;
+  std::unique_ptr<Buffer> meta_;
   std::unique_ptr<SlotTable> table_;  // ends before its memory
   std::mutex mutex_;
   std::vector<std::uint64_t> evicted_;
@@ -110,7 +78,7 @@ void add_namespace(Table& self, NsId ns, const nb::bytes& digest, const std::vec
   self.with(0, [&](SlotTable& t) { t.add_namespace(ns, spec); });
 }
 
-nb::tuple reserve(Table& self, OwnerId owner, NsId ns, std::uint16_t shard, const Keys& keys,
+ReservedOut reserve(Table& self, OwnerId owner, NsId ns, std::uint16_t shard, const KeysIn& keys,
                   const std::optional<nb::bytes>& parent, const std::vector<nb::bytes>& metas, bool in_place, Nanos now,
                   Nanos lapse_after, int priority, bool end, std::uint32_t expected_return_ms, std::uint32_t position, bool from_below) {
   std::vector<std::span<const std::uint8_t>> meta;
@@ -122,17 +90,10 @@ nb::tuple reserve(Table& self, OwnerId owner, NsId ns, std::uint16_t shard, cons
   self.with(out.size(), [&](SlotTable& t) {
     t.reserve(owner, ns, shard, keys_of(keys), parent ? &parent_key : nullptr, meta, hint, in_place, now, lapse_after, out);
   });
-  std::vector<std::uint8_t> statuses;
-  std::vector<std::uint64_t> tickets, offsets;
-  for (const Reserved& one : out) {
-    statuses.push_back(static_cast<std::uint8_t>(one.status));
-    tickets.push_back(word_of(one.ticket));
-    offsets.push_back(one.offset);
-  }
-  return nb::make_tuple(to_array(std::move(statuses)), to_array(std::move(tickets)), to_array(std::move(offsets)));
+  return arrays_of(out);
 }
 
-ByteArray seal(Table& self, OwnerId owner, const Words& tickets, const WordRows& checksums) {
+ArrayOut<std::uint8_t> seal(Table& self, OwnerId owner, const WordsIn& tickets, const WordRows& checksums) {
   if (checksums.shape(0) != tickets.shape(0)) throw std::invalid_argument("checksums must have a row for each ticket");
   std::vector<std::uint8_t> outcomes(tickets.shape(0));
   const std::size_t parts = checksums.shape(1);
@@ -142,19 +103,19 @@ ByteArray seal(Table& self, OwnerId owner, const Words& tickets, const WordRows&
           t.seal(owner, ticket_of(tickets.data()[i]), {checksums.data() + i * parts, parts}));
     }
   });
-  return to_array(std::move(outcomes));
+  return array_of(std::move(outcomes));
 }
 
-IdArray find(Table& self, NsId ns, std::uint16_t shard, const Keys& keys) {
+ArrayOut<std::uint32_t> find(Table& self, NsId ns, std::uint16_t shard, const KeysIn& keys) {
   std::vector<std::uint32_t> slots(keys.shape(0));
   static_assert(sizeof(Found) == sizeof(std::uint32_t));
   self.with(slots.size(), [&](SlotTable& t) {
     t.find(ns, shard, keys_of(keys), {reinterpret_cast<Found*>(slots.data()), slots.size()});
   });
-  return to_array(std::move(slots));
+  return array_of(std::move(slots));
 }
 
-IdArray longest_each(Table& self, NsId ns, std::uint16_t shard, const Keys& keys, std::size_t per_chain) {
+ArrayOut<std::uint32_t> longest_each(Table& self, NsId ns, std::uint16_t shard, const KeysIn& keys, std::size_t per_chain) {
   if (per_chain == 0 || keys.shape(0) % per_chain != 0) throw std::invalid_argument("keys must be chains of per_chain each");
   std::vector<std::uint32_t> runs(keys.shape(0) / per_chain);
   self.with(keys.shape(0), [&](SlotTable& t) {
@@ -162,21 +123,13 @@ IdArray longest_each(Table& self, NsId ns, std::uint16_t shard, const Keys& keys
       runs[i] = static_cast<std::uint32_t>(t.longest(ns, shard, keys_of(keys).subspan(i * per_chain, per_chain)));
     }
   });
-  return to_array(std::move(runs));
+  return array_of(std::move(runs));
 }
 
-nb::tuple held(HoldId hold, const std::vector<Held>& run) {
-  std::vector<std::uint64_t> tickets, offsets;
-  std::vector<std::uint32_t> ready;
-  for (const Held& one : run) {
-    tickets.push_back(word_of(one.ticket));
-    offsets.push_back(one.offset);
-    ready.push_back(one.parts_ready);
-  }
-  return nb::make_tuple(hold, to_array(std::move(tickets)), to_array(std::move(offsets)), to_array(std::move(ready)));
-}
+using HoldOut = decltype(std::tuple_cat(std::tuple<HoldId>(), HeldOut()));
+HoldOut held(HoldId hold, const std::vector<Held>& run) { return std::tuple_cat(std::tuple(hold), arrays_of(run)); }
 
-nb::tuple hold(Table& self, OwnerId owner, NsId ns, std::uint16_t shard, const Keys& keys, std::uint8_t kind,
+HoldOut hold(Table& self, OwnerId owner, NsId ns, std::uint16_t shard, const KeysIn& keys, std::uint8_t kind,
                bool following, Nanos now, Nanos lapse_after, int priority, bool end, std::uint32_t expected_return_ms) {
   if (kind > static_cast<std::uint8_t>(HoldKind::kPin)) throw std::invalid_argument("kind must be 0, 1 or 2");
   const Hint hint = hint_of(priority, end, expected_return_ms, 0, 0);
@@ -187,9 +140,8 @@ nb::tuple hold(Table& self, OwnerId owner, NsId ns, std::uint16_t shard, const K
   return held(id, run);
 }
 
-nb::tuple hold_slots(Table& self, OwnerId owner, const Words& tickets) {
-  std::vector<Ticket> wanted;
-  for (std::size_t i = 0; i < tickets.shape(0); ++i) wanted.push_back(ticket_of(tickets.data()[i]));
+HoldOut hold_slots(Table& self, OwnerId owner, const WordsIn& tickets) {
+  const std::vector<Ticket> wanted = tickets_of(tickets);
   std::vector<Held> run;
   const HoldId id = self.with(wanted.size(), [&](SlotTable& t) { return t.hold_slots(owner, wanted, run); });
   return held(id, run);
@@ -218,12 +170,12 @@ nb::object info(Table& self, SlotId slot) {
   });
 }
 
-WordArray sealed(Table& self) {
+ArrayOut<std::uint64_t> sealed(Table& self) {
   std::vector<std::uint64_t> tickets;
   self.with(1000, [&](SlotTable& t) {
     t.for_each_sealed([&](const SlotInfo& info) { tickets.push_back(word_of(info.ticket)); });
   });
-  return to_array(std::move(tickets));
+  return array_of(std::move(tickets));
 }
 
 nb::dict stats(Table& self) {
@@ -239,7 +191,7 @@ nb::dict stats(Table& self) {
   return out;
 }
 
-nb::object record(Table& self, std::uint64_t ticket, const Words& checksums) {
+nb::object record(Table& self, std::uint64_t ticket, const WordsIn& checksums) {
   std::vector<std::uint8_t> row;
   const Outcome outcome = self.with(0, [&](SlotTable& t) {
     return t.record(ticket_of(ticket), {checksums.data(), checksums.shape(0)}, row);
@@ -253,7 +205,7 @@ nb::tuple drain_changes(Table& self, std::size_t max) {
   std::vector<std::uint8_t> rows;
   std::vector<std::uint64_t> freed;
   self.with(1000, [&](SlotTable& t) { t.drain_changes(max, rows, freed); });
-  return nb::make_tuple(nb::bytes(rows.data(), rows.size()), to_array(std::move(freed)));
+  return nb::make_tuple(nb::bytes(rows.data(), rows.size()), array_of(std::move(freed)));
 }
 
 // ---- a policy alone, for simulators and the exam
@@ -270,7 +222,7 @@ class BarePolicy {
     return out;
   }
 
-  void added(const Ids& ids, const Ids& parents, const Words& ghosts, int priority, bool end, std::uint32_t return_touches) {
+  void added(const Ids& ids, const Ids& parents, const WordsIn& ghosts, int priority, bool end, std::uint32_t return_touches) {
     const auto wanted = checked(ids);
     if (parents.shape(0) != wanted.size() || ghosts.shape(0) != wanted.size()) {
       throw std::invalid_argument("ids, parents and ghosts must be as many of each");
@@ -288,11 +240,11 @@ class BarePolicy {
   void removed(const Ids& ids) {
     for (const SlotId id : checked(ids)) policy_->removed(id);
   }
-  IdArray victims(std::size_t count, const Ids& refused) {
+  ArrayOut<std::uint32_t> victims(std::size_t count, const Ids& refused) {
     std::vector<SlotId> no(refused.data(), refused.data() + refused.shape(0)), out(std::min(count, policy_->size()));
     std::sort(no.begin(), no.end());
     out.resize(policy_->victims(out, [&no](SlotId id) { return !std::binary_search(no.begin(), no.end(), id); }));
-    return to_array(std::move(out));
+    return array_of(std::move(out));
   }
   void released(const Ids& ids) {
     for (const SlotId id : checked(ids)) policy_->released(id);
@@ -361,13 +313,13 @@ void bind_verbs(nb::class_<Table>& table) {
       .def("next_expiry", [](Table& s) { return s.with(0, [](SlotTable& t) { return t.next_expiry(); }); })
       .def("holds_of", [](Table& s, OwnerId owner) { return s.with(0, [&](SlotTable& t) { return t.holds_of(owner); }); }, "owner"_a)
       .def("retire", [](Table& s, SlotId slot) { return static_cast<int>(s.with(0, [&](SlotTable& t) { return t.retire(slot); })); }, "slot"_a)
-      .def("retire_keys", [](Table& s, NsId ns, const Keys& keys) { return s.with(keys.shape(0), [&](SlotTable& t) { return t.retire_keys(ns, keys_of(keys)); }); }, "ns"_a, "keys"_a);
+      .def("retire_keys", [](Table& s, NsId ns, const KeysIn& keys) { return s.with(keys.shape(0), [&](SlotTable& t) { return t.retire_keys(ns, keys_of(keys)); }); }, "ns"_a, "keys"_a);
 }
 
 void bind_questions(nb::class_<Table>& table) {
   table
       .def("find", &find, "ns"_a, "shard"_a, "keys"_a, "The slot of each key, 2**32-1 where it is not sealed here.")
-      .def("longest", [](Table& s, NsId ns, std::uint16_t shard, const Keys& keys) { return s.with(keys.shape(0), [&](SlotTable& t) { return t.longest(ns, shard, keys_of(keys)); }); },
+      .def("longest", [](Table& s, NsId ns, std::uint16_t shard, const KeysIn& keys) { return s.with(keys.shape(0), [&](SlotTable& t) { return t.longest(ns, shard, keys_of(keys)); }); },
            "ns"_a, "shard"_a, "keys"_a, "How many keys are sealed before the first that is not.")
       .def("longest_each", &longest_each, "ns"_a, "shard"_a, "keys"_a, "per_chain"_a,
            "longest() of each of the chains, which lie one after the other.")
@@ -375,12 +327,12 @@ void bind_questions(nb::class_<Table>& table) {
       .def("info", &info, "slot"_a, nb::sig("def info(self, slot: int) -> dict[str, object] | None"))
       .def("sealed", &sealed, "Tickets of all sealed slots of open namespaces.")
       .def("slots_end", [](Table& s) { return s.with(0, [](SlotTable& t) { return t.slots_end(); }); })
-      .def("take_evicted", [](Table& s) { return to_array(s.take_evicted()); }, "Tickets evicted since the last call, in order.")
+      .def("take_evicted", [](Table& s) { return array_of(s.take_evicted()); }, "Tickets evicted since the last call, in order.")
       .def("dirty_victims",
            [](Table& s, std::uint64_t bytes, Dirty which) {
              std::vector<Ticket> out;
              s.with(1000, [&](SlotTable& t) { t.dirty_victims(bytes, out, which); });
-             return to_array(words_of(out));
+             return array_of(out);
            },
            "bytes"_a, "which"_a = Dirty::kAll)
       .def("mark_clean", [](Table& s, std::uint64_t ticket) { s.with(0, [&](SlotTable& t) { t.mark_clean(ticket_of(ticket)); }); }, "ticket"_a)
