@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import os
 from collections.abc import Callable, Sequence
+from functools import partial
 from types import TracebackType
 from typing import TYPE_CHECKING, TypeVar
 
@@ -21,6 +22,7 @@ from kvstore.client.space import Choices, Space, parent_of
 from kvstore.client.steps import Limits
 from kvstore.client.views import View
 from kvstore.layout import KVLayout, Need
+from kvstore.quiet import quietly
 from kvstore.security import DEFAULT_TENANT
 from kvstore.wire import store
 
@@ -180,21 +182,21 @@ class AsyncSlots(SlotsFace):
 
     async def write(self, part: int, sources: object) -> None:
         places = self._filling.places(part, sources)
-        check(await _quiet(self._filling.held.write, part, places.addresses, places.lengths, self._times.left()))
+        check(await _beside(self._filling.held.write, part, places.addresses, places.lengths, self._times.left()))
 
     async def publish(self, part: int) -> None:
         self._filling.check_next(part)
-        check(await _quiet(self._filling.held.publish, part, self._times.left()))
+        check(await _beside(self._filling.held.publish, part, self._times.left()))
         self._filling.published()
 
     async def seal(self) -> Stored:
         self._filling.check_open()
-        return self._filling.sealed(await _quiet(self._filling.held.seal, self._times.left()))
+        return self._filling.sealed(await _beside(self._filling.held.seal, self._times.left()))
 
     async def abort(self) -> None:
         if not self._filling.done:
             self._filling.done = True
-            await _quiet(self._filling.held.abort)
+            await _beside(self._filling.held.abort)
 
     async def __aenter__(self) -> AsyncSlots:
         return self
@@ -205,12 +207,6 @@ class AsyncSlots(SlotsFace):
         await self.abort()
 
 
-async def _quiet(call: Callable[..., T], *arguments: object) -> T:
+async def _beside(call: Callable[..., T], *arguments: object) -> T:
     """In a thread; a cancellation is let through only when the thread is done with the caller's memory."""
-    task = asyncio.ensure_future(asyncio.to_thread(call, *arguments))
-    try:
-        return await asyncio.shield(task)
-    except asyncio.CancelledError:
-        while not task.done():
-            await asyncio.wait({task})
-        raise
+    return await quietly(asyncio.get_running_loop().run_in_executor(None, partial(call, *arguments)))

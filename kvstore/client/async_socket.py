@@ -16,6 +16,7 @@ from kvstore.client.socket import DONE, GONE, NOT_OPEN, SocketChannel, as_told, 
 from kvstore.client.space import Space
 from kvstore.client.steps import Answer, Limits, Lookup, Reopen, Reopened, Report, Reserve, Status, Step, fail
 from kvstore.errors import KvStoreError
+from kvstore.quiet import quietly
 from kvstore.wire import store
 
 
@@ -97,12 +98,10 @@ class AsyncSocketChannel:
         self._waiting[token] = future
         getattr(line.session, name)(token, *arguments)
         try:
-            return await asyncio.shield(future)
+            return await quietly(future, lambda: line.session.cancel(token))
         except asyncio.CancelledError:
-            line.session.cancel(token)
-            result = await _until_done(future)
-            if result.hold:
-                line.session.release(result.hold)
+            if not future.cancelled() and future.result().hold:
+                line.session.release(future.result().hold)
             raise
 
     async def call(self, method: int, body: bytes, times: Times) -> bytes:
@@ -137,13 +136,3 @@ class AsyncSocketChannel:
         gone, self._waiting = self._waiting, {}
         for future in gone.values():
             future.cancel()
-
-
-async def _until_done(future: asyncio.Future[native.Result]) -> native.Result:
-    """The answer, however often the waiter is cancelled meanwhile: memory is quiet only then."""
-    while True:
-        try:
-            return await asyncio.shield(future)
-        except asyncio.CancelledError:
-            if future.done():
-                return future.result()

@@ -12,7 +12,7 @@ import logging
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Final
 
-from kvstore.tiers.quiet import quietly
+from kvstore.quiet import quietly
 
 if TYPE_CHECKING:
     from kvstore import native

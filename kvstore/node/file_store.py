@@ -18,6 +18,7 @@ from kvstore.errors import Misconfigured
 from kvstore.node.admission import Admission
 from kvstore.node.checkpoint import Checkpoint
 from kvstore.node.demotion import Demotion
+from kvstore.quiet import quietly
 from kvstore.tiers.base import Extent, TierKind
 from kvstore.tiers.data_dir import HEADER_BYTES, SLAB_BYTES, DataDir, Geometry, room_bytes
 from kvstore.tiers.file import FileTier
@@ -25,7 +26,6 @@ from kvstore.tiers.file_index import FileIndex, read_left_index
 from kvstore.tiers.file_scan import scan_headers
 from kvstore.tiers.medium import FileMedium, MotionConfig
 from kvstore.tiers.page_pool import PagePool
-from kvstore.tiers.quiet import quietly
 
 if TYPE_CHECKING:
     from kvstore.clock import Clock

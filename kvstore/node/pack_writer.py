@@ -27,9 +27,9 @@ import numpy as np
 import numpy.typing as npt
 
 from kvstore import native
+from kvstore.quiet import quietly
 from kvstore.tiers.base import Hold, Run, TierKind
 from kvstore.tiers.packs import pack_blocks
-from kvstore.tiers.quiet import quietly
 
 if TYPE_CHECKING:
     from kvstore.tiers.base import Keys, Shape, Tier

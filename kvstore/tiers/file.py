@@ -20,10 +20,10 @@ import numpy as np
 import numpy.typing as npt
 
 from kvstore import native
+from kvstore.quiet import quietly
 from kvstore.tiers.base import Extent, Run, Shape, Shapes, TierKind
 from kvstore.tiers.data_dir import HEADER_BYTES
 from kvstore.tiers.page_pool import PAGE_BYTES
-from kvstore.tiers.quiet import quietly
 
 if TYPE_CHECKING:
     from kvstore.clock import Clock

@@ -11,7 +11,7 @@ import os
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from kvstore.tiers.quiet import quietly
+from kvstore.quiet import quietly
 
 if TYPE_CHECKING:
     from kvstore import native

@@ -13,8 +13,8 @@ import numpy.typing as npt
 
 from kvstore import native
 from kvstore.clock import Clock
+from kvstore.quiet import quietly
 from kvstore.tiers.base import Checksums, Keys, Run, TierKind
-from kvstore.tiers.quiet import quietly
 
 T = TypeVar("T")
 

@@ -31,6 +31,7 @@ from obstore.store import LocalStore, from_url
 from kvstore import native
 from kvstore.clock import Clock, SystemClock
 from kvstore.errors import Misconfigured
+from kvstore.quiet import quietly
 from kvstore.tiers.base import Keys
 from kvstore.tiers.circuit import Circuit
 from kvstore.tiers.packs import (
@@ -45,7 +46,6 @@ from kvstore.tiers.packs import (
     namespace_prefix,
     pack_name,
 )
-from kvstore.tiers.quiet import quietly
 
 if TYPE_CHECKING:
     from obstore.store import ClientConfig, ObjectStore, RetryConfig, S3Config
