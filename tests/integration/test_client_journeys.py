@@ -259,6 +259,22 @@ def test_slots_left_without_seal_are_given_back(ns: Namespace) -> None:
         slots.seal()
 
 
+def test_slots_of_a_chain_that_is_partly_held(ns: Namespace) -> None:
+    """What is written speaks of all blocks; each granted one gets its own bytes."""
+    chain = ns.chain(tokens(5))
+    expected, part = blocks_of(chain), SIZE // 4
+    ns.put(chain[:2], expected[:2])
+    with ns.reserve(chain, metas=[bytes([i]) for i in range(5)]) as slots:
+        assert slots.granted == (2, 3, 4)
+        for i in range(4):
+            slots.write(i, [block[i * part : (i + 1) * part] for block in expected])
+        done = slots.seal()
+    assert (done.stored, done.held) == (3, 2)
+    into = np.zeros((5, SIZE), np.uint8)
+    assert ns.get(chain, into).blocks == 5
+    assert np.array_equal(into, expected)
+
+
 def test_slots_refuse_what_makes_no_sense(ns: Namespace) -> None:
     chain = ns.chain(tokens(3))
     ns.put(chain[:1], blocks_of(chain[:1]))
@@ -523,6 +539,30 @@ async def test_a_cancelled_call_leaves_memory_quiet(node: NodeProcess) -> None:
         into = np.zeros((60, SIZE), np.uint8)
         assert (await ns.get(chain, into)).blocks == 60
         assert np.array_equal(into, expected)
+
+
+async def test_a_cancelled_call_leaves_no_hold_and_no_slot(node: NodeProcess) -> None:
+    """Whenever it is cancelled, and however often: what the node gave and nobody took goes back."""
+    async with AsyncClient(node.address) as client:
+        ns = await client.namespace(layout("cancelled view"))
+        chain = ns.chain(tokens(8))
+        await ns.put(chain[:4], blocks_of(chain[:4]))
+        for delay in range(20):
+            calls = [asyncio.ensure_future(ns.view(chain[:4])), asyncio.ensure_future(ns.reserve(chain[4:]))]
+            for _ in range(delay):
+                await asyncio.sleep(0)
+            for _ in range(2):
+                for call in calls:
+                    call.cancel()
+                await asyncio.sleep(0)
+            view, slots = await asyncio.gather(*calls, return_exceptions=True)
+            if not isinstance(slots, BaseException):
+                await slots.abort()
+            del view, slots, calls
+            await asyncio.to_thread(eventually, lambda: node.holds() == 0)
+        # A reservation that was under way in its thread ends with it.
+        await asyncio.to_thread(eventually, lambda: node.tier()["reserved"] == 0)
+        assert (await ns.put(chain, blocks_of(chain))).stored == 4
 
 
 async def test_the_async_face_without_a_node(tmp_path: Path) -> None:

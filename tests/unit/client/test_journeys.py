@@ -109,6 +109,7 @@ def test_a_get_asks_for_the_rest_until_the_end() -> None:
         ([ok(4, full=True), GONE, SAME, ok(6)], 10, Ended.COMPLETE),
         ([ok(4, full=True), STALE, CLEARED], 4, Ended.CLEARED),
         ([STALE, SAME, ok(10)], 10, Ended.COMPLETE),
+        ([Told(Status.UNAVAILABLE, blocks=10, tiers=b"\1" * 10), SAME], 10, Ended.COMPLETE),
         ([STALE, SAME, STALE], None, Unavailable),
         ([STALE, CLEARED], 0, Ended.CLEARED),
         ([GONE, GONE], None, Unavailable),

@@ -13,7 +13,9 @@ from hypothesis import strategies as st
 from kvstore import native
 from kvstore.client import rpc
 from kvstore.client.buffers import Extents, Places, Registry, Wanted, places
-from kvstore.client.steps import PutOutcome, Status
+from kvstore.client.space import Known, Space
+from kvstore.client.steps import Put, PutOutcome, Status, WireHint
+from kvstore.layout import KVLayout
 from kvstore.wire import errors, store
 
 PARTS = [4096, 100, 5000]
@@ -61,6 +63,40 @@ def test_blocks_arrive_scattered() -> None:
     assert landed(messages(data.tobytes(), 999), into(extents, 3)).blocks == 3
     arrived = np.stack([np.stack([buffers[layer][row] for layer in range(4)]) for row in (4, 0, 2)])
     assert np.array_equal(arrived.reshape(-1), data)
+
+
+def test_blocks_cut_each_in_its_own_way_arrive_and_leave() -> None:
+    """Where a block's pieces lie says nothing of how long another block's are."""
+    data, memory = payload(3), np.zeros(3 * BLOCK, np.uint8)
+    cuts = [(100, BLOCK - 100), (BLOCK - 7, 7), (4096, BLOCK - 4096)]
+    rows = [[(0, i * BLOCK, first), (0, i * BLOCK + first, second)] for i, (first, second) in enumerate(cuts)]
+    table = np.array(rows, dtype=np.int64)
+    assert landed(messages(data.tobytes(), 999), into(Extents([memory], table), 3)).blocks == 3
+    assert np.array_equal(memory, data)
+    source = places(Extents([data], table), Wanted("source", 3, BLOCK, writing=False), Registry())
+    assert [b"".join(rpc.places_of(source, i)) for i in range(3)] == [row.tobytes() for row in data.reshape(3, BLOCK)]
+
+
+def test_a_put_goes_on_behind_what_is_held() -> None:
+    """Key before the first, position, metas, checksums and bytes are all of the blocks that travel."""
+    layout = KVLayout.uniform(
+        engine="e", model="m", revision="1", dtype="int8", block_tokens=4, layers=2, kv_heads=1, head_dim=512
+    )
+    space = Space(layout, "t", Registry())
+    space.adopt(Known(b"d" * 32, 0, b"s" * 32, 4))
+    size, keys = space.shard_bytes[0], np.arange(4 * 32, dtype=np.uint8).reshape(4, 32)
+    data = np.random.default_rng(1).integers(0, 256, (4, size), dtype=np.uint8)
+    where = places(data, Wanted("source", 4, size, writing=False), Registry())
+    metas = tuple(bytes([i]) for i in range(4))
+    step = Put(0, keys, where, WireHint(position=8), b"p" * 32, metas)
+    for held, parent in ((0, b"p" * 32), (3, keys[2].tobytes())):
+        sent = rpc.sending(space, step, held, 1 << 20)
+        header = sent.header
+        assert (sent.first, header.chain.parent, header.chain.position) == (held, parent, 8 + held)
+        assert (header.chain.keys, list(header.meta)) == (keys[held:].tobytes(), list(metas[held:]))
+        assert list(sent.blocks) == [block.tobytes() for block in data[held:]]
+        sums = [native.part_checksums(block.tobytes(), space.part_bytes[0]).astype("<u8") for block in data[held:]]
+        assert header.checksums == b"".join(one.tobytes() for one in sums)
 
 
 @pytest.mark.parametrize("flipped", [0, 1, 4095, 4096, 4200, BLOCK - 1])
