@@ -173,7 +173,7 @@ class GrpcConfig:
     message_bytes_max: every gRPC library's own default; raising it means that clients must raise theirs.
     streams_max: Put and Get calls at once; each has at most one block and one message in memory.
     calls_max: calls of any kind at once over TCP, each with at most one message in memory; operators have a door of
-    their own.
+    their own. Where there are several tenants, each has a share of these two (kvstore/node/shares.py).
     window_bytes: held at once for one Get.
     call_ms_max: the longest that one call may take, whatever its caller says. Watch has no end.
     """

@@ -154,6 +154,15 @@ def _texts(value: object, where: str) -> frozenset[str]:
     return frozenset(value)
 
 
+def several_tenants(security: SecurityConfig, access: Access) -> bool:
+    """Whether the settings name more than one tenant, so that each has a share (shares.py) and none has it all."""
+    peers = [peer for _, peer in access.tokens] + list(access.certificates.values())
+    named = frozenset[str]().union(*(peer.tenants for peer in peers if peer.tenants is not None))
+    if security.access_file is None or security.allowed_uids:
+        named |= frozenset(security.anonymous_tenants)
+    return len(named) > 1
+
+
 def mint_token(name: str, tenants: Iterable[str], rights: Iterable[str] = ()) -> tuple[str, str]:
     """A new token and its entry for the access file. The token is told once and kept nowhere."""
     token = secrets.token_urlsafe(32)
@@ -178,12 +187,13 @@ class Guard:
     """Answers who a caller is, for every TCP door of a node: gRPC, and the HTTP endpoint of the metrics. Counts those
     whom a door has turned away.
 
-    Thread-safe: `reload` swaps one reference, and counts have a lock.
+    Thread-safe: `reload` swaps references, and counts have a lock.
     """
 
     def __init__(self, security: SecurityConfig) -> None:
         self._security = security
         self._access = load_access(security.access_file) if security.access_file else Access()
+        self.several_tenants = several_tenants(security, self._access)
         self._lock = threading.Lock()
         self._denials = {(door, known): 0 for door in DOORS for known in (False, True)}
 
@@ -203,6 +213,7 @@ class Guard:
         """
         if self._security.access_file:
             self._access = load_access(self._security.access_file)
+            self.several_tenants = several_tenants(self._security, self._access)
 
     def tokens(self) -> tuple[tuple[bytes, Peer], ...]:
         """Digest and bearer of each token, for the framed door, which compares them itself."""
@@ -215,12 +226,6 @@ class Guard:
         A token, where one is shown, decides; then the certificate. Raises Denied.
         """
         return self._authorize(headers.get("authorization"), tuple(certificate_names))
-
-    def turn_away(self, headers: Mapping[str, str]) -> None:
-        """Raises Denied for who cannot be admitted whatever certificate there is: before anything of a call is read."""
-        authorization = headers.get("authorization")
-        if authorization is not None or (self._security.authenticates and self._security.client_ca is None):
-            self._authorize(authorization, ())
 
     def authorize_metrics(self, headers: Mapping[str, str], certificate_names: Iterable[str] = ()) -> Peer:
         """As authorize, for /metrics, whose labels name every tenant: wants the right `metrics` once anybody must

@@ -7,6 +7,7 @@ ErrorDetail in the trailing metadata, and nothing else: no trace, no path, no na
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
@@ -20,6 +21,7 @@ from google.protobuf.message import DecodeError
 from kvstore.errors import Rejected, Unavailable
 from kvstore.node.auth import TRUSTED, Denied, Guard, Peer
 from kvstore.node.namespaces import NotOpen
+from kvstore.node.shares import Shares
 from kvstore.node.streams import Stale
 from kvstore.wire import errors, store
 
@@ -35,6 +37,7 @@ STATUS: Final = (
     ((NotOpen, Stale), grpc.StatusCode.NOT_FOUND),
     ((TimeoutError,), grpc.StatusCode.DEADLINE_EXCEEDED),
 )
+IDLE_S: Final = 30.0  # before a call's first message, and between two of one Put
 OURS: Final = "/kvstore.v1."
 NO_MESSAGE: Final = "request: not a message of this method"
 TOLD_AS: Final = {
@@ -57,53 +60,62 @@ def status_of(error: Exception) -> tuple[grpc.StatusCode, store.ErrorDetail]:
     return grpc.StatusCode.INTERNAL, errors.detail("the node failed; its log says how")
 
 
-class Doorkeeper(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]
-    """Over TCP: turns away who has no token, or a wrong one, before the node takes a message from it."""
+class Turnstile(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]
+    """In front of every method: before anything of a call is read or waited for, it is known who calls, and that there
+    is room for it.
 
-    def __init__(self, guard: Guard) -> None:
-        self._guard = guard
+    So the first message is read here, and not by gRPC, which would wait for it as long as the caller likes; and bytes
+    that are no message are the caller's fault, which gRPC would call UNKNOWN.
+    """
 
-    async def intercept_service(self, continuation: Any, handler_call_details: grpc.HandlerCallDetails) -> Any:
-        if not handler_call_details.method.startswith(OURS):
-            return await continuation(handler_call_details)
-        try:
-            self._guard.turn_away(_headers(handler_call_details.invocation_metadata))
-        except Denied as denied:
-            code, told = status_of(denied)
-            self._guard.denied("grpc", denied)
-
-            async def refuse(_: AsyncIterator[bytes], context: Context) -> None:
-                await _abort(context, code, told)
-
-            return grpc.stream_stream_rpc_method_handler(refuse)
-        return await continuation(handler_call_details)
-
-
-class Decoding(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]
-    """Parses our requests itself: bytes that are no message are the caller's fault, which gRPC would call UNKNOWN."""
+    def __init__(self, entrance: Entrance) -> None:
+        self._entrance = entrance
 
     async def intercept_service(self, continuation: Any, handler_call_details: grpc.HandlerCallDetails) -> Any:
         handler = await continuation(handler_call_details)
-        if handler is None or not handler_call_details.method.startswith(OURS):
-            return handler
+        if handler is None:
+            return None
+        ours = handler_call_details.method.startswith(OURS)
+        admitted = self._entrance.admitted if ours else self._entrance.passing
         parse = handler.request_deserializer
 
-        async def one(raw: bytes, context: Context) -> Any:
-            try:
-                message = parse(raw)
-            except DecodeError:
-                await _abort(context, grpc.StatusCode.INVALID_ARGUMENT, errors.detail(NO_MESSAGE))
-            return await (handler.unary_stream or handler.unary_unary)(message, context)
+        async def one(raws: AsyncIterator[bytes], context: Context) -> Any:
+            async with admitted(context):
+                message = await _first(raws, parse)
+                return await (handler.unary_stream or handler.unary_unary)(message, context)
 
         async def many(raws: AsyncIterator[bytes], context: Context) -> Any:
-            return await handler.stream_unary(_parsed(raws, parse), context)
+            async with admitted(context):
+                return await handler.stream_unary(_parsed(raws, parse), context)
 
-        made = {
-            (False, False): grpc.unary_unary_rpc_method_handler,
-            (False, True): grpc.unary_stream_rpc_method_handler,
-            (True, False): grpc.stream_unary_rpc_method_handler,
-        }[handler.request_streaming, handler.response_streaming]
-        return made(many if handler.request_streaming else one, None, handler.response_serializer)
+        async def both(raws: AsyncIterator[bytes], context: Context) -> None:
+            async with (
+                admitted(context),
+                contextlib.aclosing(handler.stream_stream(_parsed(raws, parse), context)) as messages,
+            ):
+                async for message in messages:
+                    await context.write(message)
+
+        if handler.response_streaming:
+            told = both if handler.request_streaming else one
+            return grpc.stream_stream_rpc_method_handler(told, None, handler.response_serializer)
+        told = many if handler.request_streaming else one
+        return grpc.stream_unary_rpc_method_handler(told, None, handler.response_serializer)
+
+
+async def _first(raws: AsyncIterator[bytes], parse: Callable[[bytes], Any]) -> Any:
+    """The one message of a unary request. Raises ValueError, TimeoutError."""
+    try:
+        async with asyncio.timeout(IDLE_S):
+            raw = await anext(raws, None)
+    except TimeoutError:
+        raise TimeoutError(f"request: nothing came for {IDLE_S:.0f} s") from None
+    if raw is None:
+        raise ValueError(NO_MESSAGE)
+    try:
+        return parse(raw)
+    except DecodeError as error:
+        raise ValueError(NO_MESSAGE) from error
 
 
 async def _parsed(raws: AsyncIterator[bytes], parse: Callable[[bytes], Any]) -> AsyncIterator[Any]:
@@ -130,27 +142,23 @@ class _Call:
 
 
 class Entrance:
-    """Admits calls. `deadline_s`: the longest a call may take, whatever its caller says; streams have it too."""
+    """Admits calls. `deadline_s`: the longest a call may take, whatever its caller says; streams have it too.
 
-    def __init__(self, guard: Guard, deadline_s: float) -> None:
+    calls_max: over TCP, ours by who calls; others' (health, reflection), which anybody may make, have a quarter of it.
+    A Unix socket can be opened by the node's own user only, since its file is 0600, and has no limit.
+    """
+
+    def __init__(self, guard: Guard, deadline_s: float, calls_max: int) -> None:
         self._guard = guard
-        self._calls: set[_Call] = set()
+        self._calls: dict[asyncio.Task[Any], _Call] = {}
+        self._shares = Shares("calls_max", calls_max, lambda: guard.several_tenants)
+        self._passing = Shares("calls_max", max(1, calls_max // 4), lambda: False)
         self.deadline_s = deadline_s
-
-    def _admit(self, context: Context) -> _Call:
-        """Raises Denied. A Unix socket can be opened by the node's own user only: its file is 0600."""
-        task = asyncio.current_task()
-        assert task is not None
-        if str(context.peer()).startswith("unix:"):
-            return _Call(TRUSTED, {}, (), task)
-        headers = _headers(context.invocation_metadata())
-        names = _certificate_names(context)
-        return _Call(self._guard.authorize(headers, names), headers, names, task)
 
     def judge_again(self) -> int:
         """Ends the calls of those who would be refused now, or be given something else; returns how many."""
         ended = 0
-        for call in tuple(self._calls):
+        for call in tuple(self._calls.values()):
             try:
                 if call.peer is TRUSTED or self._guard.authorize(call.headers, call.certificate_names) == call.peer:
                     continue
@@ -166,25 +174,50 @@ class Entrance:
 
     @asynccontextmanager
     async def call(self, context: Context, *, endless: bool = False) -> AsyncIterator[Peer]:
-        """Around the body of one call: its peer, its deadline, and what it raises."""
+        """Around the body of an admitted call: its peer and its deadline."""
+        task = asyncio.current_task()
+        assert task is not None
+        async with asyncio.timeout(None if endless else self.time_left(context)):
+            yield self._calls[task].peer
+
+    @asynccontextmanager
+    async def admitted(self, context: Context) -> AsyncIterator[None]:
+        """Around the whole of a call: who it is, its place among the calls, and how what it raises is told."""
+        task = asyncio.current_task()
+        assert task is not None
         call: _Call | None = None
         try:
-            async with asyncio.timeout(None if endless else self.time_left(context)):
-                call = self._admit(context)
-                self._calls.add(call)
-                yield call.peer
+            call = self._judged(context, task)
+            with contextlib.nullcontext() if call.peer is TRUSTED else self._shares.taken(call.peer.tenants):
+                self._calls[task] = call
+                yield
         except grpc.aio.AbortError:
             raise
         except asyncio.CancelledError:
             if call is None or call.ended is None:
                 raise
-            call.task.uncancel()
+            task.uncancel()
             await self._refuse(context, call.ended)
         except Exception as error:
             await self._refuse(context, error)
         finally:
-            if call is not None:
-                self._calls.discard(call)
+            self._calls.pop(task, None)
+
+    @asynccontextmanager
+    async def passing(self, context: Context) -> AsyncIterator[None]:
+        """Around a call that is none of ours, made by whoever likes."""
+        try:
+            with contextlib.nullcontext() if _is_local(context) else self._passing.taken(None):
+                yield
+        except (Rejected, ValueError, TimeoutError) as error:
+            await self._refuse(context, error)
+
+    def _judged(self, context: Context, task: asyncio.Task[Any]) -> _Call:
+        """Raises Denied."""
+        if _is_local(context):
+            return _Call(TRUSTED, {}, (), task)
+        headers, names = _headers(context.invocation_metadata()), _certificate_names(context)
+        return _Call(self._guard.authorize(headers, names), headers, names, task)
 
     async def _refuse(self, context: Context, error: Exception) -> NoReturn:
         if isinstance(error, Denied):
@@ -195,6 +228,10 @@ class Entrance:
 
 async def _abort(context: Context, code: grpc.StatusCode, told: store.ErrorDetail) -> NoReturn:
     await context.abort(code, errors.text_of(told), ((errors.DETAIL_KEY, told.SerializeToString()),))
+
+
+def _is_local(context: Context) -> bool:
+    return str(context.peer()).startswith("unix:")
 
 
 def _headers(metadata: Any) -> dict[str, str]:

@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING, Final
 
 import kvstore
 from kvstore import native
-from kvstore.errors import Rejected
 from kvstore.node.namespaces import Namespaces, NotOpen, Opened
+from kvstore.node.shares import Shares
 from kvstore.node.streams import Prefix
 from kvstore.security import DEFAULT_TENANT
 from kvstore.wire import convert, store
@@ -74,6 +74,7 @@ class NodeHost:
     on_clear: told the handle of a namespace that was cleared.
     find_packs: looks for packs that are not known yet. in_packs: which blocks lie in known ones. None without an object
     tier.
+    several_tenants: whether callers of different tenants are told apart here (shares.py).
     tiers, doors: for Admin. readers: by tier, how to read (offset, bytes) of it; None where that fails.
     """
 
@@ -87,6 +88,7 @@ class NodeHost:
     grpc: GrpcConfig
     family_blocks: int
     on_clear: Callable[[int], object]
+    several_tenants: Callable[[], bool]
     started_ns: int
     tiers: Callable[[], Sequence[TierReport]]
     doors: Callable[[], DoorsReport]
@@ -100,6 +102,10 @@ class Handlers:
     host: NodeHost
     _prefetches: set[asyncio.Task[None]] = field(default_factory=set)
     _labels: dict[int, str] = field(default_factory=dict)
+    _shares: Shares = field(init=False)
+
+    def __post_init__(self) -> None:
+        self._shares = Shares("prefetches_max", PREFETCHES_MAX, self.host.several_tenants)
 
     async def call(self, peer: Peer, method: int, body: bytes, on_open: Callable[[int], object]) -> bytes:
         """One CALL of the framed door. `on_open`: told the handle that this connection may use from now on."""
@@ -168,7 +174,8 @@ class Handlers:
     def open_namespace(self, peer: Peer, request: store.OpenNamespaceRequest) -> store.OpenNamespaceResponse:
         tenant = request.tenant or DEFAULT_TENANT
         peer.require_tenant(tenant)
-        opened = self.host.namespaces.open(convert.identity_of(request.layout, tenant))
+        shared = peer.tenants is not None and self.host.several_tenants()
+        opened = self.host.namespaces.open(convert.identity_of(request.layout, tenant), shared=shared)
         return store.OpenNamespaceResponse(
             digest=opened.digest,
             generation=opened.generation,
@@ -216,11 +223,11 @@ class Handlers:
             await asyncio.gather(*(find(opened.handle, shard, rest, position, wait_s) for shard in shards))
             blocks, tiers = self._found(opened, shards, prefix)
         if any(tier != MEMORY_TIER for tier in tiers):
-            if len(self._prefetches) >= PREFETCHES_MAX:
-                raise Rejected(f"prefetches_max: {PREFETCHES_MAX} are under way", limit="prefetches_max")
+            self._shares.take(peer.tenants)
             task = asyncio.create_task(self._bring_up(opened, shards, prefix, blocks))
             self._prefetches.add(task)
             task.add_done_callback(self._prefetches.discard)
+            task.add_done_callback(lambda _: self._shares.give(peer.tenants))
         return store.PrefetchResponse(blocks=blocks)
 
     def _found(self, opened: Opened, shards: list[int], prefix: Prefix) -> tuple[int, bytes]:

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Final
 from kvstore.errors import Misconfigured, Rejected, Unavailable
 from kvstore.identity import NamespaceIdentity, namespace_digest, namespace_seed
 from kvstore.layout import Shard
+from kvstore.node.shares import check_share
 
 if TYPE_CHECKING:
     from kvstore import native
@@ -61,8 +62,9 @@ class Opened:
 class Namespaces:
     """Lives on the node's event loop."""
 
-    def __init__(self, core: native.NodeCore, secret: bytes, path: Path) -> None:
-        self._core, self._secret, self._path = core, secret, path
+    def __init__(self, core: native.NodeCore, secret: bytes, path: Path, most: int) -> None:
+        """most: namespaces_max, which the core enforces; a tenant's share of it is looked after here."""
+        self._core, self._secret, self._path, self._most = core, secret, path, most
         self._generations: dict[NamespaceIdentity, int] = {}  # by the identity of generation 0
         self._by_digest: dict[bytes, Opened] = {}
         self._by_handle: dict[int, Opened] = {}
@@ -77,10 +79,17 @@ class Namespaces:
             except Rejected as error:
                 log.warning("%s: not opened again: %s", identity.model, error)
 
-    def open(self, asked: NamespaceIdentity) -> Opened:
-        """The namespace in its present generation. Raises Rejected at namespaces_max."""
+    def open(self, asked: NamespaceIdentity, *, shared: bool = False) -> Opened:
+        """The namespace in its present generation. Raises Rejected at namespaces_max.
+
+        shared: it is asked for by somebody whose tenant has a share. What was cleared counts too: how often it was
+        must be remembered for ever, so that to open and clear without end is no way round.
+        """
         origin = replace(asked, generation=0)
         known = self._generations.get(origin)
+        if known is None and shared:
+            mine = sum(1 for one in self._generations if one.tenant == origin.tenant)
+            check_share("namespaces_max", self._most, mine, len(self._generations) - mine)
         identity = replace(origin, generation=known or 0)
         opened = self._by_digest.get(namespace_digest(identity)) or self._admit(identity)
         if known is None:

@@ -103,7 +103,9 @@ class Node:
             self.objects = ObjectStore(config.object, url)
             await asyncio.to_thread(self.objects.open)
         self.core = make_core(self.segments, config, file_table)
-        namespaces = self._namespaces = Namespaces(self.core, secret, self.home.namespaces)
+        namespaces = self._namespaces = Namespaces(
+            self.core, secret, self.home.namespaces, config.limits.namespaces_max
+        )
         namespaces.load()
         bridge = CoreBridge(self.core, self.clock)
         bridge.open()
@@ -152,6 +154,7 @@ class Node:
             grpc=config.grpc,
             family_blocks=config.cluster.family_blocks,
             on_clear=self._cleared,
+            several_tenants=lambda: guard.several_tenants,
             started_ns=self.clock.now_ns(),
             tiers=self.tiers,
             doors=self.doors,

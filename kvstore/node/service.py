@@ -12,10 +12,9 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
-from collections.abc import AsyncIterator, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import AsyncIterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Final
 
 import grpc
 import grpc.aio
@@ -23,11 +22,12 @@ from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
 from kvstore import native
-from kvstore.errors import Misconfigured, Rejected
+from kvstore.errors import Misconfigured
 from kvstore.node.administration import AdminService
-from kvstore.node.grpc_door import Decoding, Doorkeeper, Entrance
+from kvstore.node.grpc_door import IDLE_S, Entrance, Turnstile
 from kvstore.node.handlers import WATCH_TURN_S
 from kvstore.node.namespaces import NotOpen
+from kvstore.node.shares import Shares
 from kvstore.node.streams import MESSAGE_ROOM, GetStream, PutStream, StreamHost
 from kvstore.wire import admin, convert, services, store
 
@@ -39,7 +39,6 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-IDLE_S: Final = 30.0  # between two messages of one Put
 STORE_NAME: Final = store.DESCRIPTOR.services_by_name["Store"].full_name
 ADMIN_NAME: Final = admin.DESCRIPTOR.services_by_name["Admin"].full_name
 GRACE_S: Final = 2.0  # for calls under way when the node stops
@@ -51,7 +50,7 @@ class StoreService(services.StoreServicer):
 
     def __init__(self, host: NodeHost, handlers: Handlers, entrance: Entrance) -> None:
         self._host, self._handlers, self._entrance = host, handlers, entrance
-        self._streams = 0
+        self._streams = Shares("streams_max", host.grpc.streams_max, host.several_tenants)
         self._stream_host = StreamHost(
             bridge=host.bridge,
             payload=host.payload,
@@ -101,7 +100,7 @@ class StoreService(services.StoreServicer):
 
     async def Put(self, request_iterator: AsyncIterator[store.PutRequest], context: Context) -> store.PutResponse:
         async with self._entrance.call(context) as peer:
-            with self._stream():
+            with self._streams.taken(peer.tenants):
                 first = await self._next(request_iterator)
                 if first is None or first.WhichOneof("message") != "header":
                     raise ValueError("header: must be the first message")
@@ -133,7 +132,7 @@ class StoreService(services.StoreServicer):
 
     async def Get(self, request: store.GetRequest, context: Context) -> None:  # type: ignore[override]
         async with self._entrance.call(context) as peer:
-            with self._stream():
+            with self._streams.taken(peer.tenants):
                 opened = self._handlers.opened(peer, request.namespace)
                 prefix = self._handlers.prefix(opened, request.chain, request.hints)
                 get = GetStream(self._stream_host, opened, request, prefix)
@@ -151,16 +150,6 @@ class StoreService(services.StoreServicer):
     async def Watch(self, request: store.WatchRequest, context: Context) -> None:  # type: ignore[override]
         async with self._entrance.call(context, endless=True) as peer:
             await tell_events(self._handlers, peer, request, context)
-
-    @contextmanager
-    def _stream(self) -> Iterator[None]:
-        if self._streams >= self._host.grpc.streams_max:
-            raise Rejected(f"streams_max: {self._host.grpc.streams_max} are under way", limit="streams_max")
-        self._streams += 1
-        try:
-            yield
-        finally:
-            self._streams -= 1
 
 
 async def tell_events(handlers: Handlers, peer: Peer, request: store.WatchRequest, context: Context) -> None:
@@ -184,10 +173,9 @@ class GrpcServer:
         self, certificates: Certificates, guard: Guard, host: NodeHost, handlers: Handlers, unix_path: str
     ) -> None:
         self._certificates, self._host, self._unix_path = certificates, host, unix_path
-        self._entrance = Entrance(guard, host.grpc.call_ms_max / 1e3)
+        self._entrance = Entrance(guard, host.grpc.call_ms_max / 1e3, host.grpc.calls_max)
         self._store = StoreService(host, handlers, self._entrance)
         self._admin = AdminService(host, handlers, self._entrance)
-        self._guard = guard
         self._servers: list[grpc.aio.Server] = []
         self._health: health.aio.HealthServicer | None = None  # type: ignore[name-defined]
         self.addresses: tuple[str, ...] = ()
@@ -197,11 +185,12 @@ class GrpcServer:
         nobody from elsewhere can keep busy.
         """
         self._health = health.aio.HealthServicer()  # type: ignore[attr-defined]
-        ours = self._server([Decoding()], None)
+        ours = self._server(None)
         addresses = [self._listen_unix(ours)]
         servers = [ours]
         if self._host.grpc.address != "none":
-            others = self._server([Doorkeeper(self._guard), Decoding()], self._host.grpc.calls_max)
+            # Twice what is admitted: who is refused is told so in our words, and by whom.
+            others = self._server(2 * self._host.grpc.calls_max)
             addresses.append(self._listen_tcp(others, self._host.grpc.address))
             servers.append(others)
         for server in servers:
@@ -211,12 +200,10 @@ class GrpcServer:
         for name in ("", STORE_NAME, ADMIN_NAME):
             await self._health.set(name, health_pb2.HealthCheckResponse.SERVING)
 
-    def _server(
-        self, interceptors: Sequence[grpc.aio.ServerInterceptor[Any, Any]], calls_max: int | None
-    ) -> grpc.aio.Server:
+    def _server(self, calls_max: int | None) -> grpc.aio.Server:
         size = self._host.grpc.message_bytes_max
         server = grpc.aio.server(
-            interceptors=interceptors,
+            interceptors=[Turnstile(self._entrance)],
             maximum_concurrent_rpcs=calls_max,
             options=[
                 ("grpc.max_receive_message_length", size),

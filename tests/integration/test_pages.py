@@ -16,6 +16,7 @@ import pytest
 import kvstore
 from kvstore import cli, config
 from kvstore.admin import cli as admin_cli
+from kvstore.node import handlers, shares
 from tests.integration.nodes import NodeProcess
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -118,7 +119,8 @@ def test_every_make_target_that_a_page_names_exists() -> None:
 
 
 def test_the_table_of_limits_has_them_all_with_their_defaults() -> None:
-    rows = re.findall(r"^\| `(\w+)`[^|]*\| ([^|]+) \|", (ROOT / "ARCHITECTURE.md").read_text(), re.MULTILINE)
+    page = (ROOT / "ARCHITECTURE.md").read_text()
+    rows = re.findall(r"^\| `([\w.]+)`[^|]*\| ([^|]+) \|", page, re.MULTILINE)
     told = {name: default.strip() for name, default in rows}
     for limit in dataclasses.fields(config.LimitsConfig):
         default = limit.default
@@ -128,3 +130,14 @@ def test_the_table_of_limits_has_them_all_with_their_defaults() -> None:
             assert shown in units, limit.name
         else:
             assert limit.name in told
+    door = config.GrpcConfig()
+    counts = {
+        "grpc.calls_max": door.calls_max,
+        "grpc.streams_max": door.streams_max,
+        "prefetches_max": handlers.PREFETCHES_MAX,
+    }
+    assert {name: told[name] for name in counts} == {name: str(count) for name, count in counts.items()}
+    (kept,) = re.findall(
+        r"^\| a tenant's share [^|]*\| three quarters of what the others have left \|", page, re.MULTILINE
+    )
+    assert kept and shares.share(64, 0) == 48
