@@ -101,11 +101,14 @@ class Sweeper:
             self._kicked.clear()
 
     async def sweep(self) -> None:
-        """One look at everything, and what has to go."""
+        """One look at everything, and what has to go. Where the store does not tell of all, nothing is decided, and
+        what was counted stays: what was not seen is not gone.
+        """
         written, refused, self._refused = self._store.counts.bytes_written, self._refused, 0
-        digests = await self._store.namespaces()
-        listings = await asyncio.gather(*(self._store.listing(digest) for digest in digests))
-        packs = {digest: listed for digest, listed in zip(digests, listings, strict=True) if listed is not None}
+        packs = await self._everything()
+        if packs is None:
+            self._refused = max(self._refused, refused)
+            return
         sizes = {digest: sum(pack.bytes for pack in listed) for digest, listed in packs.items()}
         freed = 0
         if sum(sizes.values()) + refused > self._bytes_max:
@@ -115,6 +118,15 @@ class Sweeper:
             freed = sum(done)
         self._seen, self._written_before = sum(sizes.values()) - freed, written
         self.sweeps += 1
+
+    async def _everything(self) -> dict[bytes, list[Listed]] | None:
+        """The packs of each namespace that lies there; None where the store does not tell."""
+        digests = await self._store.namespaces()
+        if digests is None:
+            return None
+        listings = await asyncio.gather(*(self._store.listing(digest) for digest in digests))
+        told = {digest: listed for digest, listed in zip(digests, listings, strict=True) if listed is not None}
+        return told if len(told) == len(digests) else None
 
     async def _shrink(self, packs: list[Listed], bytes_max: int, keep: set[str]) -> int:
         chosen = doomed(packs, bytes_max, keep)

@@ -85,13 +85,6 @@ class Listed:
     bytes: int
 
 
-@dataclass(frozen=True, slots=True)
-class Swept:
-    packs: int
-    bytes: int
-    bytes_left: int
-
-
 def doomed(packs: Sequence[Listed], bytes_max: int, keep: set[str]) -> list[Listed]:
     """Which to delete so that at most `bytes_max` are left: the oldest, those named in `keep` last. Decides only."""
     total, chosen = sum(pack.bytes for pack in packs), []
@@ -248,11 +241,13 @@ class ObjectTier:
             return _first_line(error)
         return None
 
-    async def namespaces(self) -> list[bytes]:
-        """Digests of all that have packs here."""
+    async def namespaces(self) -> list[bytes] | None:
+        """Digests of all that have packs here; None where the store does not tell."""
         prefix = f"v{VERSION}"
         found = await self._ask("list", prefix, lambda: obstore.list_with_delimiter_async(self._store, prefix=prefix))
-        names = [path.rstrip("/").rpartition("/")[2] for path in found["common_prefixes"]] if found is not None else []
+        if found is None:
+            return None
+        names = [path.rstrip("/").rpartition("/")[2] for path in found["common_prefixes"]]
         return [bytes.fromhex(name) for name in names if len(name) == 64 and not set(name) - set("0123456789abcdef")]
 
     async def listing(self, digest: bytes) -> list[Listed] | None:
@@ -310,18 +305,6 @@ class ObjectTier:
             return True if await self._ask("read", name, lambda: obstore.head_async(self._store, name)) else None
         except FileNotFoundError:
             return False
-
-    async def clear(self, digest: bytes) -> int:
-        """Deletes every pack of a namespace digest (a generation that is over). Returns how many."""
-        return (await self.sweep(digest, 0, set())).packs
-
-    async def sweep(self, digest: bytes, bytes_max: int, keep: set[str]) -> Swept:
-        """Deletes the namespace's oldest packs until at most `bytes_max` are left; names in `keep` go last."""
-        packs = await self.listing(digest) or []
-        chosen = doomed(packs, bytes_max, keep)
-        gone = await self.delete([pack.name for pack in chosen])
-        freed = sum(pack.bytes for pack in chosen)
-        return Swept(gone, freed, sum(pack.bytes for pack in packs) - freed)
 
     # ---- requests ---------------------------------------------------------------------------------------------------
 

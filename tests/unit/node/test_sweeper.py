@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from pathlib import Path
 
 import numpy as np
 import obstore
@@ -79,6 +80,55 @@ async def test_a_writer_waits_for_a_sweep_at_the_limit() -> None:
     assert sweeper.admit(5000)
     tier.counts.bytes_written += 5000
     assert not sweeper.admit(1)
+
+
+@pytest.mark.parametrize("silent", ["namespaces", "one of them"])
+async def test_a_store_that_does_not_tell_is_not_taken_for_an_empty_one(
+    monkeypatch: pytest.MonkeyPatch, silent: str
+) -> None:
+    """Else the limit would be for what is written after each such look."""
+    store = MemoryStore()
+    await stored(store, A, 5, 1000)
+    await stored(store, B, 5, 1000)
+    tier = ObjectTier(store)
+    sweeper = Sweeper(tier, 12_000, 60.0, set)
+    await sweeper.sweep()
+    tier.counts.bytes_written += 1000
+    with monkeypatch.context() as patch:
+        if silent == "namespaces":
+            patch.setattr(tier, "namespaces", _nothing)
+        else:
+            listing = tier.listing
+            patch.setattr(tier, "listing", lambda digest: _nothing() if digest == A else listing(digest))
+        assert not sweeper.admit(2000)
+        await sweeper.sweep()
+        assert sweeper.bytes_stored == 11_000 and sweeper.sweeps == 1
+        assert not sweeper.admit(2000) and len(await left(store)) == 10
+    await sweeper.sweep()
+    assert sweeper.admit(2000)
+
+
+async def _nothing() -> None:
+    return None
+
+
+async def test_what_could_not_be_deleted_is_still_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    store = MemoryStore()
+    await stored(store, A, 12, 1000)
+    tier = ObjectTier(store)
+    sweeper = Sweeper(tier, 10_000, 60.0, set)
+
+    async def refused(_: list[str]) -> int:
+        return 0
+
+    monkeypatch.setattr(tier, "delete", refused)
+    await sweeper.sweep()
+    assert sweeper.bytes_stored == 12_000 and not sweeper.admit(1)
+
+
+async def test_a_store_where_nothing_was_ever_written_is_empty(tmp_path: Path) -> None:
+    tier = ObjectTier.open(f"file://{tmp_path}/objects", timeout_s=5, retries=0, concurrency=4, options={})
+    assert await tier.namespaces() == []
 
 
 async def test_without_a_limit_nothing_is_refused() -> None:

@@ -107,21 +107,6 @@ async def test_a_cut_object_is_a_shorter_run(store: MemoryStore) -> None:
     assert await tier.read(head, 0, [memoryview(bytearray(BLOCK_BYTES)) for _ in range(4)], PARTS) == 1
 
 
-async def test_the_sweeper_keeps_the_limit_and_what_it_is_told_to(store: MemoryStore) -> None:
-    keys, blocks = chain(16)
-    tier = ObjectTier(store)
-    await write_all(tier, keys, blocks)
-    entries = [entry async for batch in obstore.list(store) for entry in batch]
-    size = entries[0]["size"]
-    kept = pack_name(DIGEST, SHARD, keys[3].tobytes())
-    swept = await tier.sweep(DIGEST, 2 * size, {kept})
-    assert (swept.packs, swept.bytes_left) == (2, 2 * size)
-    left = {entry["path"] async for batch in obstore.list(store) for entry in batch}
-    assert kept in left
-    assert await tier.clear(DIGEST) == 2
-    assert await tier.find(DIGEST, SHARD, keys, PER_PACK) == []
-
-
 def test_a_bad_url_is_refused_by_name() -> None:
     with pytest.raises(Misconfigured, match="'nonsense://x'"):
         ObjectTier.open("nonsense://x", timeout_s=1, retries=0, concurrency=1, options={})
