@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 
 from kvstore import AsyncClient, Client, Ended, Extents, Hints, KVLayout, Namespace, Need, NeedKind, PutOutcome
+from kvstore.client.views import View
 from kvstore.errors import Rejected, Unavailable
 from tests.integration.nodes import SIZE, NodeProcess, blocks_of, eventually, layout, tokens
 
@@ -358,6 +359,7 @@ CHAIN = np.zeros((2, 32), np.uint8)
         (lambda ns: ns.put(CHAIN, bytes(2 * SIZE), metas=[b"", bytes(2000)]), ValueError, r"metas\[1\]: 2000 bytes"),
         (lambda ns: ns.put(CHAIN, bytes(2 * SIZE), parent=b"x"), ValueError, "parent: "),
         (lambda ns: ns.put(CHAIN, bytes(2 * SIZE), shard=1), ValueError, "shard: 1, must be 0 to 0"),
+        (lambda ns: ns.prefetch(CHAIN, shards=[0, 7]), ValueError, "shard: 7, must be 0 to 0"),
         (lambda ns: ns.get(b"", b""), TypeError, "chain: bytes, must be"),
         (lambda ns: ns.get(CHAIN[:, :16], b""), ValueError, r"chain: uint8 \(2, 16\), must be"),
         (lambda ns: ns.get(CHAIN.astype(np.int8), b""), ValueError, "chain: int8"),
@@ -431,28 +433,32 @@ def test_a_closed_client_says_so(node: NodeProcess) -> None:
         ns.lookup(CHAIN)
 
 
-def _in_child(ns: Namespace, pipe: object) -> None:
+def _in_child(client: Client, ns: Namespace, view: View, pipe: int) -> None:
     try:
         ns.lookup(CHAIN)
     except RuntimeError as error:
-        os.write(pipe, str(error).encode())  # type: ignore[arg-type]
+        os.write(pipe, str(error).encode())
+    view.close()
+    client.close()
 
 
 @pytest.mark.filterwarnings("ignore:This process:DeprecationWarning")
-def test_a_client_is_not_used_across_a_fork(ns: Namespace) -> None:
+def test_a_client_is_not_used_across_a_fork(node: NodeProcess, client: Client, ns: Namespace) -> None:
     view_chain = ns.chain(tokens(1))
     ns.put(view_chain, blocks_of(view_chain))
+    holds = node.holds()
     view = ns.view(view_chain)
     read, write = os.pipe()
-    child = multiprocessing.get_context("fork").Process(target=_in_child, args=(ns, write))
+    child = multiprocessing.get_context("fork").Process(target=_in_child, args=(client, ns, view, write))
     child.start()
     child.join(30)
     os.close(write)
     assert b"made before a fork" in os.read(read, 1000)
     os.close(read)
     assert child.exitcode == 0
-    assert np.array_equal(view.blocks[0], blocks_of(view_chain)[0]), "the child's end ended nothing of ours"
+    assert np.array_equal(view.blocks[0], blocks_of(view_chain)[0])
     assert ns.lookup(view_chain).blocks == 1
+    assert node.holds() == holds + 1, "the child ended nothing of ours"
 
 
 def test_many_threads_share_a_client(ns: Namespace) -> None:

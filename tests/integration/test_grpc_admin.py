@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -11,6 +12,7 @@ import grpc.aio
 import pytest
 
 from kvstore.config import LimitsConfig
+from kvstore.node import administration
 from kvstore.node.node import Node
 from kvstore.wire import admin, services, store
 from tests.integration.grpc_node import (
@@ -130,6 +132,43 @@ async def test_a_pin_holds_within_its_budget_until_it_is_let_go(node: Node, stub
     assert node.core.stats(1)["pinned_bytes"] == given * BLOCK
     nothing = admin.PinRequest(namespace=ns.digest, chain=store.Chain(keys=bytes(32)), wait_ms=1)
     assert not (await operator.Pin(nothing, timeout=TIMEOUT_S)).pin
+
+
+async def test_a_pin_lapses_by_itself_and_there_are_so_many_and_no_more(
+    node: Node, stubs: Stubs, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    user, operator = stubs
+    ns = await opened(user)
+    keys = keys_for(ns.seed, 3)
+    await put(user, ns.digest, keys)
+    monkeypatch.setattr(administration, "PINS_MAX", 2)
+
+    async def pin(key: bytes, duration_ms: int) -> int:
+        request = admin.PinRequest(namespace=ns.digest, chain=store.Chain(keys=key), wait_ms=1, duration_ms=duration_ms)
+        return (await operator.Pin(request, timeout=TIMEOUT_S)).pin
+
+    short = await pin(keys[0], 1)
+    while node.core.stats(1)["pinned_bytes"]:  # the suite's time limit ends it
+        await asyncio.sleep(0.01)
+    assert not (await operator.Unpin(admin.UnpinRequest(pin=short), timeout=TIMEOUT_S)).released, "it was over"
+    assert await pin(keys[0], 600_000) and await pin(keys[1], 600_000)
+    with pytest.raises(grpc.RpcError) as caught:
+        await pin(keys[2], 600_000)
+    assert (refusal(caught.value)[0], refusal(caught.value)[1].field) == (
+        grpc.StatusCode.RESOURCE_EXHAUSTED,
+        "pins_max",
+    )
+
+
+async def test_verify_looks_at_the_namespace_it_is_told_and_no_other(stubs: Stubs) -> None:
+    user, operator = stubs
+    one, other = await opened(user), await opened(user, "acme")
+    await put(user, one.digest, keys_for(one.seed, 3))
+    await put(user, other.digest, keys_for(other.seed, 5))
+    for what, blocks in (({"namespace": one.digest}, 3), ({"namespace": other.digest}, 5), ({}, 8)):
+        async for told in operator.Verify(admin.VerifyRequest(**what), timeout=TIMEOUT_S):
+            last = told
+        assert last.done and last.blocks_checked == blocks
 
 
 async def test_verify_finds_a_flipped_bit_and_drops_the_block(node: Node, stubs: Stubs) -> None:

@@ -9,6 +9,7 @@ from pathlib import Path
 import grpc.aio
 import pytest
 
+from kvstore import AsyncClient, Client, KVLayout
 from kvstore.config import GrpcConfig, LimitsConfig
 from kvstore.node.node import Node
 from kvstore.wire import admin, services, store
@@ -105,6 +106,44 @@ async def test_metas_are_told(stub: services.StoreAsyncStub) -> None:
     data = store.PutRequest(data=store.PutData(payload=bytes(8192)))
     await stub.Put(iter([store.PutRequest(header=header), data]), timeout=TIMEOUT_S)
     assert [event.meta for event in await watching.events(2)] == [b"", b"m" * 1024]
+    watching.close()
+
+
+@pytest.mark.parametrize("face", ["sync", "async"])
+async def test_what_a_client_says_of_its_blocks_is_told(node: Node, stub: services.StoreAsyncStub, face: str) -> None:
+    """The key before the first of a chain cut out of the middle, and metas: of a put and of a reservation."""
+    watching = Watching(stub, store.WatchRequest())
+    await watching.batch()
+    layout = KVLayout.uniform(
+        engine="e", model="m", revision="1", dtype="float32", block_tokens=4, layers=2, kv_heads=2, head_dim=64
+    )
+    metas = [bytes([65 + i]) for i in range(6)]
+
+    def waiting() -> list[bytes]:
+        with Client(f"unix:{node.socket}") as client:
+            ns = client.namespace(layout)
+            chain, size = ns.chain(range(24)), ns.shard_bytes[0]
+            ns.put(chain[:2], bytes(2 * size), metas=metas[:2])
+            ns.put(chain[2:4], bytes(2 * size), parent=chain[1], position=2, metas=metas[2:4])
+            with ns.reserve(chain[4:], parent=chain[3], position=4, metas=metas[4:]) as slots:
+                slots.seal()
+            return [key.tobytes() for key in chain]
+
+    async def awaited() -> list[bytes]:
+        async with AsyncClient(f"unix:{node.socket}") as client:
+            ns = await client.namespace(layout)
+            chain, size = ns.chain(range(24)), ns.shard_bytes[0]
+            await ns.put(chain[:2], bytes(2 * size), metas=metas[:2])
+            await ns.put(chain[2:4], bytes(2 * size), parent=chain[1], position=2, metas=metas[2:4])
+            async with await ns.reserve(chain[4:], parent=chain[3], position=4, metas=metas[4:]) as slots:
+                await slots.seal()
+            return [key.tobytes() for key in chain]
+
+    keys = await (awaited() if face == "async" else asyncio.to_thread(waiting))
+    told = await watching.events(6)
+    assert [event.key for event in told] == keys
+    assert [event.parent for event in told] == [b"", *keys[:5]]
+    assert [event.meta for event in told] == metas
     watching.close()
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import signal
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import pytest
@@ -76,6 +77,41 @@ def test_a_view_whose_owner_dies_after_its_node_lets_go(node: NodeProcess) -> No
                 return ns.lookup(ns.chain(tokens(6, 1))).blocks == 0
 
             eventually(let_go, 30)
+
+
+@pytest.mark.parametrize("again", ["before", "after"])
+@pytest.mark.parametrize("last", ["a view", "a slot's array"])
+def test_what_a_living_client_still_has_is_kept_and_then_comes_back(
+    node: NodeProcess, last: str, again: Literal["before", "after"]
+) -> None:
+    """Of its node's former life. It says so when the last of it is gone: at once, or when it has connected again."""
+    with Client(node.address, deadline_s=20) as client:
+        ns = client.namespace(layout())
+        put(ns, 1, 6)
+        out: dict[str, object] = {"a view": ns.view(ns.chain(tokens(6, 1)))}
+        slots = ns.reserve(ns.chain(tokens(8, 2)))
+        array = slots.array(0)
+        out["a slot's array"] = array
+        del slots  # gives them back, and nobody is there to take them
+        node.kill()
+        del array
+        node.start()
+        kept = out.pop(last)
+        out.clear()
+        if again == "after":
+            del kept
+        fill(ns, 1000)  # connects again
+        if again == "before":
+            assert not came_back(node, ns), "of this client nobody knows yet that it is quiet"
+            del kept
+        eventually(lambda: came_back(node, ns))
+
+
+def came_back(node: NodeProcess, ns: Namespace) -> bool:
+    """The slots that were reserved are free again, and those that were looked at can be evicted."""
+    fill(ns, 2000)
+    fill(ns, 3000)
+    return node.tier()["retired"] == 0 and ns.lookup(ns.chain(tokens(6, 1))).blocks == 0
 
 
 def test_clearing_gives_the_room_back(node: NodeProcess) -> None:

@@ -142,6 +142,12 @@ async def test_idle_connections_do_not_pile_up_at_the_metrics(tmp_path: Path, mo
                 each.close()
 
 
+async def test_scrapes_that_have_ended_take_no_room(tmp_path: Path) -> None:
+    async with running(config_for(tmp_path, metrics="127.0.0.1:0")) as node:
+        for _ in range(3 * http.CONNECTIONS_MAX):
+            assert (await scraped(node))[0] == 200
+
+
 async def test_who_is_turned_away_is_counted_by_door(tmp_path: Path) -> None:
     token, entry = mint_token("a", ["acme"])
     scraper = mint_token("p", [], ["metrics"])

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from kvstore.client.buffers import Extents, Places, Registry, Wanted, memory_of, places
+from kvstore.client.face import ClientFace
 
 SIZE = 4096
 
@@ -177,6 +178,19 @@ def test_registered_buffers_are_not_looked_at_again() -> None:
     registry.remove([buffer])
     places(buffer, wanted, registry)
     assert len(looked) == 3
+
+
+def test_a_registration_ends_once() -> None:
+    """What was registered twice is known until both are closed, however often each is."""
+    face = ClientFace(1.0)
+    buffer = bytearray(SIZE)
+    first = face.register([buffer])
+    with face.register([buffer]):
+        first.close()
+        first.close()
+        with pytest.raises(BufferError):
+            buffer.extend(b"more")  # it is known where it lies
+    buffer.extend(b"more")
 
 
 def test_memory_of_keeps_its_owner() -> None:

@@ -57,6 +57,26 @@ def test_files_are_read_again_or_stay_as_they_were(good: SecurityConfig, tmp_pat
     assert certificates.context() is second
 
 
+def test_files_that_change_while_they_are_read_are_not_taken(
+    good: SecurityConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """gRPC gets the bytes and HTTP reads the files: both must be of one version."""
+    certificates = Certificates(good)
+    before = certificates.context()
+    assert good.client_ca is not None
+    authority = good.client_ca
+
+    def checked(security: SecurityConfig) -> object:
+        context = server_context(security)
+        authority.write_bytes(authority.read_bytes() + b"\n")
+        return context
+
+    monkeypatch.setattr("kvstore.node.tls.server_context", checked)
+    with pytest.raises(Misconfigured, match="changed while they were read"):
+        certificates.reload()
+    assert certificates.context() is before
+
+
 def test_a_key_that_others_read_is_refused(good: SecurityConfig) -> None:
     assert good.private_key is not None
     good.private_key.chmod(0o604)

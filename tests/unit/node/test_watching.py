@@ -1,0 +1,179 @@
+"""Watch: which events a reader is told, from where, and when it is told that it missed some. Over a core of our own."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from types import SimpleNamespace
+from typing import NamedTuple
+
+import pytest
+
+from kvstore.config import LimitsConfig
+from kvstore.node import handlers
+from kvstore.node.auth import TRUSTED, Peer
+from kvstore.node.handlers import Handlers
+from kvstore.node.namespaces import NotOpen
+from kvstore.testing.clock import VirtualClock
+from kvstore.wire import store
+
+EPOCH = 7
+ACME = Peer("a", frozenset({"acme"}))
+
+
+class Opened(NamedTuple):
+    """As much of a namespace as an event is told by."""
+
+    tenant: str
+    digest: bytes
+
+
+OPENED = {1: Opened("acme", b"1" * 32), 2: Opened("zebra", b"2" * 32), 3: Opened("acme", b"3" * 32)}
+
+
+class Core:
+    """Events by sequence number; those before `oldest` are forgotten."""
+
+    incarnation = EPOCH
+
+    def __init__(self, namespaces: Sequence[int]) -> None:
+        self.namespaces = list(namespaces)  # of event 1, 2, ...
+        self.oldest = 1
+        self.asked: list[int] = []
+
+    @property
+    def event_sequence(self) -> int:
+        return len(self.namespaces)
+
+    def events_since(self, after: int, most: int) -> tuple[list[SimpleNamespace], bool]:
+        self.asked.append(most)
+        first = max(after + 1, self.oldest)
+        told = [
+            SimpleNamespace(
+                sequence=i,
+                kind=0,
+                ns=self.namespaces[i - 1],
+                shard=0,
+                tier=1,
+                key=bytes(32),
+                parent=bytes(32),
+                meta=b"",
+            )
+            for i in range(first, len(self.namespaces) + 1)
+        ]
+        return told[:most], first > after + 1
+
+
+class Rig:
+    def __init__(self, namespaces: Sequence[int], monkeypatch: pytest.MonkeyPatch) -> None:
+        self.core = Core(namespaces)
+        self.clock = VirtualClock()
+        self.slept: list[float] = []
+        self.news: list[int] = []  # that come while a reader waits
+        known = SimpleNamespace(
+            by_handle=OPENED.get, find=lambda digest: next((o for o in OPENED.values() if o.digest == digest), None)
+        )
+        self.handlers = Handlers(
+            SimpleNamespace(  # type: ignore[arg-type]
+                bridge=SimpleNamespace(core=self.core),
+                namespaces=known,
+                clock=self.clock,
+                limits=LimitsConfig(hold_wait_ms_max=2_000),
+                several_tenants=lambda: True,
+            )
+        )
+
+        async def sleep(seconds: float) -> None:
+            self.slept.append(seconds)
+            self.clock.advance_ns(int(seconds * 1e9))
+            self.core.namespaces += self.news
+            self.news.clear()
+
+        monkeypatch.setattr(handlers, "asyncio", SimpleNamespace(sleep=sleep))
+
+    async def ask(self, request: store.WatchRequest, peer: Peer = TRUSTED) -> store.WatchBatch:
+        """As the framed door does: one batch a call."""
+        raw = await self.handlers.call(peer, store.METHOD_WATCH, request.SerializeToString(), lambda _handle: None)
+        return store.WatchBatch.FromString(raw)
+
+
+def at(sequence: int, epoch: int = EPOCH) -> store.Cursor:
+    return store.Cursor(epoch=epoch, sequence=sequence)
+
+
+def told(batch: store.WatchBatch) -> list[int]:
+    return [event.sequence for event in batch.events]
+
+
+async def test_without_a_place_it_says_where_the_present_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    rig = Rig([1, 1], monkeypatch)
+    batch = await rig.ask(store.WatchRequest(wait_ms=1_000))
+    assert (batch.cursor, batch.gap, told(batch), rig.slept) == (at(2), False, [], [])
+
+
+async def test_news_are_told_at_once_and_in_batches_of_the_size_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    rig = Rig([1] * 5, monkeypatch)
+    batch = await rig.ask(store.WatchRequest(after=at(1), events_max=3, wait_ms=1_000))
+    assert (batch.cursor, told(batch), batch.gap) == (at(4), [2, 3, 4], False)
+    batch = await rig.ask(store.WatchRequest(after=batch.cursor, events_max=3))
+    assert (batch.cursor, told(batch), rig.slept) == (at(5), [5], [])
+
+
+async def test_a_batch_is_no_larger_than_a_message(monkeypatch: pytest.MonkeyPatch) -> None:
+    rig = Rig([1], monkeypatch)
+    for asked, given in ((0, handlers.EVENTS_DEFAULT), (10, 10), (1 << 31, handlers.EVENTS_MAX)):
+        await rig.ask(store.WatchRequest(after=at(0), events_max=asked))
+        assert rig.core.asked.pop() == given
+
+
+@pytest.mark.parametrize(("wait_ms", "waited"), [(0, 0.0), (500, 0.5), (60_000, 2.0)])
+async def test_without_news_it_ends_when_it_was_asked_to_or_the_node_has_enough(
+    wait_ms: int, waited: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rig = Rig([1], monkeypatch)
+    batch = await rig.ask(store.WatchRequest(after=at(1), wait_ms=wait_ms))
+    assert (batch.cursor, told(batch), batch.gap) == (at(1), [], False)
+    assert waited <= sum(rig.slept) <= waited + 2 * handlers.WATCH_TURN_S
+
+
+async def test_news_end_the_wait(monkeypatch: pytest.MonkeyPatch) -> None:
+    rig = Rig([1], monkeypatch)
+    rig.news = [1]
+    assert told(await rig.ask(store.WatchRequest(after=at(1), wait_ms=2_000))) == [2]
+    assert len(rig.slept) == 1
+
+
+@pytest.mark.parametrize("after", [at(2, EPOCH + 1), at(4)])
+async def test_a_place_in_another_life_is_a_gap(after: store.Cursor, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also one that this life has not come to. All that it has to say is news."""
+    rig = Rig([1, 1, 1], monkeypatch)
+    batch = await rig.ask(store.WatchRequest(after=after))
+    assert (batch.gap, batch.cursor, told(batch)) == (True, at(3), [1, 2, 3])
+    empty = await Rig([], monkeypatch).ask(store.WatchRequest(after=after, wait_ms=1_000))
+    assert (empty.gap, empty.cursor, told(empty)) == (True, at(0), [])
+
+
+async def test_what_was_forgotten_is_a_gap(monkeypatch: pytest.MonkeyPatch) -> None:
+    rig = Rig([1] * 5, monkeypatch)
+    rig.core.oldest = 4
+    batch = await rig.ask(store.WatchRequest(after=at(1)))
+    assert (batch.gap, told(batch), batch.cursor) == (True, [4, 5], at(5))
+    assert not (await rig.ask(store.WatchRequest(after=at(3)))).gap
+
+
+async def test_a_reader_is_told_of_its_own_and_passes_over_the_rest(monkeypatch: pytest.MonkeyPatch) -> None:
+    rig = Rig([1, 2, 3, 9, 2], monkeypatch)  # nobody knows 9 any more
+    batch = await rig.ask(store.WatchRequest(after=at(0)), ACME)
+    assert (told(batch), batch.cursor) == ([1, 3], at(5))
+    assert [event.namespace for event in batch.events] == [b"1" * 32, b"3" * 32]
+    assert told(await rig.ask(store.WatchRequest(after=at(0), namespace=b"3" * 32), ACME)) == [3]
+    for other in (b"2" * 32, b"9" * 32):
+        with pytest.raises(NotOpen):
+            await rig.ask(store.WatchRequest(after=at(0), namespace=other), ACME)
+
+
+async def test_news_of_others_do_not_end_the_wait(monkeypatch: pytest.MonkeyPatch) -> None:
+    rig = Rig([2, 2], monkeypatch)
+    rig.news = [2]
+    batch = await rig.ask(store.WatchRequest(after=at(0), wait_ms=100), ACME)
+    assert (told(batch), batch.cursor) == ([], at(3))
+    assert sum(rig.slept) >= 0.1
