@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import asyncio
+import time
 from collections.abc import Sequence
 from types import SimpleNamespace
 from typing import NamedTuple
 
 import pytest
 
+from kvstore.clock import SystemClock
 from kvstore.config import LimitsConfig
 from kvstore.node import handlers
 from kvstore.node.auth import TRUSTED, Peer
 from kvstore.node.handlers import Handlers
 from kvstore.node.namespaces import NotOpen
-from kvstore.testing.clock import VirtualClock
 from kvstore.wire import store
 
 EPOCH = 7
@@ -64,11 +66,8 @@ class Core:
 
 
 class Rig:
-    def __init__(self, namespaces: Sequence[int], monkeypatch: pytest.MonkeyPatch) -> None:
+    def __init__(self, namespaces: Sequence[int], *, hold_wait_ms_max: int = 60_000) -> None:
         self.core = Core(namespaces)
-        self.clock = VirtualClock()
-        self.slept: list[float] = []
-        self.news: list[int] = []  # that come while a reader waits
         known = SimpleNamespace(
             by_handle=OPENED.get, find=lambda digest: next((o for o in OPENED.values() if o.digest == digest), None)
         )
@@ -76,23 +75,20 @@ class Rig:
             SimpleNamespace(  # type: ignore[arg-type]
                 bridge=SimpleNamespace(core=self.core),
                 namespaces=known,
-                clock=self.clock,
-                limits=LimitsConfig(hold_wait_ms_max=2_000),
+                clock=SystemClock(),
+                limits=LimitsConfig(hold_wait_ms_max=hold_wait_ms_max),
                 several_tenants=lambda: True,
             )
         )
 
-        async def sleep(seconds: float) -> None:
-            self.slept.append(seconds)
-            self.clock.advance_ns(int(seconds * 1e9))
-            self.core.namespaces += self.news
-            self.news.clear()
-
-        monkeypatch.setattr(handlers, "asyncio", SimpleNamespace(sleep=sleep))
+    def soon(self, namespace: int) -> None:
+        """News that come while a reader waits."""
+        asyncio.get_running_loop().call_later(0.01, self.core.namespaces.append, namespace)
 
     async def ask(self, request: store.WatchRequest, peer: Peer = TRUSTED) -> store.WatchBatch:
         """As the framed door does: one batch a call."""
-        raw = await self.handlers.call(peer, store.METHOD_WATCH, request.SerializeToString(), lambda _handle: None)
+        async with asyncio.timeout(20):
+            raw = await self.handlers.call(peer, store.METHOD_WATCH, request.SerializeToString(), lambda _handle: None)
         return store.WatchBatch.FromString(raw)
 
 
@@ -104,64 +100,62 @@ def told(batch: store.WatchBatch) -> list[int]:
     return [event.sequence for event in batch.events]
 
 
-async def test_without_a_place_it_says_where_the_present_is(monkeypatch: pytest.MonkeyPatch) -> None:
-    rig = Rig([1, 1], monkeypatch)
-    batch = await rig.ask(store.WatchRequest(wait_ms=1_000))
-    assert (batch.cursor, batch.gap, told(batch), rig.slept) == (at(2), False, [], [])
+LONG_MS = 60_000
 
 
-async def test_news_are_told_at_once_and_in_batches_of_the_size_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
-    rig = Rig([1] * 5, monkeypatch)
-    batch = await rig.ask(store.WatchRequest(after=at(1), events_max=3, wait_ms=1_000))
+async def test_without_a_place_it_says_where_the_present_is() -> None:
+    batch = await Rig([1, 1]).ask(store.WatchRequest(wait_ms=LONG_MS))
+    assert (batch.cursor, batch.gap, told(batch)) == (at(2), False, [])
+
+
+async def test_news_are_told_at_once_and_in_batches_of_the_size_asked_for() -> None:
+    rig = Rig([1] * 5)
+    batch = await rig.ask(store.WatchRequest(after=at(1), events_max=3, wait_ms=LONG_MS))
     assert (batch.cursor, told(batch), batch.gap) == (at(4), [2, 3, 4], False)
-    batch = await rig.ask(store.WatchRequest(after=batch.cursor, events_max=3))
-    assert (batch.cursor, told(batch), rig.slept) == (at(5), [5], [])
+    batch = await rig.ask(store.WatchRequest(after=batch.cursor, events_max=3, wait_ms=LONG_MS))
+    assert (batch.cursor, told(batch)) == (at(5), [5])
 
 
-async def test_a_batch_is_no_larger_than_a_message(monkeypatch: pytest.MonkeyPatch) -> None:
-    rig = Rig([1], monkeypatch)
+async def test_a_batch_is_no_larger_than_a_message() -> None:
+    rig = Rig([1])
     for asked, given in ((0, handlers.EVENTS_DEFAULT), (10, 10), (1 << 31, handlers.EVENTS_MAX)):
         await rig.ask(store.WatchRequest(after=at(0), events_max=asked))
         assert rig.core.asked.pop() == given
 
 
-@pytest.mark.parametrize(("wait_ms", "waited"), [(0, 0.0), (500, 0.5), (60_000, 2.0)])
-async def test_without_news_it_ends_when_it_was_asked_to_or_the_node_has_enough(
-    wait_ms: int, waited: float, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    rig = Rig([1], monkeypatch)
+@pytest.mark.parametrize(("wait_ms", "waits_s"), [(0, 0.0), (30, 0.03), (LONG_MS, 0.1)])
+async def test_without_news_it_ends_when_it_was_asked_to_or_the_node_has_enough(wait_ms: int, waits_s: float) -> None:
+    rig, began = Rig([1], hold_wait_ms_max=100), time.monotonic()
     batch = await rig.ask(store.WatchRequest(after=at(1), wait_ms=wait_ms))
     assert (batch.cursor, told(batch), batch.gap) == (at(1), [], False)
-    assert waited <= sum(rig.slept) <= waited + 2 * handlers.WATCH_TURN_S
+    assert time.monotonic() - began >= waits_s
 
 
-async def test_news_end_the_wait(monkeypatch: pytest.MonkeyPatch) -> None:
-    rig = Rig([1], monkeypatch)
-    rig.news = [1]
-    assert told(await rig.ask(store.WatchRequest(after=at(1), wait_ms=2_000))) == [2]
-    assert len(rig.slept) == 1
+async def test_news_end_the_wait() -> None:
+    rig = Rig([1])
+    rig.soon(1)
+    assert told(await rig.ask(store.WatchRequest(after=at(1), wait_ms=LONG_MS))) == [2]
 
 
 @pytest.mark.parametrize("after", [at(2, EPOCH + 1), at(4)])
-async def test_a_place_in_another_life_is_a_gap(after: store.Cursor, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_place_in_another_life_is_a_gap(after: store.Cursor) -> None:
     """Also one that this life has not come to. All that it has to say is news."""
-    rig = Rig([1, 1, 1], monkeypatch)
-    batch = await rig.ask(store.WatchRequest(after=after))
+    batch = await Rig([1, 1, 1]).ask(store.WatchRequest(after=after))
     assert (batch.gap, batch.cursor, told(batch)) == (True, at(3), [1, 2, 3])
-    empty = await Rig([], monkeypatch).ask(store.WatchRequest(after=after, wait_ms=1_000))
+    empty = await Rig([]).ask(store.WatchRequest(after=after, wait_ms=LONG_MS))
     assert (empty.gap, empty.cursor, told(empty)) == (True, at(0), [])
 
 
-async def test_what_was_forgotten_is_a_gap(monkeypatch: pytest.MonkeyPatch) -> None:
-    rig = Rig([1] * 5, monkeypatch)
+async def test_what_was_forgotten_is_a_gap() -> None:
+    rig = Rig([1] * 5)
     rig.core.oldest = 4
     batch = await rig.ask(store.WatchRequest(after=at(1)))
     assert (batch.gap, told(batch), batch.cursor) == (True, [4, 5], at(5))
     assert not (await rig.ask(store.WatchRequest(after=at(3)))).gap
 
 
-async def test_a_reader_is_told_of_its_own_and_passes_over_the_rest(monkeypatch: pytest.MonkeyPatch) -> None:
-    rig = Rig([1, 2, 3, 9, 2], monkeypatch)  # nobody knows 9 any more
+async def test_a_reader_is_told_of_its_own_and_passes_over_the_rest() -> None:
+    rig = Rig([1, 2, 3, 9, 2])  # nobody knows 9 any more
     batch = await rig.ask(store.WatchRequest(after=at(0)), ACME)
     assert (told(batch), batch.cursor) == ([1, 3], at(5))
     assert [event.namespace for event in batch.events] == [b"1" * 32, b"3" * 32]
@@ -171,9 +165,9 @@ async def test_a_reader_is_told_of_its_own_and_passes_over_the_rest(monkeypatch:
             await rig.ask(store.WatchRequest(after=at(0), namespace=other), ACME)
 
 
-async def test_news_of_others_do_not_end_the_wait(monkeypatch: pytest.MonkeyPatch) -> None:
-    rig = Rig([2, 2], monkeypatch)
-    rig.news = [2]
+async def test_news_of_others_do_not_end_the_wait() -> None:
+    rig, began = Rig([2, 2]), time.monotonic()
+    rig.soon(2)
     batch = await rig.ask(store.WatchRequest(after=at(0), wait_ms=100), ACME)
     assert (told(batch), batch.cursor) == ([], at(3))
-    assert sum(rig.slept) >= 0.1
+    assert time.monotonic() - began >= 0.1
