@@ -70,7 +70,7 @@ class Filling:
         for index, outcome in zip(self.granted, told.tolist(), strict=True):
             self.outcomes[index] = PutOutcome.STORED if outcome == 0 else PutOutcome.LAPSED
         full = bool((self.outcomes == PutOutcome.FULL).any())
-        return stored_of(self.outcomes, Ended.FULL if full else Ended.COMPLETE)
+        return stored_of(self.outcomes.tobytes(), Ended.FULL if full else Ended.COMPLETE)
 
 
 class SlotsFace:
