@@ -67,13 +67,13 @@ def main(wanted: tuple[str, ...], quick: bool, with_peers: bool, huge_pages: boo
     if huge_pages:
         over_huge_pages()
     peers = Peers.installed(say) if with_peers else NO_PEERS
-    missed = False
+    missed, suffix = False, "" if machine.describe().huge_pages == "never" else ".huge"
     for name in wanted or known:
         made = rows(name, quick, peers)
         harness.show(name, made)
         missed |= any(row.met is False for row in made)
         if not quick:
-            harness.write(name if machine.describe().huge_pages == "never" else f"{name}.huge", made)
+            harness.write(f"{name}{suffix}", made)
     sys.exit(1 if missed else 0)
 
 

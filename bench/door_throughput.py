@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass, field
 
 import numpy as np
 
@@ -43,69 +44,52 @@ def _spinning() -> Iterator[None]:
         thread.join()
 
 
-def batches(client: Client, rounds: int, peers: Peers) -> Iterator[Row]:
-    limit_is = "best memcpy, one thread, GiB/s"
-    large = Held(client, 2 * MIB, 32, parts=32)
-    yield measure(
-        "get 32 x 2 MiB",
-        unit="GiB/s",
-        ours=large.rate(large.get),
-        limit=large.best_copy(),
-        limit_is=limit_is,
-        target=ratio_at_least(0.85),
-        peers=peers.of(work.GET_2MIB),
-        rounds=rounds,
-    )
-    into = _scatter(large, 32)
-    yield measure(
-        "get 32 x 2 MiB, scattered to 32 places each",
-        unit="GiB/s",
-        ours=large.rate(lambda: large.get(into)),
-        limit=large.best_copy(),
-        limit_is=limit_is,
-        target=ratio_at_least(0.8),
-        rounds=rounds,
-    )
-    with _spinning():
-        yield measure(
-            "get 32 x 2 MiB, a second Python thread spinning",
+@dataclass(frozen=True, slots=True)
+class Case:
+    """One row: what is done with a batch, and how much of the best copy it should reach."""
+
+    name: str
+    do: Callable[[], object]
+    at_least: float
+    peers: str = ""  # the work that other stores are asked to do beside it
+    beside: AbstractContextManager[object] = field(default_factory=nullcontext)
+
+
+def _cases_large(held: Held) -> list[Case]:
+    into = _scatter(held, 32)
+    return [
+        Case("get 32 x 2 MiB", held.get, 0.85, work.GET_2MIB),
+        Case("get 32 x 2 MiB, scattered to 32 places each", lambda: held.get(into), 0.8),
+        Case("get 32 x 2 MiB, a second Python thread spinning", held.get, 0.75, beside=_spinning()),
+        Case("put 32 x 2 MiB", held.put, 0.85, work.PUT_2MIB),
+    ]
+
+
+def _cases_small(held: Held) -> list[Case]:
+    return [
+        Case("get 256 x 64 KiB", held.get, 0.7, work.GET_64KIB),
+        Case("put 256 x 64 KiB", held.put, 0.7, work.PUT_64KIB),
+    ]
+
+
+def _measured(case: Case, held: Held, rounds: int, peers: Peers) -> Row:
+    with case.beside:
+        return measure(
+            case.name,
             unit="GiB/s",
-            ours=large.rate(large.get),
-            limit=large.best_copy(),
-            limit_is=limit_is,
-            target=ratio_at_least(0.75),
+            ours=held.rate(case.do),
+            limit=held.best_copy(),
+            limit_is="best memcpy, one thread, GiB/s",
+            target=ratio_at_least(case.at_least),
+            peers=peers.of(case.peers) if case.peers else None,
             rounds=rounds,
         )
-    yield measure(
-        "put 32 x 2 MiB",
-        unit="GiB/s",
-        ours=large.rate(large.put),
-        limit=large.best_copy(),
-        limit_is=limit_is,
-        target=ratio_at_least(0.85),
-        peers=peers.of(work.PUT_2MIB),
-        rounds=rounds,
-    )
+
+
+def batches(client: Client, rounds: int, peers: Peers) -> Iterator[Row]:
+    large = Held(client, 2 * MIB, 32, parts=32)
+    yield from (_measured(case, large, rounds, peers) for case in _cases_large(large))
     large.space.clear()
     small = Held(client, 64 * KIB, 256)
-    yield measure(
-        "get 256 x 64 KiB",
-        unit="GiB/s",
-        ours=small.rate(small.get),
-        limit=small.best_copy(),
-        limit_is=limit_is,
-        target=ratio_at_least(0.7),
-        peers=peers.of(work.GET_64KIB),
-        rounds=rounds,
-    )
-    yield measure(
-        "put 256 x 64 KiB",
-        unit="GiB/s",
-        ours=small.rate(small.put),
-        limit=small.best_copy(),
-        limit_is=limit_is,
-        target=ratio_at_least(0.7),
-        peers=peers.of(work.PUT_64KIB),
-        rounds=rounds,
-    )
+    yield from (_measured(case, small, rounds, peers) for case in _cases_small(small))
     small.space.clear()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import platform
 import subprocess
@@ -22,7 +23,9 @@ class Machine:
     huge_pages: str  # what /dev/shm gives: never, advise, within_size, always
 
 
+@functools.cache
 def describe() -> Machine:
+    """Of a run: asking takes long, and nothing of it changes meanwhile."""
     from kvstore import native
 
     pages, size = os.sysconf("SC_PHYS_PAGES"), os.sysconf("SC_PAGE_SIZE")
