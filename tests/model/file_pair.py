@@ -10,7 +10,6 @@ import numpy as np
 from kvstore import native
 from kvstore.testing.models.disk import DiskModel, Torn, identity
 from kvstore.testing.models.lifecycle import Outcome, Slot, SlotState, Ticket
-from kvstore.testing.models.policy import Hint
 from kvstore.testing.models.records import Record, decode, record_of, restore
 from kvstore.tiers.file_index import split_records
 from tests.model.table_pair import TablePair, aligned, word_of
@@ -21,6 +20,8 @@ Claim = tuple[bytes, Record]
 
 class FilePair(TablePair):
     """`index`: payload offset to row, as transactions made it; `history`: every state that it was in this life."""
+
+    always_in_place = True  # a write that comes late must not meet another tenancy
 
     def __init__(self, slabs: int, slab_bytes: int, policy: str) -> None:
         super().__init__(slabs, slab_bytes, HEADER_BYTES, policy, judged=policy == "leaf_lru")
@@ -38,34 +39,6 @@ class FilePair(TablePair):
         return super()._open()
 
     # ---- what a file tier does between reserve and seal
-
-    def reserve(
-        self,
-        owner: int,
-        ns: int,
-        shard: int,
-        keys: Sequence[bytes],
-        *,
-        parent: bytes,
-        metas: Sequence[bytes],
-        hint: Hint,
-        in_place: bool,
-        now: int,
-        lapse_after: int,
-    ) -> list[Ticket]:
-        """Always in place: a write that comes late must not meet another tenancy."""
-        return super().reserve(
-            owner,
-            ns,
-            shard,
-            keys,
-            parent=parent,
-            metas=metas,
-            hint=hint,
-            in_place=True,
-            now=now,
-            lapse_after=lapse_after,
-        )
 
     def write(self, ticket: Ticket, checksums: Sequence[int], torn: Torn = "") -> None:
         """Of a reserved slot: header and payload."""

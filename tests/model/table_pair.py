@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections import deque
 from collections.abc import Sequence
-from typing import Final
+from typing import ClassVar, Final
 
 import numpy as np
 import numpy.typing as npt
@@ -63,7 +63,12 @@ def aligned(size: int) -> npt.NDArray[np.uint8]:
 
 
 class TablePair:
-    """`policy`: the native table's. judged: it is leaf_lru, and each victim must be the model's. Else any may go."""
+    """`policy`: the native table's. judged: it is leaf_lru, and each victim must be the model's. Else any may go.
+
+    always_in_place: whatever a reserve says of it.
+    """
+
+    always_in_place: ClassVar[bool] = False
 
     def __init__(self, slabs: int, slab_bytes: int, header_bytes: int, policy: str, *, judged: bool) -> None:
         self.geometry = Geometry(slabs * slab_bytes, slab_bytes, header_bytes)
@@ -113,6 +118,7 @@ class TablePair:
         lapse_after: int,
     ) -> list[Ticket]:
         """The tickets granted. What the native table evicted and granted is told to the model, which judges it."""
+        in_place = in_place or self.always_in_place
         statuses, tickets, offsets = self.native.reserve(
             owner,
             ns,
