@@ -11,10 +11,10 @@ import itertools
 from collections.abc import Callable
 
 from kvstore import native
-from kvstore.client.calls import Asked, Line, Times, as_call, report, told
+from kvstore.client.calls import Asked, Line, Times, as_call, body_of, own_loop, report, told
 from kvstore.client.socket import DONE, GONE, NOT_OPEN, SocketChannel, as_told, place
 from kvstore.client.space import Space
-from kvstore.client.steps import Answer, Limits, Lookup, Reopen, Reopened, Report, Reserve, Status, Step, fail
+from kvstore.client.steps import Answer, Limits, Reopen, Reopened, Report, Reserve, Step
 from kvstore.errors import KvStoreError
 from kvstore.quiet import quietly
 from kvstore.wire import store
@@ -46,10 +46,7 @@ class AsyncSocketChannel:
     def _watch(self, line: Line) -> None:
         if line is self._watched:
             return
-        loop = asyncio.get_running_loop()
-        if self._loop is not None and self._loop is not loop:
-            raise RuntimeError("this client belongs to another event loop; make one for each")
-        self._loop = loop
+        self._loop = loop = own_loop(self._loop)
         self._unwatch()
         self._watched = line
         loop.add_reader(line.session.completion_fd, self._complete, line)
@@ -84,13 +81,12 @@ class AsyncSocketChannel:
         if isinstance(step, Reserve):
             _, arguments = as_call(line, handle, step, times)
             reserve: Callable[..., native.Reservation] = line.session.reserve
-            return told(line, step, await asyncio.to_thread(reserve, *arguments), 0)
+            return told(line, step, await asyncio.to_thread(reserve, *arguments), space.shard_bytes)
         return await self._submitted(line, handle, space, step, times)
 
     async def _submitted(self, line: Line, handle: int, space: Space, step: Asked, times: Times) -> Answer:
         name, arguments = as_call(line, handle, step, times)
-        result = await self._wait(line, "submit_" + name, arguments)
-        return told(line, step, result, 0 if isinstance(step, Lookup) else space.shard_bytes[step.shard])
+        return told(line, step, await self._wait(line, "submit_" + name, arguments), space.shard_bytes)
 
     async def _wait(self, line: Line, name: str, arguments: tuple[object, ...]) -> native.Result:
         assert self._loop is not None
@@ -107,17 +103,12 @@ class AsyncSocketChannel:
     async def call(self, method: int, body: bytes, times: Times) -> bytes:
         """A rare verb. Raises what its answer says."""
         line = await self.line(times.deadline)
-        result = await self._wait(line, "submit_call", (method, body, times.left()))
-        if result.status != Status.OK:
-            raise fail(result)
-        return result.body
+        return body_of(await self._wait(line, "submit_call", (method, body, times.left())))
 
     async def open(self, space: Space, times: Times) -> bool:
         line = await self.line(times.deadline)
         result = await self._wait(line, "submit_call", (store.METHOD_OPEN_NAMESPACE, space.request, times.left()))
-        if result.status != Status.OK:
-            raise fail(result)
-        return place(space, line, store.OpenNamespaceResponse.FromString(result.body))
+        return place(space, line, store.OpenNamespaceResponse.FromString(body_of(result)))
 
     async def _reopen(self, space: Space, times: Times) -> Answer:
         try:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
+import os
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Final, NamedTuple
 
@@ -20,6 +23,7 @@ from kvstore.client.steps import (
     Status,
     Taken,
     WireHint,
+    fail,
 )
 from kvstore.client.views import Lending, LentSlots, lend
 from kvstore.wire import store
@@ -89,8 +93,8 @@ def as_call(line: Line, handle: int, step: Asked, times: Times) -> tuple[str, tu
     return "view", (handle, step.shard, step.keys, native_hint(step.hint), wait, left, step.following)
 
 
-def told(line: Line, step: Asked, answer: native.Result | native.Reservation, shard_bytes: int) -> Answer:
-    """A native answer, with what it brought where that is more than numbers."""
+def told(line: Line, step: Asked, answer: native.Result | native.Reservation, shard_bytes: Sequence[int]) -> Answer:
+    """A native answer, with what it brought where that is more than numbers. shard_bytes: of each shard."""
     if isinstance(answer, native.Reservation):
         result = answer.result
         status, field, reason, limit = result.status, result.field, result.reason, result.limit
@@ -101,10 +105,17 @@ def told(line: Line, step: Asked, answer: native.Result | native.Reservation, sh
             blocks_corrupt=answer.blocks_corrupt,
             window_full=answer.window_full,
             tiers=answer.tiers,
-            arrays=lend(line.lending, answer.hold, answer.offsets, shard_bytes),
+            arrays=lend(line.lending, answer.hold, answer.offsets, shard_bytes[step.shard]),
             parts=answer.parts_ready,
         )
     return answer
+
+
+def body_of(answer: native.Result) -> bytes:
+    """Of a rare verb's answer; raises what it says."""
+    if answer.status != Status.OK:
+        raise fail(answer)
+    return answer.body
 
 
 def report(line: Line, handle: int, step: Report, elapsed_s: float) -> None:
@@ -123,6 +134,22 @@ def native_hint(hint: WireHint) -> native.Hint:
         end=hint.end,
         position=hint.position,
     )
+
+
+def check_usable(made_in: int, closed: bool) -> None:
+    """RuntimeError where a call could not work: closed, or another process's client."""
+    if made_in != os.getpid():
+        raise RuntimeError("this client was made before a fork; make one in each process")
+    if closed:
+        raise RuntimeError("this client is closed")
+
+
+def own_loop(former: asyncio.AbstractEventLoop | None) -> asyncio.AbstractEventLoop:
+    """The running loop; RuntimeError where the client belongs to another one already."""
+    loop = asyncio.get_running_loop()
+    if former is not None and former is not loop:
+        raise RuntimeError("this client belongs to another event loop; make one for each")
+    return loop
 
 
 def positive(name: str, seconds: float) -> float:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Final, TypedDict
 import grpc
 
 from kvstore.client import rpc
+from kvstore.client.calls import check_usable
 from kvstore.client.socket import DONE, as_told
 from kvstore.client.space import Known
 from kvstore.client.steps import Answer, Fetch, Limits, Lookup, Put, Reopen, Reopened, Report, Step, Told, fail
@@ -64,10 +65,11 @@ class Line:
 
     def check(self) -> None:
         """RuntimeError where a call could not work: closed, or another process's client."""
-        if self._pid != os.getpid():
-            raise RuntimeError("this client was made before a fork; make one in each process")
-        if self._closed:
-            raise RuntimeError("this client is closed")
+        check_usable(self._pid, self._closed)
+
+    def how(self, deadline: float) -> How:
+        """A call that ends by then, a reading of time.monotonic()."""
+        return {"timeout": max(LEFT_S_MIN, deadline - time.monotonic()), "metadata": self.metadata}
 
     def closing(self) -> bool:
         """Whether there is something to close."""
@@ -100,9 +102,8 @@ class GrpcChannel:
 
     def _info(self, deadline: float) -> store.NodeInfo:
         if self._line.info is None:
-            left = max(LEFT_S_MIN, deadline - time.monotonic())
             try:
-                self._line.info = self._stub.Info(store.InfoRequest(), timeout=left, metadata=self._line.metadata)
+                self._line.info = self._stub.Info(store.InfoRequest(), **self._line.how(deadline))
             except grpc.RpcError as error:
                 raise fail(rpc.told_of(error)) from error
         return self._line.info
@@ -122,20 +123,17 @@ class GrpcChannel:
                 return self._put(space, step, times)
             if isinstance(step, Lookup):
                 request = rpc.lookup_request(space, step)
-                return rpc.lookup_told(self._stub.Lookup(request, **self._how(times)))
+                return rpc.lookup_told(self._stub.Lookup(request, **self._line.how(times.deadline)))
         except grpc.RpcError as error:
             return rpc.told_of(error)
         except KvStoreError as error:
             return as_told(error)
         return rpc.UNIX_ONLY
 
-    def _how(self, times: Times) -> How:
-        return {"timeout": max(LEFT_S_MIN, times.left()), "metadata": self._line.metadata}
-
     def _fetch(self, space: Space, step: Fetch, times: Times) -> Told:
         landing = rpc.Landing(step.places, space.part_bytes[step.shard], verify=self._line.verify)
         request = rpc.get_request(space, step, self.limits(times.deadline), times)
-        call = self._stub.Get(request, **self._how(times))
+        call = self._stub.Get(request, **self._line.how(times.deadline))
         try:
             for message in call:
                 landing.take(message)
@@ -148,16 +146,16 @@ class GrpcChannel:
         return landing.told()
 
     def _put(self, space: Space, step: Put, times: Times) -> Told:
-        held = self._stub.Lookup(rpc.held_request(space, step), **self._how(times)).blocks
+        held = self._stub.Lookup(rpc.held_request(space, step), **self._line.how(times.deadline)).blocks
         if held == step.keys.shape[0]:
             return rpc.held_told(held)
         sent = rpc.sending(space, step, held, self._info(times.deadline).message_bytes_max)
-        return rpc.put_told(sent, self._stub.Put(sent.messages(), **self._how(times)))
+        return rpc.put_told(sent, self._stub.Put(sent.messages(), **self._line.how(times.deadline)))
 
     def call(self, method: int, body: bytes, times: Times) -> bytes:
         """A rare verb. Raises what its answer says."""
         self.check()
-        how = self._how(times)
+        how = self._line.how(times.deadline)
         try:
             if method == store.METHOD_CLEAR:
                 return self._stub.Clear(store.ClearRequest.FromString(body), **how).SerializeToString()
@@ -172,7 +170,7 @@ class GrpcChannel:
         self.check()
         request = store.OpenNamespaceRequest.FromString(space.request)
         try:
-            response = self._stub.OpenNamespace(request, **self._how(times))
+            response = self._stub.OpenNamespace(request, **self._line.how(times.deadline))
         except grpc.RpcError as error:
             raise fail(rpc.told_of(error)) from error
         self._line.info = response.node

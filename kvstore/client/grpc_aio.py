@@ -5,7 +5,6 @@ thread.
 from __future__ import annotations
 
 import asyncio
-import time
 from collections.abc import AsyncIterator
 from typing import TYPE_CHECKING
 
@@ -13,7 +12,8 @@ import grpc
 import grpc.aio
 
 from kvstore.client import rpc
-from kvstore.client.grpc import LEFT_S_MIN, How, Line
+from kvstore.client.calls import own_loop
+from kvstore.client.grpc import Line
 from kvstore.client.socket import DONE, as_told
 from kvstore.client.space import Known
 from kvstore.client.steps import Answer, Fetch, Limits, Lookup, Put, Reopen, Reopened, Report, Step, Told, fail
@@ -37,9 +37,7 @@ class AsyncGrpcChannel:
     def _stub(self) -> services.StoreAsyncStub:
         """Made on the loop that it is first used on."""
         self._line.check()
-        loop = asyncio.get_running_loop()
-        if self._loop is not None and self._loop is not loop:
-            raise RuntimeError("this client belongs to another event loop; make one for each")
+        loop = own_loop(self._loop)
         if self._channel is None:
             self._loop = loop
             line = self._line
@@ -58,9 +56,8 @@ class AsyncGrpcChannel:
 
     async def _info(self, deadline: float) -> store.NodeInfo:
         if self._line.info is None:
-            left = max(LEFT_S_MIN, deadline - time.monotonic())
             try:
-                info = await self._stub().Info(store.InfoRequest(), timeout=left, metadata=self._line.metadata)
+                info = await self._stub().Info(store.InfoRequest(), **self._line.how(deadline))
             except grpc.RpcError as error:
                 raise fail(rpc.told_of(error)) from error
             self._line.info = info
@@ -81,20 +78,17 @@ class AsyncGrpcChannel:
                 return await self._put(space, step, times)
             if isinstance(step, Lookup):
                 request = rpc.lookup_request(space, step)
-                return rpc.lookup_told(await self._stub().Lookup(request, **self._how(times)))
+                return rpc.lookup_told(await self._stub().Lookup(request, **self._line.how(times.deadline)))
         except grpc.RpcError as error:
             return rpc.told_of(error)
         except KvStoreError as error:
             return as_told(error)
         return rpc.UNIX_ONLY
 
-    def _how(self, times: Times) -> How:
-        return {"timeout": max(LEFT_S_MIN, times.left()), "metadata": self._line.metadata}
-
     async def _fetch(self, space: Space, step: Fetch, times: Times) -> Told:
         landing = rpc.Landing(step.places, space.part_bytes[step.shard], verify=self._line.verify)
         request = rpc.get_request(space, step, await self.limits(times.deadline), times)
-        call = self._stub().Get(request, **self._how(times))
+        call = self._stub().Get(request, **self._line.how(times.deadline))
         try:
             async for message in call:
                 landing.take(message)
@@ -108,7 +102,7 @@ class AsyncGrpcChannel:
 
     async def _put(self, space: Space, step: Put, times: Times) -> Told:
         stub = self._stub()
-        held = (await stub.Lookup(rpc.held_request(space, step), **self._how(times))).blocks
+        held = (await stub.Lookup(rpc.held_request(space, step), **self._line.how(times.deadline))).blocks
         if held == step.keys.shape[0]:
             return rpc.held_told(held)
         sent = rpc.sending(space, step, held, (await self._info(times.deadline)).message_bytes_max)
@@ -117,11 +111,11 @@ class AsyncGrpcChannel:
             for message in sent.messages():
                 yield message
 
-        return rpc.put_told(sent, await stub.Put(messages(), **self._how(times)))
+        return rpc.put_told(sent, await stub.Put(messages(), **self._line.how(times.deadline)))
 
     async def call(self, method: int, body: bytes, times: Times) -> bytes:
         """A rare verb. Raises what its answer says."""
-        stub, how = self._stub(), self._how(times)
+        stub, how = self._stub(), self._line.how(times.deadline)
         try:
             if method == store.METHOD_CLEAR:
                 return (await stub.Clear(store.ClearRequest.FromString(body), **how)).SerializeToString()
@@ -135,7 +129,7 @@ class AsyncGrpcChannel:
         """Opens the namespace. Whether it is the one it was. Raises KvStoreError, ValueError."""
         request = store.OpenNamespaceRequest.FromString(space.request)
         try:
-            response = await self._stub().OpenNamespace(request, **self._how(times))
+            response = await self._stub().OpenNamespace(request, **self._line.how(times.deadline))
         except grpc.RpcError as error:
             raise fail(rpc.told_of(error)) from error
         self._line.info = response.node

@@ -14,9 +14,9 @@ from collections.abc import Callable
 from typing import Final
 
 from kvstore import native
-from kvstore.client.calls import Line, Times, as_call, report, told
+from kvstore.client.calls import Line, Times, as_call, body_of, check_usable, report, told
 from kvstore.client.space import Known, Space
-from kvstore.client.steps import Answer, Limits, Lookup, Reopen, Reopened, Report, Status, Step, Told, fail
+from kvstore.client.steps import Answer, Limits, Reopen, Reopened, Report, Status, Step, Told
 from kvstore.client.views import Lending
 from kvstore.errors import KvStoreError, Rejected, Unavailable
 from kvstore.wire import store
@@ -49,10 +49,7 @@ class SocketChannel:
 
     def check(self) -> None:
         """RuntimeError where a call could not work: closed, or another process's client."""
-        if self._pid != os.getpid():
-            raise RuntimeError("this client was made before a fork; make one in each process")
-        if self._closed:
-            raise RuntimeError("this client is closed")
+        check_usable(self._pid, self._closed)
 
     def connect(self, deadline: float) -> Line:
         """The live session, made if need be. Raises Unavailable, or Rejected where the node does not let us in."""
@@ -144,23 +141,16 @@ class SocketChannel:
             return DONE
         name, arguments = as_call(line, handle, step, times)
         call: Callable[..., native.Result | native.Reservation] = getattr(line.session, name)
-        shard_bytes = 0 if isinstance(step, Lookup) else space.shard_bytes[step.shard]
-        return told(line, step, call(*arguments), shard_bytes)
+        return told(line, step, call(*arguments), space.shard_bytes)
 
     def call(self, method: int, body: bytes, times: Times) -> bytes:
         """A rare verb. Raises what its answer says."""
-        return self._call(self.connect(times.deadline), method, body, times)
-
-    def _call(self, line: Line, method: int, body: bytes, times: Times) -> bytes:
-        answer = line.session.call(method, body, times.left())
-        if answer.status != Status.OK:
-            raise fail(answer)
-        return answer.body
+        return body_of(self.connect(times.deadline).session.call(method, body, times.left()))
 
     def open(self, space: Space, times: Times) -> bool:
         """Opens the namespace on the live session. Whether it is the one it was. Raises KvStoreError, ValueError."""
         line = self.connect(times.deadline)
-        body = self._call(line, store.METHOD_OPEN_NAMESPACE, space.request, times)
+        body = body_of(line.session.call(store.METHOD_OPEN_NAMESPACE, space.request, times.left()))
         return place(space, line, store.OpenNamespaceResponse.FromString(body))
 
     def _reopen(self, space: Space, times: Times) -> Answer:
