@@ -41,6 +41,7 @@ from kvstore.security import SecurityConfig
 
 SHM_DIR: Final = Path("/dev/shm")  # noqa: S108 - shared memory is what is meant
 CONFIG_VARIABLE: Final = "KVSTORE_CONFIG"  # the file, for those who cannot give a flag
+ADDRESS_VARIABLE: Final = "KVSTORE_ADDRESS"  # store-admin's node; no setting of the node's own
 POLICIES: Final = ("leaf_lru", "s3_fifo")
 
 
@@ -400,7 +401,7 @@ def _from_environment(environ: Mapping[str, str]) -> dict[str, Said]:
     said: dict[str, Said] = {}
     for variable in sorted(environ):
         section, _, name = variable.removeprefix("KVSTORE_").lower().partition("_")
-        if not variable.startswith("KVSTORE_") or variable == CONFIG_VARIABLE:
+        if not variable.startswith("KVSTORE_") or variable in {CONFIG_VARIABLE, ADDRESS_VARIABLE}:
             continue
         if _reader(section, name) is None and _OF_KUBERNETES.fullmatch(variable):
             continue

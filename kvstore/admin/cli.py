@@ -73,7 +73,14 @@ class Context:
 
 
 class Group(click.Group):
-    """Errors of the store as one line and an exit code, never as a traceback."""
+    """Errors of the store as one line and an exit code, never as a traceback. --json may stand behind the command too:
+    there people type it.
+    """
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        if "--json" in args:
+            args = ["--json", *(word for word in args if word != "--json")]
+        return super().parse_args(ctx, args)
 
     def invoke(self, ctx: click.Context) -> object:
         try:
@@ -100,12 +107,17 @@ def default_address() -> str:
 
 
 @click.group(cls=Group, context_settings={"help_option_names": ["-h", "--help"]})
-@click.option("--address", envvar="KVSTORE_ADDRESS", help="unix:PATH or HOST:PORT of a node's gRPC door.")
+@click.option(
+    "--address",
+    envvar=settings.ADDRESS_VARIABLE,
+    show_envvar=True,
+    help="unix:PATH or HOST:PORT of a node's gRPC door.",
+)
 @click.option("--token-file", type=click.Path(path_type=Path), help="A file with the bearer token to show.")
 @click.option("--tls-authority", type=click.Path(path_type=Path), help="PEM: who signed the node's certificate.")
 @click.option("--tls-certificate", type=click.Path(path_type=Path), help="PEM: our own certificate.")
 @click.option("--tls-key", type=click.Path(path_type=Path), help="PEM: its private key.")
-@click.option("--json", "as_json", is_flag=True, help="For programs: everything, as JSON.")
+@click.option("--json", "as_json", is_flag=True, help="For programs: everything, as JSON. Also behind the command.")
 @click.version_option(package_name="kvstore")
 @click.pass_context
 def main(
@@ -307,11 +319,11 @@ def verify(context: Context, namespace: str | None) -> None:
 
 @main.command()
 @click.option("--namespace", help="Only this one: its digest, or the first digits of it.")
-@click.option("--follow/--no-follow", "-f", default=True, help="Go on until interrupted; else what is kept, and end.")
-@click.option("--from-start", is_flag=True, help="Begin with the oldest event that is kept.")
+@click.option("-f", "--follow", is_flag=True, help="Go on with what happens from now, until interrupted.")
+@click.option("--from-start", is_flag=True, help="With --follow: begin with the oldest event that is kept.")
 @pass_context
 def events(context: Context, namespace: str | None, follow: bool, from_start: bool) -> None:
-    """Blocks stored, removed and cleared, as they happen; one JSON object a line with --json."""
+    """What was stored, removed and cleared, as far as it is kept; one JSON object a line with --json."""
     now = context.call("Status", admin.StatusRequest(), admin.StatusResponse)
     until = now.event_sequence
     request = store.WatchRequest(namespace=_digest(context, namespace) if namespace else b"")

@@ -121,7 +121,7 @@ def test_tables_fit_eighty_columns(operator: Operator, command: str) -> None:
 
 
 def test_events_tell_what_was_stored(operator: Operator) -> None:
-    done = operator.run("--json", "events", "--no-follow")
+    done = operator.run("events", "--json")
     assert done.returncode == 0, done.stderr
     told = [json.loads(line) for line in done.stdout.splitlines()]
     assert [row["kind"] for row in told] == ["stored"] * BLOCKS

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from kvstore import config as settings
-from kvstore.config import Config, LimitsConfig, Said, assemble, human, load
+from kvstore.config import ADDRESS_VARIABLE, Config, LimitsConfig, Said, assemble, human, load
 from kvstore.errors import Misconfigured
 
 
@@ -100,6 +100,11 @@ def test_variables_nobody_reads_are_refused_but_those_of_kubernetes() -> None:
         "KVSTORE_NODE_SERVICE_HOST": "10.0.0.1",
     }
     assert load(environ=pod) == Config()
+
+
+def test_the_address_of_store_admin_is_no_setting_of_the_node() -> None:
+    """Both are typed in one shell."""
+    assert load(environ={ADDRESS_VARIABLE: "unix:/run/kvstore.sock.grpc"}) == Config()
 
 
 def test_lists_in_variables_are_separated_by_commas() -> None:
