@@ -55,7 +55,7 @@ def _setting_flags(command: Callable[..., None]) -> Callable[..., None]:
         "--insecure", is_flag=True, help="Allow addresses that others reach without TLS and tokens."
     )(command)
     command = click.option(
-        "--set", "sets", multiple=True, metavar="SECTION.KEY=VALUE", help="Any setting; see docs/operating.md."
+        "--set", "sets", multiple=True, metavar="SECTION.KEY=VALUE", help="Any setting; see docs/settings.md."
     )(command)
     return click.option(
         "--config", "path", type=click.Path(path_type=Path), help="A TOML file of settings (or KVSTORE_CONFIG)."

@@ -16,6 +16,7 @@ import pytest
 import kvstore
 from kvstore import cli, config
 from kvstore.admin import cli as admin_cli
+from kvstore.allowed import human
 from kvstore.node import handlers, shares
 from tests.integration.nodes import NodeProcess
 
@@ -52,8 +53,9 @@ def test_the_program_of_the_readme_runs(node: NodeProcess, again: bool, tmp_path
     (program,) = snippets(ROOT / "README.md")
     path = tmp_path / "program.py"
     path.write_text(program)
-    environ = {**os.environ, "KVSTORE_SOCKET": node.address, "PYTHONPATH": str(ROOT)}
-    done = subprocess.run([sys.executable, path], capture_output=True, text=True, timeout=60, env=environ, check=False)
+    environ = {**os.environ, "PYTHONPATH": str(ROOT)}
+    command = [sys.executable, path, node.address]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, env=environ, check=False)
     assert done.returncode == 0, done.stderr
     blocks = TOKENS // 16
     stored, held = (0, blocks) if again else (blocks, 0)
@@ -116,6 +118,33 @@ def test_every_make_target_that_a_page_names_exists() -> None:
     targets = set(re.findall(r"^([a-z0-9-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
     for page in PAGES:
         assert set(re.findall(r"`make ([a-z0-9-]+)", page.read_text())) <= targets, page.name
+
+
+def shown_defaults(default: object) -> set[str]:
+    """How the page may write it."""
+    if isinstance(default, bool):
+        return {str(default).lower()}
+    if isinstance(default, int):
+        return {f"{default:,}", *(human(default),) * (default >= 1 << 20)}
+    if isinstance(default, tuple):
+        return {", ".join(map(str, default)) or "none"}
+    return {"decided", "none"} if default is None else {str(default)}
+
+
+def test_the_page_of_settings_has_them_all_with_their_defaults() -> None:
+    told: dict[str, str] = {}
+    for part in (ROOT / "docs/settings.md").read_text().split("\n## ")[1:]:
+        (section,) = re.findall(r"^`\[(\w+)\]`", part)
+        rows = re.findall(r"^\| `(\w+)` \| ([^|]+) \|", part, re.MULTILINE)
+        told |= {f"{section}.{name}": default for name, default in rows}
+    have = {
+        f"{section.name}.{setting.name}": setting.default
+        for section in dataclasses.fields(config.Config)
+        for setting in dataclasses.fields(getattr(config.Config(), section.name))
+    }
+    assert told.keys() == have.keys()
+    for name, default in have.items():
+        assert told[name] in shown_defaults(default), name
 
 
 def test_the_table_of_limits_has_them_all_with_their_defaults() -> None:
