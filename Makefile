@@ -4,6 +4,7 @@ CMAKE := $(PY) -m cmake
 CONFIGURE = $(CMAKE) -S native -G Ninja -DCMAKE_MAKE_PROGRAM=$(CURDIR)/.venv/bin/ninja -DKVSTORE_XXHASH_DIR=$(CURDIR)/build/xxhash
 FUZZ_SECONDS ?= 60
 SEEDS ?= 500
+GRAFANA_TYPES := 'grafana-foundation-sdk==1769699379!11.6.0'
 .DEFAULT_GOAL := help
 .PHONY: help setup native stubs proto check test test-s3 test-dashboards demo bench bench-peers sanitize fuzz wheel clean
 
@@ -42,7 +43,9 @@ test-s3: setup   ## the object tier against a real S3 server (Ceph), which is in
 	  || echo "== tests/s3 is SKIPPED: cannot install$$missing (apt-get install radosgw ceph-mon ceph-osd as root)"
 	$(PY) -m pytest -q -rs tests/s3
 
-test-dashboards: setup  ## a real Prometheus scrapes a node: every query of the dashboard, rules, the hit rate
+test-dashboards: setup  ## a real Prometheus scrapes a node: every query of the dashboard, rules, the hit rate; Grafana's types
+	@$(PY) -c 'import grafana_foundation_sdk' 2>/dev/null || $(PY) -m pip install -q --disable-pip-version-check --no-deps $(GRAFANA_TYPES) \
+	  || echo "== tests/dashboards/test_grafana.py is SKIPPED: cannot install $(GRAFANA_TYPES)"
 	@command -v prometheus >/dev/null || echo "== tests/dashboards is SKIPPED: no prometheus (apt-get install prometheus; Debian starts it as a service)"
 	$(PY) -m pytest -q -rs tests/dashboards
 
