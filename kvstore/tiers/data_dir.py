@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
+from kvstore.allowed import human
 from kvstore.errors import Misconfigured
 
 __all__ = ["HEADER_BYTES", "DataDir", "Geometry", "room_bytes"]
@@ -41,7 +42,10 @@ class Geometry:
         """As many whole slabs as fit."""
         slabs = tier_bytes // slab_bytes
         if slabs < 1:
-            raise Misconfigured(f"file.bytes = {tier_bytes}: must be at least one slab, {slab_bytes} bytes")
+            raise Misconfigured(
+                f"file.bytes = {human(tier_bytes)}: must be at least one slab, {human(slab_bytes)}; "
+                "ask for more, or for less in file.slab_bytes"
+            )
         per_file = max(1, FILE_BYTES_MAX // slab_bytes, -(-slabs // FILES_MAX))
         return Geometry(slab_bytes, per_file, slabs)
 

@@ -100,7 +100,7 @@ class FileMedium:
         if note := engine.features()["note"]:
             self.notes.append(str(note))
         for text in self.notes:
-            log.warning("file tier: %s: %s", self._data_dir.path, text)
+            log.warning("file tier: %s: %s (slower, and right: see kvstore doctor)", self._data_dir.path, text)
         self._native = engine
         self._engine = AsyncEngine(engine)
         self._engine.open()
