@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Final
 import kvstore
 from kvstore import native
 from kvstore.node.namespaces import Namespaces, NotOpen, Opened
+from kvstore.node.news import News
 from kvstore.node.shares import Shares
 from kvstore.node.streams import Prefix
 from kvstore.security import DEFAULT_TENANT
@@ -36,7 +37,6 @@ log = logging.getLogger(__name__)
 MEMORY_TIER: Final = 1
 EVENTS_MAX: Final = 2_048  # of one batch: with the longest metas still a message of every gRPC library's default size
 EVENTS_DEFAULT: Final = 1_024
-WATCH_TURN_S: Final = 0.02  # how late an event may be told
 PREFETCHES_MAX: Final = 64
 
 
@@ -103,9 +103,12 @@ class Handlers:
     _prefetches: set[asyncio.Task[None]] = field(default_factory=set)
     _labels: dict[int, str] = field(default_factory=dict)
     _shares: Shares = field(init=False)
+    news: News = field(init=False)
 
     def __post_init__(self) -> None:
         self._shares = Shares("prefetches_max", PREFETCHES_MAX, self.host.several_tenants)
+        core = self.host.bridge.core
+        self.news = News(lambda: core.event_sequence)
 
     async def call(self, peer: Peer, method: int, body: bytes, on_open: Callable[[int], object]) -> bytes:
         """One CALL of the framed door. `on_open`: told the handle that this connection may use from now on."""
@@ -294,9 +297,6 @@ class Handlers:
                 batch.events.append(convert.event(event, opened.digest))
         return batch
 
-    def up_to_date(self, cursor: store.Cursor) -> bool:
-        return int(self.host.bridge.core.event_sequence) <= cursor.sequence
-
     async def watch(self, peer: Peer, request: store.WatchRequest, wait_s: float) -> store.WatchBatch:
         """One batch: at once if there is news, else when there is, else an empty one after `wait_s`."""
         only, begin = self.watch_from(peer, request)
@@ -304,8 +304,8 @@ class Handlers:
         while request.HasField("after"):
             batch = self.events(peer, only, batch.cursor, request.events_max)
             batch.gap |= begin.gap
-            if batch.events or batch.gap or self.host.clock.now_ns() >= until:
+            left_ns = until - self.host.clock.now_ns()
+            if batch.events or batch.gap or left_ns <= 0:
                 break
-            if self.up_to_date(batch.cursor):
-                await asyncio.sleep(WATCH_TURN_S)
+            await self.news.after(batch.cursor.sequence, left_ns / 1e9)
         return batch

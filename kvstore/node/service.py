@@ -25,7 +25,6 @@ from kvstore import native
 from kvstore.errors import Misconfigured
 from kvstore.node.administration import AdminService
 from kvstore.node.grpc_door import IDLE_S, Entrance, Turnstile
-from kvstore.node.handlers import WATCH_TURN_S
 from kvstore.node.namespaces import NotOpen
 from kvstore.node.shares import Shares
 from kvstore.node.streams import MESSAGE_ROOM, GetStream, PutStream, StreamHost
@@ -160,8 +159,7 @@ async def tell_events(handlers: Handlers, peer: Peer, request: store.WatchReques
         batch = handlers.events(peer, only, batch.cursor, request.events_max)
         if batch.events or batch.gap:
             await context.write(batch)
-        if handlers.up_to_date(batch.cursor):
-            await asyncio.sleep(WATCH_TURN_S)
+        await handlers.news.after(batch.cursor.sequence)
 
 
 class GrpcServer:
