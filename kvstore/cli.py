@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any, Final, NoReturn
 
 import click
 
+from kvstore import __version__
 from kvstore import config as settings
 from kvstore.allowed import human
 from kvstore.config import Config, Said
@@ -43,7 +44,7 @@ FLAGS: Final = {
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
-@click.version_option(package_name="kvstore")
+@click.version_option(__version__)
 def main() -> None:
     """A store for the KV cache of large language models."""
 

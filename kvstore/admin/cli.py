@@ -20,6 +20,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
+from kvstore import __version__
 from kvstore import config as settings
 from kvstore.admin import rows
 from kvstore.admin.chains import chain_message
@@ -118,7 +119,7 @@ def default_address() -> str:
 @click.option("--tls-certificate", type=click.Path(path_type=Path), help="PEM: our own certificate.")
 @click.option("--tls-key", type=click.Path(path_type=Path), help="PEM: its private key.")
 @click.option("--json", "as_json", is_flag=True, help="For programs: everything, as JSON. Also behind the command.")
-@click.version_option(package_name="kvstore")
+@click.version_option(__version__)
 @click.pass_context
 def main(
     ctx: click.Context,

@@ -5,10 +5,12 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import click
 import pytest
 from click.testing import CliRunner
 
 from kvstore import __version__
+from kvstore.admin.cli import main as store_admin
 from kvstore.cli import FLAGS, main, read_settings
 from kvstore.config import SECTIONS
 from kvstore.errors import Misconfigured
@@ -56,3 +58,11 @@ def test_doctor_tells_programs(tmp_path: Path) -> None:
 def test_version_is_that_of_the_project() -> None:
     text = (Path(__file__).parents[2] / "pyproject.toml").read_text()
     assert f'version = "{__version__}"' in text
+
+
+@pytest.mark.parametrize("program", [main, store_admin])
+def test_version_is_told_from_a_source_tree_too(program: click.Group) -> None:
+    """Where no package is installed whose version could be asked for."""
+    done = CliRunner().invoke(program, ["--version"])
+    assert done.exit_code == 0, done.exception
+    assert __version__ in done.stdout
