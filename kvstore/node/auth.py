@@ -192,10 +192,21 @@ class Guard:
 
     def __init__(self, security: SecurityConfig) -> None:
         self._security = security
-        self._access = load_access(security.access_file) if security.access_file else Access()
+        self._access = self._read()
         self.several_tenants = several_tenants(security, self._access)
         self._lock = threading.Lock()
         self._denials = {(door, known): 0 for door in DOORS for known in (False, True)}
+
+    def _read(self) -> Access:
+        if self._security.access_file is None:
+            return Access()
+        access = load_access(self._security.access_file)
+        if access.certificates and self._security.client_ca is None:
+            raise Misconfigured(
+                f"security.access_file {self._security.access_file}: certificate[0]: nobody is asked for a certificate "
+                "without security.client_ca"
+            )
+        return access
 
     def denied(self, door: str, denied: Denied) -> None:
         """A door has told a caller so."""
@@ -212,7 +223,7 @@ class Guard:
         changing nothing.
         """
         if self._security.access_file:
-            self._access = load_access(self._security.access_file)
+            self._access = self._read()
             self.several_tenants = several_tenants(self._security, self._access)
 
     def tokens(self) -> tuple[tuple[bytes, Peer], ...]:

@@ -150,6 +150,12 @@ def test_certificates_map_to_tenants(tmp_path: Path) -> None:
         guard.authorize({})
 
 
+def test_certificates_that_nobody_is_asked_for_are_refused(tmp_path: Path) -> None:
+    """Such a row would give nobody anything, and its writer would look for the mistake elsewhere."""
+    with pytest.raises(Misconfigured, match=r"certificate\[0\]: .* security\.client_ca"):
+        guard_with(tmp_path, "[[certificate]]\nname='decode.example'\ntenants=['acme']", client_ca=False)
+
+
 def test_a_client_authority_alone_gives_the_least() -> None:
     security = SecurityConfig(certificate=Path("c"), private_key=Path("k"), client_ca=Path("ca"))
     peer = Guard(security).authorize({}, ("someone",))
