@@ -143,7 +143,12 @@ def started_facts(started: Node) -> dict[str, Any]:
         "memory_slab_bytes": sizes.slab_bytes,
         "memory_at": str(started.segments.payload.path),
         "tiers": [
-            {"tier": TierKind(told.tier).name.lower(), "medium": told.medium, "bytes": told.capacity_bytes}
+            {
+                "tier": TierKind(told.tier).name.lower(),
+                "medium": told.medium,
+                "bytes": told.capacity_bytes,
+                "asked_bytes": told.asked_bytes,
+            }
             for told in started.tiers()
         ],
         "blocks_found_again": int(started.core.recovered),
@@ -161,14 +166,21 @@ def _tell(started: Node, as_json: bool) -> None:
     again = f"; {facts['blocks_found_again']} blocks found again" if facts["blocks_found_again"] else ""
     slab = human(facts["memory_slab_bytes"])
     click.echo(f"kvstore node {facts['node']} (pid {facts['pid']})")
-    click.echo(f"  memory   {human(facts['memory_bytes'])} in {facts['memory_at']}, slabs of {slab}{again}")
+    click.echo(f"  memory   {_size(facts['tiers'][0])} in {facts['memory_at']}, slabs of {slab}{again}")
     for tier in facts["tiers"][1:]:
-        size = human(tier["bytes"]) if tier["bytes"] else "unbounded"
-        click.echo(f"  {tier['tier']:8} {size}, {tier['medium']}")
+        click.echo(f"  {tier['tier']:8} {_size(tier)}, {tier['medium']}")
     click.echo(f"  data     {facts['data_dir']}")
     for i, address in enumerate(facts["addresses"]):
         click.echo(f"  {'listens ' if i == 0 else '        '} {address}")
     click.echo(f'  try      kvstore.Client("unix:{facts["socket"]}"); stop with SIGTERM')
+
+
+def _size(tier: dict[str, Any]) -> str:
+    if not tier["bytes"]:
+        return "unbounded"
+    # Whole slabs fit what was asked for, and no more.
+    asked = f" of {human(tier['asked_bytes'])} asked for" if tier["asked_bytes"] != tier["bytes"] else ""
+    return human(tier["bytes"]) + asked
 
 
 @main.command()

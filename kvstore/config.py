@@ -92,7 +92,8 @@ class FileConfig:
 
     directory: None: DATA_DIR/files. bytes: None: 10 GiB, or half of the free disk if that is less; allocated in full.
     shrink: take half of what the disk has where `bytes` does not fit, instead of refusing to start.
-    slab_bytes: None: 64 MiB and room for the headers of 2 MiB blocks. The largest block is a slab less 4 KiB.
+    slab_bytes: None: as large as leaves eight of them and less than a tenth over, at most 64 MiB and room for headers.
+    The largest block is a slab less 4 KiB.
     engine: auto takes io_uring where the machine lets it, else threads. depth: requests in the kernel at once.
     pending_max: those behind them; deadline_ms: of each batch. direct: past the page cache, where the disk can.
     register_memory: pins the memory tier for io_uring, where the memlock limit lets it.

@@ -57,6 +57,7 @@ def tiers(answer: admin.TiersResponse) -> list[Row]:
             "tier": TIER_NAMES[tier.tier],
             "medium": tier.medium,
             "capacity_bytes": tier.capacity_bytes,
+            "asked_bytes": tier.asked_bytes,
             "used_bytes": tier.used_bytes,
             # Others write to the same bucket, and of what lies there this node knows what it has met.
             "free_bytes": None if tier.tier == OBJECT else tier.free_bytes,
@@ -75,12 +76,14 @@ def happened(row: Row) -> str:
     counters = row["counters"]
     assert isinstance(counters, dict)
     name = str(row["tier"])
+    asked = row["asked_bytes"]
+    less = f", {shown('asked_bytes', asked)} asked for" if asked != row["capacity_bytes"] else ""
     told = [
         f"{key.removeprefix(name + '_').removesuffix('_bytes').replace('_', ' ')} {shown(key, count)}"
         for key, count in counters.items()
         if count and key not in {"blocks_known", "holds", "pinned_bytes"}
     ]
-    return f"{name} ({row['medium']}): {', '.join(told) or 'nothing has happened yet'}"
+    return f"{name} ({row['medium']}{less}): {', '.join(told) or 'nothing has happened yet'}"
 
 
 def places_told(found: list[Row]) -> str:

@@ -237,6 +237,7 @@ def _tier_status(tier: TierReport) -> admin.TierStatus:
         tier=store.Tier.ValueType(tier.tier),
         medium=tier.medium,
         capacity_bytes=tier.capacity_bytes,
+        asked_bytes=tier.asked_bytes,
         used_bytes=stats.pop("payload_bytes_sealed", 0),
         free_bytes=stats.pop("bytes_free", 0),
         slots_sealed=stats.pop("slots_sealed", 0),

@@ -20,7 +20,7 @@ from kvstore.node.checkpoint import Checkpoint
 from kvstore.node.demotion import Demotion
 from kvstore.quiet import quietly
 from kvstore.tiers.base import Extent, TierKind
-from kvstore.tiers.data_dir import HEADER_BYTES, SLAB_BYTES, DataDir, Geometry, room_bytes
+from kvstore.tiers.data_dir import HEADER_BYTES, DataDir, Geometry, room_bytes
 from kvstore.tiers.file import FileTier
 from kvstore.tiers.file_index import FileIndex, read_left_index
 from kvstore.tiers.file_scan import scan_headers
@@ -52,6 +52,7 @@ class FileStore:
         self._left: bytes | None = None  # its index
         self._pages = PagePool(POOL_PAGES)
         self._core: native.NodeCore | None = None
+        self.asked_bytes = 0
         self.geometry: Geometry
         self.medium: FileMedium
         self.tier: FileTier
@@ -62,7 +63,15 @@ class FileStore:
         """Takes the directory, blocking. Raises Misconfigured, and has let go of it then."""
         self._dir.acquire()
         try:
-            self.geometry = Geometry.of(self._size(), self._config.slab_bytes or SLAB_BYTES)
+            self.asked_bytes = self._size()
+            self.geometry = Geometry.of(self.asked_bytes, self._config.slab_bytes, self._dir.former())
+            log.info(
+                "file tier: %s: %d bytes asked for, %d used: whole slabs of %d",
+                self._dir.path,
+                self.asked_bytes,
+                self.geometry.size,
+                self.geometry.slab_bytes,
+            )
             self._found = self._dir.adopt(self.geometry)
             self._dir.allocate(self.geometry)
             self._left = read_left_index(self._dir.index_path) if self._found else None

@@ -47,11 +47,12 @@ InPacks = Callable[[int, int, "NDArray[np.uint8]"], "NDArray[np.bool_]"]
 
 @dataclass(frozen=True, slots=True)
 class TierReport:
-    """One tier as Admin tells it. `stats`: as the core counts them, by name."""
+    """One tier as Admin tells it. `stats`: as the core counts them, by name. asked_bytes: what the settings wanted."""
 
     tier: int
     medium: str
     capacity_bytes: int
+    asked_bytes: int
     stats: Mapping[str, int]
 
 

@@ -219,13 +219,16 @@ class Node:
 
     def tiers(self) -> list[TierReport]:
         memory = int(TierKind.MEMORY)
-        told = [TierReport(memory, "shared memory", self.segments.size.bytes, self.core.stats(memory))]
+        size = self.segments.size
+        told = [TierReport(memory, "shared memory", size.bytes, size.asked_bytes, self.core.stats(memory))]
         if self.files is not None:
             file = int(TierKind.FILE)
-            told.append(TierReport(file, self.files.medium.name, self.files.medium.size, self.core.stats(file)))
+            files, stats = self.files, self.core.stats(file)
+            told.append(TierReport(file, files.medium.name, files.medium.size, files.asked_bytes, stats))
         if self.objects is not None:
             kind = int(TierKind.OBJECT)
-            told.append(TierReport(kind, self.objects.url, self.objects.bytes_max, self.objects.stats()))
+            most = self.objects.bytes_max
+            told.append(TierReport(kind, self.objects.url, most, most, self.objects.stats()))
         return told
 
     def doors(self) -> DoorsReport:

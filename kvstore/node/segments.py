@@ -18,7 +18,7 @@ import fcntl
 import mmap
 import os
 import secrets
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
@@ -36,10 +36,11 @@ META_SHARE: Final = 8  # of the payload, set aside when the default size is chos
 
 @dataclass(frozen=True, slots=True)
 class Size:
-    """Of the memory tier: a whole number of slabs."""
+    """Of the memory tier: a whole number of slabs. asked_bytes: of which this is what fits."""
 
     bytes: int
     slab_bytes: int
+    asked_bytes: int = field(default=0, compare=False)
 
 
 def choose_size(config: MemoryConfig, former_bytes: int | None, free_bytes: int) -> Size:
@@ -54,7 +55,7 @@ def choose_size(config: MemoryConfig, former_bytes: int | None, free_bytes: int)
         raise Misconfigured(
             f"memory.bytes = {human(wanted)}: must be at least two slabs of {human(slab)} (memory.slab_bytes)"
         )
-    return Size(wanted // slab * slab, slab)
+    return Size(wanted // slab * slab, slab, wanted)
 
 
 @dataclass(slots=True)

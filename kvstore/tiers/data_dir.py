@@ -19,11 +19,13 @@ from typing import Final
 from kvstore.allowed import human
 from kvstore.errors import Misconfigured
 
-__all__ = ["HEADER_BYTES", "DataDir", "Geometry", "room_bytes"]
+__all__ = ["HEADER_BYTES", "DataDir", "Geometry", "room_bytes", "slab_bytes_for"]
 
 FORMAT: Final = 1
 HEADER_BYTES: Final = 4096  # in front of each payload
-SLAB_BYTES: Final = (64 << 20) + 32 * HEADER_BYTES  # 32 slots of 2 MiB fit with their headers
+PAYLOAD_MAX: Final = 64 << 20  # of a slab, where its size is not given
+PAYLOAD_MIN: Final = 64 << 10
+SLABS_MIN: Final = 8  # likewise: each serves one block size at a time
 FILE_BYTES_MAX: Final = 1 << 30
 FILES_MAX: Final = 65_536
 SUPERBLOCK_BYTES_MAX: Final = 4096
@@ -38,8 +40,13 @@ class Geometry:
     slabs: int
 
     @staticmethod
-    def of(tier_bytes: int, slab_bytes: int = SLAB_BYTES) -> Geometry:
-        """As many whole slabs as fit."""
+    def of(tier_bytes: int, slab_bytes: int | None = None, former: Geometry | None = None) -> Geometry:
+        """As many whole slabs as fit. Where their size is not given, it is that of `former`, what lies there already,
+        as long as it leaves less than a tenth over; else what fits the tier.
+        """
+        if slab_bytes is None and former is not None and _used_well(tier_bytes, former.slab_bytes):
+            slab_bytes = former.slab_bytes
+        slab_bytes = slab_bytes or slab_bytes_for(tier_bytes)
         slabs = tier_bytes // slab_bytes
         if slabs < 1:
             raise Misconfigured(
@@ -66,6 +73,27 @@ class Geometry:
         return min(self.file_bytes, self.size - index * self.file_bytes)
 
 
+def slab_bytes_for(tier_bytes: int) -> int:
+    """The largest slab, up to 64 MiB and headers, of which eight fit and less than a tenth of the tier is left over. A
+    power of two of payload, with room for the headers of blocks of 2 MiB, or of one block where it is smaller.
+    """
+    payload = PAYLOAD_MAX
+    while payload > PAYLOAD_MIN:
+        slab = _with_headers(payload)
+        if tier_bytes // slab >= SLABS_MIN and _used_well(tier_bytes, slab):
+            return slab
+        payload //= 2
+    return _with_headers(PAYLOAD_MIN)
+
+
+def _with_headers(payload: int) -> int:
+    return payload + max(1, payload >> 21) * HEADER_BYTES
+
+
+def _used_well(tier_bytes: int, slab_bytes: int) -> bool:
+    return tier_bytes % slab_bytes * 10 < tier_bytes
+
+
 def room_bytes(directory: Path) -> int:
     """What a tier here could take: free space for this user, and what its files have already."""
     existing = next(path for path in (directory, *directory.parents) if path.exists())
@@ -85,6 +113,10 @@ class DataDir:
     def index_path(self) -> Path:
         return self.path / "index"
 
+    @property
+    def _superblock(self) -> Path:
+        return self.path / "superblock.json"
+
     def acquire(self) -> None:
         """Raises Misconfigured where the directory cannot be written or another node has it."""
         try:
@@ -103,10 +135,13 @@ class DataDir:
             os.close(self._lock)
             self._lock = -1
 
+    def former(self) -> Geometry | None:
+        """How what lies here was cut, if anybody can tell. Raises Misconfigured for a newer format."""
+        return self._read_superblock(self._superblock)
+
     def adopt(self, geometry: Geometry) -> bool:
         """Writes the superblock. True if what lies here was cut the same way, so that its slots can be found again."""
-        path = self.path / "superblock.json"
-        before = self._read_superblock(path)
+        path, before = self._superblock, self.former()
         same = before is not None and (before.slab_bytes, before.slabs_per_file) == (
             geometry.slab_bytes,
             geometry.slabs_per_file,

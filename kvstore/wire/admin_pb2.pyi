@@ -156,6 +156,7 @@ class TierStatus(_message.Message):
     SLOTS_RETIRED_FIELD_NUMBER: _builtins.int
     INDEX_BYTES_FIELD_NUMBER: _builtins.int
     COUNTERS_FIELD_NUMBER: _builtins.int
+    ASKED_BYTES_FIELD_NUMBER: _builtins.int
     tier: _store_pb2.Tier.ValueType
     medium: _builtins.str
     """e.g. "shared memory", "io_uring", "s3://bucket/prefix" """
@@ -168,6 +169,8 @@ class TierStatus(_message.Message):
     slots_retired: _builtins.int
     index_bytes: _builtins.int
     """memory beyond payload"""
+    asked_bytes: _builtins.int
+    """what the settings asked for; capacity_bytes is the whole slabs of it"""
     @_builtins.property
     def counters(self) -> _containers.ScalarMap[_builtins.str, _builtins.int]:
         """ever: evicted_clean, evicted_dirty, slabs_moved, lapsed_leases, ..."""
@@ -185,10 +188,11 @@ class TierStatus(_message.Message):
         slots_retired: _builtins.int = ...,
         index_bytes: _builtins.int = ...,
         counters: _abc.Mapping[_builtins.str, _builtins.int] | None = ...,
+        asked_bytes: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["capacity_bytes", b"capacity_bytes", "counters", b"counters", "free_bytes", b"free_bytes", "index_bytes", b"index_bytes", "medium", b"medium", "slots_reserved", b"slots_reserved", "slots_retired", b"slots_retired", "slots_sealed", b"slots_sealed", "tier", b"tier", "used_bytes", b"used_bytes"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["asked_bytes", b"asked_bytes", "capacity_bytes", b"capacity_bytes", "counters", b"counters", "free_bytes", b"free_bytes", "index_bytes", b"index_bytes", "medium", b"medium", "slots_reserved", b"slots_reserved", "slots_retired", b"slots_retired", "slots_sealed", b"slots_sealed", "tier", b"tier", "used_bytes", b"used_bytes"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -47,7 +47,12 @@ def sink(ns: Namespace, chain: np.ndarray, tier: int, each: int) -> None:
     [
         (layout_of(1, 4, 64), 4 * KIB, "1MiB", ("file.bytes=4MiB", "file.slab_bytes=1MiB")),
         (layout_of(3, 5, 60), 14_400, "2MiB", ("file.bytes=4MiB", "file.slab_bytes=1MiB")),
-        (layout_of(32, 64, 2048), 64 * MIB, "256MiB", ("memory.slab_bytes=64MiB", "file.bytes=257MiB")),
+        (
+            layout_of(32, 64, 2048),
+            64 * MIB,
+            "256MiB",
+            ("memory.slab_bytes=64MiB", "file.bytes=257MiB", "file.slab_bytes=67239936"),
+        ),
     ],
     ids=["4 KiB", "odd", "64 MiB"],
 )

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from kvstore.errors import Misconfigured
-from kvstore.tiers.data_dir import SLAB_BYTES, DataDir, Geometry, room_bytes
+from kvstore.tiers.data_dir import DataDir, Geometry, room_bytes, slab_bytes_for
 
 SMALL = Geometry(slab_bytes=64 << 10, slabs_per_file=4, slabs=10)
 
@@ -24,13 +24,36 @@ def data_dir(tmp_path: Path) -> DataDir:
 
 
 def test_geometry_fits_the_slots_it_was_made_for() -> None:
-    assert SLAB_BYTES // ((2 << 20) + 4096) == 32
+    assert slab_bytes_for(10 << 30) // ((2 << 20) + 4096) == 32
     geometry = Geometry.of(10 << 30)
+    assert geometry.slab_bytes == slab_bytes_for(10 << 30)
     assert geometry.size <= 10 << 30 < geometry.size + geometry.slab_bytes
     assert geometry.file_bytes <= 1 << 30
     assert sum(geometry.bytes_of_file(i) for i in range(geometry.files)) == geometry.size
-    with pytest.raises(Misconfigured, match=r"file\.bytes"):
-        Geometry.of(1 << 20)
+    with pytest.raises(Misconfigured, match=r"file\.bytes = 1 MiB: must be at least one slab, 2 MiB.*file\.slab_bytes"):
+        Geometry.of(1 << 20, 2 << 20)
+
+
+@pytest.mark.parametrize("mib", [1, 2, 3, 7, 33, 64, 100, 128, 129, 255, 512, 513, 577, 640, 1000, 1024, 10_240])
+def test_a_tier_uses_what_was_asked_for(mib: int) -> None:
+    asked = mib << 20
+    geometry = Geometry.of(asked)
+    assert 0.9 * asked < geometry.size <= asked
+    assert geometry.slabs >= 8, "each slab serves one block size at a time"
+    payload = 1 << (geometry.slab_bytes.bit_length() - 1)
+    assert 64 << 10 <= payload <= 64 << 20
+    block = min(payload, 2 << 20)
+    assert geometry.slab_bytes // (block + 4096) * block == payload, "blocks of 2 MiB, or one, fill a slab"
+
+
+def test_slabs_stay_as_they_are_while_they_use_the_tier() -> None:
+    """So that a tier whose size is chosen from what the disk has is found again when that has changed a little."""
+    former = Geometry.of(515 << 20)
+    assert former.slab_bytes == slab_bytes_for(10 << 30)
+    assert Geometry.of(512 << 20).slab_bytes < former.slab_bytes
+    assert Geometry.of(512 << 20, former=former).slab_bytes == Geometry.of(512 << 20).slab_bytes, "an eighth is lost"
+    assert Geometry.of(450 << 20, former=former) == Geometry(former.slab_bytes, former.slabs_per_file, 7)
+    assert Geometry.of(450 << 20, 1 << 20, former).slab_bytes == 1 << 20, "what is said is done"
 
 
 def test_files_are_allocated_in_full(data_dir: DataDir) -> None:
