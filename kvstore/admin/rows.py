@@ -83,7 +83,7 @@ def happened(row: Row) -> str:
         for key, count in counters.items()
         if count and key not in {"blocks_known", "holds", "pinned_bytes"}
     ]
-    return f"{name} ({row['medium']}{less}): {', '.join(told) or 'nothing has happened yet'}"
+    return f"{name} ({row['medium']}{less}): {', '.join(told) or 'nothing evicted, lapsed or dropped yet'}"
 
 
 def places_told(found: list[Row]) -> str:
