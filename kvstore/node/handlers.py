@@ -294,7 +294,7 @@ class Handlers:
             batch.cursor.sequence = events[-1].sequence
         for event in events:
             opened = self.host.namespaces.by_handle(event.ns)
-            if opened is not None and peer.may_use(opened.tenant) and only in {None, opened}:
+            if opened is not None and peer.may_use(opened.tenant) and (only is None or opened is only):
                 batch.events.append(convert.event(event, opened.digest))
         return batch
 

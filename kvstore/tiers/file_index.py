@@ -61,7 +61,7 @@ def read_left_index(path: Path) -> bytes | None:
         log.warning("file tier: the index in %s could not be read: %s", path, error)
         return None
     rows, complete = index_dump.unframe(done.stdout)
-    if done.returncode != 0 or not complete:
+    if not complete:  # it died on the way, or could not begin
         log.warning("file tier: the index in %s is damaged: dropped, headers are read instead", path)
         return None
     records, damaged = native.whole_records(rows)

@@ -78,6 +78,9 @@ async def test_hits_are_counted_once_a_get_by_namespace_and_family(stubs: Stubs)
         30,
         18,
     )
+    await get(user, store.GetRequest(namespace=ns.digest, chain=chain, first_block=4))  # asks for the other six
+    (row,) = (await operator.Hits(admin.HitsRequest(), timeout=TIMEOUT_S)).rows
+    assert (row.blocks_asked, row.blocks_memory) == (36, 20)
 
 
 async def test_namespaces_are_listed_as_they_were_described(stubs: Stubs) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator
 from pathlib import Path
+from typing import Any
 
 import grpc
 import grpc.aio
@@ -12,9 +13,11 @@ import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 
+from kvstore import native
 from kvstore.config import MIB, GrpcConfig, LimitsConfig
 from kvstore.identity import chain_keys
 from kvstore.node import service
+from kvstore.node.bridge import CoreBridge
 from kvstore.node.node import Node
 from kvstore.wire import services, store
 from tests.integration.grpc_node import (
@@ -59,6 +62,7 @@ def idle(node: Node) -> bool:
 
 async def test_a_prompt_is_published_found_and_fetched(node: Node, stub: services.StoreAsyncStub) -> None:
     ns = await opened(stub)
+    assert ns.handle == 0, "means something on a framed connection only"
     keys = keys_for(ns.seed, 20)
     chain = store.Chain(keys=b"".join(keys))
     empty = await stub.Lookup(store.LookupRequest(namespace=ns.digest, chain=chain), timeout=TIMEOUT_S)
@@ -302,6 +306,26 @@ async def test_streams_have_a_limit(stub: services.StoreAsyncStub) -> None:
     assert (await get(stub, request))[1].blocks == 1
 
 
+async def test_a_get_asks_for_a_window_when_it_holds_none(
+    node: Node, stub: services.StoreAsyncStub, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nothing waits for a slot while holding one."""
+    ns = await opened(stub)
+    keys = keys_for(ns.seed, 30)
+    await put(stub, ns.digest, keys)
+    held: list[int] = []
+    fetch = CoreBridge.fetch
+
+    async def watched(self: CoreBridge, *where: Any, **how: Any) -> native.FetchDone:
+        held.append(node.core.stats(1)["holds"])
+        return await fetch(self, *where, **how)
+
+    monkeypatch.setattr(CoreBridge, "fetch", watched)
+    blocks, _ = await get(stub, store.GetRequest(namespace=ns.digest, chain=store.Chain(keys=b"".join(keys))))
+    assert len(blocks) == 30
+    assert len(held) > 3 and not any(held)
+
+
 async def test_a_reader_that_leaves_holds_nothing(node: Node, stub: services.StoreAsyncStub) -> None:
     ns = await opened(stub)
     keys = keys_for(ns.seed, 300)
@@ -352,6 +376,8 @@ async def test_a_clear_that_cannot_be_recorded_is_not_done(node: Node, stub: ser
         await stub.Clear(store.ClearRequest(namespace=ns.digest), timeout=TIMEOUT_S)
     assert refusal(caught.value)[0] == grpc.StatusCode.UNAVAILABLE
     assert (await get(stub, store.GetRequest(namespace=ns.digest, chain=store.Chain(keys=keys[0]))))[1].blocks == 1
+    again = await opened(stub)
+    assert (again.digest, again.generation) == (ns.digest, 0)
 
 
 async def test_anything_in_a_description_makes_another_namespace(stub: services.StoreAsyncStub) -> None:

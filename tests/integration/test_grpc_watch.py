@@ -74,10 +74,28 @@ async def test_what_happens_is_told_in_order(node: Node, stub: services.StoreAsy
         assert (await services.AdminStub(channel).Retire(retire, timeout=TIMEOUT_S)).slots == 1
     (removed,) = await watching.events(1)
     assert (removed.kind, removed.key) == (store.Event.REMOVED, keys[3])
-    await stub.Clear(store.ClearRequest(namespace=ns.digest), timeout=TIMEOUT_S)
-    kinds = {event.kind for event in await watching.events(1)}
-    assert store.Event.CLEARED in kinds or store.Event.REMOVED in kinds
     watching.close()
+
+
+async def test_a_clear_is_told_however_late_one_asks(stub: services.StoreAsyncStub) -> None:
+    """By the digest that it had, when there is another generation already."""
+    ns = await opened(stub)
+    watching = Watching(stub, store.WatchRequest())
+    await watching.batch()
+    watching.close()
+    await put(stub, ns.digest, keys_for(ns.seed, 3))
+    await stub.Clear(store.ClearRequest(namespace=ns.digest), timeout=TIMEOUT_S)
+    fresh = await opened(stub)
+    await put(stub, fresh.digest, keys_for(fresh.seed, 1))
+    late = Watching(stub, store.WatchRequest(after=watching.cursor))
+    told: list[store.Event] = []
+    while not told or told[-1].namespace != fresh.digest:
+        told += await late.events(1)
+    stored = [(store.Event.STORED, ns.digest)] * 3
+    cleared = [(event.kind, event.namespace) for event in told if event.kind == store.Event.CLEARED]
+    assert [(event.kind, event.namespace) for event in told[:3]] == stored
+    assert cleared == [(store.Event.CLEARED, ns.digest)]
+    late.close()
 
 
 async def test_a_watch_resumes_where_it_was_left(stub: services.StoreAsyncStub) -> None:

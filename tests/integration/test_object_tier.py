@@ -280,6 +280,24 @@ def test_what_was_cleared_stays_cleared_for_who_has_forgotten_and_for_who_was_no
         eventually(lambda: not packs_in(bucket))
 
 
+def test_what_a_clear_left_behind_goes_at_the_next_start(tmp_path: Path) -> None:
+    """An upload that ended after the node was killed, or deletes that did not come through."""
+    bucket, prompt = tmp_path / "bucket", tokens(64, 1)
+    objects = f"file://{bucket}"
+    filled(tmp_path / "one", objects, [prompt])
+    saved = {path: path.read_bytes() for path in packs_in(bucket)}
+    with object_node(tmp_path / "two", objects) as node:
+        with Client(node.address) as client:
+            client.namespace(layout()).clear()
+        eventually(lambda: not packs_in(bucket))
+        node.kill()
+        for path, data in saved.items():
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(data)
+        node.start()
+        eventually(lambda: not packs_in(bucket))
+
+
 def test_two_nodes_share_a_directory(tmp_path: Path) -> None:
     objects, prompt = f"file://{tmp_path}/bucket", tokens(64, 1)
     one, two = object_node(tmp_path / "one", objects), object_node(tmp_path / "two", objects)

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import socket
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
+from kvstore.config import LimitsConfig
 from kvstore.errors import Misconfigured
-from kvstore.node.auth import Peer
-from kvstore.node.door import Bearers, listen
+from kvstore.node.auth import TRUSTED, Denied, Guard, Peer
+from kvstore.node.door import Bearers, FramedDoor, listen
+from kvstore.security import SecurityConfig
 
 
 def test_only_its_user_may_connect_unless_others_are_allowed(tmp_path: Path) -> None:
@@ -62,3 +65,23 @@ def test_a_token_keeps_its_number_as_long_as_it_gives_the_same() -> None:
     assert bearers.peer(first[one]) is None and bearers.peer(first[two]) is None  # of requests still under way
     back = dict(bearers.renew([(one, acme)]))
     assert back[one] not in {*first.values(), *changed.values()}  # a number never comes back
+
+
+def test_who_a_request_is_from(tmp_path: Path) -> None:
+    """The native door lets nobody else in; who would come in all the same is nobody here either."""
+    security = SecurityConfig(allowed_uids=(1001,), anonymous_tenants=("open",))
+    door = FramedDoor(security, Guard(security), LimitsConfig(), None, tmp_path / "s")  # type: ignore[arg-type]
+    acme = Peer("a", frozenset({"acme"}))
+    ((_, number),) = door._bearers.renew([(b"1" * 32, acme)])
+
+    def peer(uid: int, *, trusted: bool = False, token: int = -1) -> Peer:
+        return door._peer(SimpleNamespace(uid=uid, trusted=trusted, token=token))  # type: ignore[arg-type]
+
+    assert peer(0, trusted=True) is TRUSTED
+    assert peer(1002, token=number) == acme
+    assert peer(1001).tenants == {"open"}
+    assert peer(1001, token=number) == acme, "a token decides"
+    for stranger in (1002, 0):
+        with pytest.raises(Denied, match=f"uid {stranger} may not use this node") as refused:
+            peer(stranger)
+        assert not refused.value.known

@@ -76,6 +76,7 @@ async def test_a_writer_waits_for_a_sweep_at_the_limit() -> None:
     await sweeper.sweep()
     assert sweeper.admit(1000)
     assert not sweeper.admit(5000)
+    assert not sweeper.admit(1500), "and who wants less does not make it forget who wants most"
     await sweeper.sweep()
     assert sweeper.admit(5000)
     tier.counts.bytes_written += 5000
@@ -106,6 +107,23 @@ async def test_a_store_that_does_not_tell_is_not_taken_for_an_empty_one(
         assert not sweeper.admit(2000) and len(await left(store)) == 10
     await sweeper.sweep()
     assert sweeper.admit(2000)
+
+
+async def test_what_is_written_during_a_sweep_is_counted(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whether the sweep saw it or not: twice is safe until the next, not at all would break the limit."""
+    store = MemoryStore()
+    await stored(store, A, 5, 1000)
+    tier = ObjectTier(store)
+    sweeper = Sweeper(tier, 10_000, 60.0, set)
+    namespaces = tier.namespaces
+
+    async def meanwhile() -> list[bytes] | None:
+        tier.counts.bytes_written += 3000
+        return await namespaces()
+
+    monkeypatch.setattr(tier, "namespaces", meanwhile)
+    await sweeper.sweep()
+    assert sweeper.bytes_stored == 8000
 
 
 async def _nothing() -> None:
@@ -158,6 +176,67 @@ async def test_what_was_cleared_is_deleted_even_when_an_upload_comes_late(monkey
         await next(iter(sweeper._tasks))
     assert await left(store) == {*kept, cleared_name(A)}
     assert await tier.is_cleared(A) is True and await tier.is_cleared(B) is False
+    assert await ObjectTier(store).mark_cleared(A), "another node was first"
+
+
+async def test_a_clear_is_not_over_before_it_is_known_to_be(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It must be marked, and looked at after an upload that was under way, and the store must have said so itself."""
+    monkeypatch.setattr("kvstore.node.sweeper.CLEAR_AGAIN_S", 0.0)
+    store = MemoryStore()
+    tier = ObjectTier(store)
+    sweeper = Sweeper(tier, 0, 60.0, set)
+    looks, marks = 0, 0
+    listing, mark = tier.listing, tier.mark_cleared
+
+    async def listed(digest: bytes) -> list[Listed] | None:
+        nonlocal looks
+        looks += 1
+        if looks == 2:
+            await stored(store, A, 1, 10)
+            return None
+        return await listing(digest)
+
+    async def marked(digest: bytes) -> bool:
+        nonlocal marks
+        marks += 1
+        return marks == 5 and await mark(digest)
+
+    monkeypatch.setattr(tier, "listing", listed)
+    monkeypatch.setattr(tier, "mark_cleared", marked)
+    sweeper.clear(A)
+    while sweeper._tasks:
+        await next(iter(sweeper._tasks))
+    assert (looks, marks) == (5, 5)
+    assert await left(store) == {cleared_name(A)}
+
+
+async def test_a_clear_looks_twice_at_what_is_empty(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("kvstore.node.sweeper.CLEAR_AGAIN_S", 0.0)
+    store = MemoryStore()
+    tier = ObjectTier(store)
+    sweeper = Sweeper(tier, 0, 60.0, set)
+    mark = tier.mark_cleared
+
+    async def and_an_upload_ends(digest: bytes) -> bool:
+        task = asyncio.current_task()
+        assert task is not None
+        asyncio.get_running_loop().call_soon(lambda: late.append(asyncio.ensure_future(stored(store, A, 1, 10))))
+        return await mark(digest)
+
+    late: list[asyncio.Task[list[str]]] = []
+    monkeypatch.setattr(tier, "mark_cleared", and_an_upload_ends)
+    listing = tier.listing
+
+    async def before_it(digest: bytes) -> list[Listed] | None:
+        if not late or not late[0].done():
+            return []
+        return await listing(digest)
+
+    monkeypatch.setattr(tier, "listing", before_it)
+    sweeper.clear(A)
+    while sweeper._tasks:
+        await next(iter(sweeper._tasks))
+    assert await left(store) == {cleared_name(A)}
 
 
 @pytest.mark.parametrize("turns", range(5))

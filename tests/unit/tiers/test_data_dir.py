@@ -64,6 +64,12 @@ def test_files_are_allocated_in_full(data_dir: DataDir) -> None:
     assert sorted(path.name for path in data_dir.path.glob("slots-*")) == ["slots-00000"]
 
 
+def test_a_tier_that_shrinks_gives_its_bytes_back(data_dir: DataDir) -> None:
+    data_dir.allocate(SMALL)
+    (path,) = data_dir.allocate(Geometry(64 << 10, 4, 3))
+    assert path.stat().st_size == 192 << 10
+
+
 def test_two_nodes_on_one_directory(data_dir: DataDir) -> None:
     with pytest.raises(Misconfigured, match="another node"):
         DataDir(data_dir.path).acquire()
@@ -78,8 +84,23 @@ def test_what_was_cut_alike_is_found_again(data_dir: DataDir) -> None:
     assert not data_dir.adopt(Geometry(128 << 10, 4, 20))
     (data_dir.path / "superblock.json").write_text('{"format": 1, "slab_bytes": "x"')
     assert not data_dir.adopt(SMALL)
-    (data_dir.path / "superblock.json").write_text("[]")
-    assert not data_dir.adopt(SMALL)
+    for other in (
+        "[]",
+        json.dumps({**_superblock(SMALL), "format": 0}),
+        json.dumps({**_superblock(SMALL), "format": "1"}),
+    ):
+        (data_dir.path / "superblock.json").write_text(other)
+        assert not data_dir.adopt(SMALL)
+        assert data_dir.adopt(SMALL), "written anew"
+
+
+def _superblock(geometry: Geometry) -> dict[str, object]:
+    return {
+        "format": 1,
+        "slab_bytes": geometry.slab_bytes,
+        "slabs_per_file": geometry.slabs_per_file,
+        "slabs": geometry.slabs,
+    }
 
 
 def test_a_newer_format_is_refused(data_dir: DataDir) -> None:

@@ -8,17 +8,18 @@ from pathlib import Path
 
 import pytest
 
+from kvstore.tiers import index_dump
 from kvstore.tiers.file_index import FileIndex, read_left_index, split_records
 
 TIER_BYTES = 1 << 30
 
 
-def record(offset: int, seed: int) -> bytes:
+def record(offset: int, seed: int, payload: int = 4096) -> bytes:
     """A whole slot record of one part (docs/format/slot.md), made here by the format's words."""
     import xxhash
 
     rng = random.Random(seed)
-    fixed = bytearray(struct.pack("<IHHIHHHHIQQQ", 0x53564B01, 1, 0, 160, 0, 1, 0, 0, 0, 1, offset, 4096))
+    fixed = bytearray(struct.pack("<IHHIHHHHIQQQ", 0x53564B01, 1, 0, 160, 0, 1, 0, 0, 0, 1, offset, payload))
     fixed += rng.randbytes(96)
     fixed += bytes(8)
     body = bytes(fixed) + rng.randbytes(8)
@@ -40,6 +41,34 @@ def test_rows_come_back(tmp_path: Path) -> None:
     assert read_left_index(tmp_path / "index") == b"".join(every[2:])
 
 
+def test_a_slot_that_was_freed_and_taken_again_is_there(tmp_path: Path) -> None:
+    """In one transaction: what is freed goes first."""
+    former, present = record(4096, 1), record(4096, 2)
+    index = FileIndex(tmp_path / "index", TIER_BYTES, former)
+    index.apply([4096], present)
+    index.close()
+    assert read_left_index(tmp_path / "index") == present
+
+
+def test_what_a_killed_process_had_begun_is_in_nobodys_way(tmp_path: Path) -> None:
+    half = tmp_path / "index.new"
+    half.mkdir()
+    (half / "data.mdb").write_bytes(b"half an index")
+    FileIndex(tmp_path / "index", TIER_BYTES, rows(1)[0]).close()
+    assert read_left_index(tmp_path / "index") == rows(1)[0]
+    assert not half.exists()
+
+
+def test_a_reader_that_died_has_told_nothing() -> None:
+    framed = b"".join(struct.pack("<I", len(row)) + row for row in rows(3))
+    whole = index_dump.MAGIC + framed + index_dump.END + struct.pack("<Q", len(framed))
+    assert index_dump.unframe(whole) == (framed, True)
+    for cut in range(len(whole)):
+        assert index_dump.unframe(whole[:cut]) == (b"", False), cut
+    assert not index_dump.unframe(whole[:-8] + struct.pack("<Q", len(framed) - 1))[1], "a row was lost on the way"
+    assert not index_dump.unframe(b"X" + whole[1:])[1]
+
+
 def test_a_fresh_index_takes_the_place_of_the_old_one(tmp_path: Path) -> None:
     every = rows(10)
     FileIndex(tmp_path / "index", TIER_BYTES, b"".join(every)).close()
@@ -57,6 +86,9 @@ def test_split_stops_at_what_cannot_be() -> None:
     assert [offset for offset, _ in split_records(b"".join(every))] == [4096, 12288, 20480]
     assert len(list(split_records(b"".join(every)[:-1]))) == 2
     assert list(split_records(bytes(1000))) == []
+    short = bytearray(b"".join(every))
+    struct.pack_into("<I", short, 8, 151)  # less than any record has
+    assert list(split_records(bytes(short))) == []
 
 
 def test_a_full_map_is_an_error_and_not_an_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -11,6 +11,7 @@ from obstore.store import LocalStore, MemoryStore
 
 from kvstore import native
 from kvstore.errors import Misconfigured
+from kvstore.testing.clock import VirtualClock
 from kvstore.tiers.object import ObjectTier
 from kvstore.tiers.packs import PackHead, head_bytes_of, pack_name
 
@@ -105,6 +106,19 @@ async def test_a_cut_object_is_a_shorter_run(store: MemoryStore) -> None:
     data = bytes((await obstore.get_async(store, name)).bytes())
     await obstore.put_async(store, name, data[: head.head_bytes + BLOCK_BYTES + 5])
     assert await tier.read(head, 0, [memoryview(bytearray(BLOCK_BYTES)) for _ in range(4)], PARTS) == 1
+
+
+async def test_a_store_that_is_left_alone_tells_nothing(store: MemoryStore) -> None:
+    keys, blocks = chain(4)
+    tier = ObjectTier(store, clock=VirtualClock())
+    await write_all(tier, keys, blocks)
+    assert await tier.namespaces() == [DIGEST] and len(await tier.listing(DIGEST) or []) == 1
+    while not tier.circuit.is_open:
+        tier.circuit.failed(0)
+    assert await tier.namespaces() is None
+    assert await tier.listing(DIGEST) is None
+    assert await tier.is_cleared(DIGEST) is None
+    assert not await tier.mark_cleared(DIGEST)
 
 
 def test_a_bad_url_is_refused_by_name() -> None:
