@@ -9,6 +9,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -82,6 +83,17 @@ def test_the_tour_of_the_python_page_runs(node: NodeProcess) -> None:
         assert names["view"].closed
         assert client.namespace(LAYOUT).generation == 1  # the tour ends with clear()
         names["client"].close()
+
+
+async def test_the_program_of_the_python_page_runs_on_a_loop(node: NodeProcess) -> None:
+    names: dict[str, Any] = {"kvstore": kvstore}
+    exec(snippets(ROOT / "docs/python.md")[1], names)
+    with kvstore.Client(node.address) as client:
+        size = client.namespace(LAYOUT).shard_bytes[0]
+    source = np.random.default_rng(2).integers(256, size=(2, size), dtype=np.uint8)
+    into = np.zeros_like(source)
+    got, first = await names["publish_and_fetch"](node.address, LAYOUT, range(1000, 1032), source, into)
+    assert got.blocks == 2 and np.array_equal(into, source) and np.array_equal(first, source[0])
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
