@@ -28,6 +28,6 @@ def parse(address: str) -> UnixAddress | TcpAddress:
             raise ValueError(f"address: {address!r}, the path must have 1 to {SUN_PATH_MAX} bytes")
         return UnixAddress(path)
     host, colon, port = address.rpartition(":")
-    if not colon or not host or not port.isdecimal() or not 0 < int(port) < 65_536:
+    if not colon or not host or "/" in host or not port.isdecimal() or not 0 < int(port) < 65_536:
         raise ValueError(f"address: {address!r}, must be unix:PATH or HOST:PORT")
     return TcpAddress(host, int(port))

@@ -54,7 +54,9 @@ def test_addresses() -> None:
     assert parse("[::1]:7401") == TcpAddress("[::1]", 7401)
 
 
-@pytest.mark.parametrize("address", ["", "unix:", "unix:a\0b", "host", "host:", ":1", "host:0", "host:65536", "host:x"])
+@pytest.mark.parametrize(
+    "address", ["", "unix:", "unix:a\0b", "host", "host:", ":1", "host:0", "host:65536", "host:x", "http://host:1"]
+)
 def test_what_is_no_address(address: str) -> None:
     with pytest.raises(ValueError, match=r"^address: "):
         parse(address)
