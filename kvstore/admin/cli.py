@@ -107,7 +107,13 @@ def default_address() -> str:
     return f"unix:{socket.with_name(socket.name + '.grpc')}"
 
 
-@click.group(cls=Group, context_settings={"help_option_names": ["-h", "--help"]})
+EXIT_CODES: Final = (
+    "Exit codes: 0 well; 1 found what should not be (verify), or not what was asked for (lookup, pin, retire); 2 the "
+    "command line is wrong; 3 no node answers; 4 refused: rights, or a limit."
+)
+
+
+@click.group(cls=Group, context_settings={"help_option_names": ["-h", "--help"]}, epilog=EXIT_CODES)
 @click.option(
     "--address",
     envvar=settings.ADDRESS_VARIABLE,
