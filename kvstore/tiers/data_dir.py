@@ -187,9 +187,9 @@ class DataDir:
         taken back then. Files beyond the geometry are removed.
         """
         paths = [self.path / f"slots-{i:05}" for i in range(geometry.files)]
-        too_small = f"file tier: {self.path}: file.bytes = {geometry.size} does not fit the disk"
+        too_small = f"file tier: {self.path}: file.bytes = {human(geometry.size)} does not fit the disk"
         if geometry.size > (room := room_bytes(self.path)):  # before the disk is full for everybody else
-            raise Misconfigured(f"{too_small}: {room} bytes are free for it")
+            raise Misconfigured(f"{too_small}: {human(room)} are free for it")
         new: list[Path] = []
         for i, path in enumerate(paths):
             try:

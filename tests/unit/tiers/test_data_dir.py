@@ -113,7 +113,7 @@ def test_a_newer_format_is_refused(data_dir: DataDir) -> None:
 
 def test_a_disk_that_is_too_small_is_refused_and_left_as_it_was(data_dir: DataDir) -> None:
     huge = Geometry.of(room_bytes(data_dir.path) * 2)
-    with pytest.raises(Misconfigured, match=r"file\.bytes = \d+ does not fit the disk: \d+ bytes are free"):
+    with pytest.raises(Misconfigured, match=r"file\.bytes = .+iB does not fit the disk: .+iB are free"):
         data_dir.allocate(huge)
     assert list(data_dir.path.glob("slots-*")) == []
 
