@@ -62,7 +62,7 @@ def idle(node: Node) -> bool:
 
 async def test_a_prompt_is_published_found_and_fetched(node: Node, stub: services.StoreAsyncStub) -> None:
     ns = await opened(stub)
-    assert ns.handle == 0, "means something on a framed connection only"
+    assert (await opened(stub, model="another")).handle == 0, "means something on a framed connection only"
     keys = keys_for(ns.seed, 20)
     chain = store.Chain(keys=b"".join(keys))
     empty = await stub.Lookup(store.LookupRequest(namespace=ns.digest, chain=chain), timeout=TIMEOUT_S)
