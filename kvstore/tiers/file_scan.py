@@ -1,7 +1,13 @@
 """Finds a file tier's slots by their headers, where the index was lost.
 
-A slab serves one size class at a time, so its first header tells where the others are: a page a slot is read. Where a
-slab's first page says nothing, the slab is read whole. Headers are claims: payloads are verified when they are read.
+A slab serves one size class at a time, so its first header tells where the others are: a page a slot is read. But that
+header may be an old one: the slab was given to another class since, whose first cell never landed. So it is believed
+only if every cell that it tells of has a header of its class. Else the slab is read whole, and the latest header in it
+says what it is; what does not fit that is forgotten. Cells are taken from the start of a slab: what could hide still
+is less than one cell of an old class. That is forgotten too, but wins over nothing that is written from now on, since
+the next life counts from far above (file_index.py, EPOCHS_AHEAD).
+
+Headers are claims: payloads are verified when they are read.
 """
 
 from __future__ import annotations
@@ -43,17 +49,23 @@ async def scan_headers(medium: Medium, geometry: Geometry) -> bytes:
 
 async def _scan_slab(medium: Medium, start: int, length: int) -> list[Found]:
     first = await _pages(medium, [start])
+    found: list[Found] = []
     if first:
         cell = _cell_bytes(first[0][1])
-        rest = await _pages(medium, range(start + cell, start + length - PAGE, cell))
-        return first + [found for found in rest if _cell_bytes(found[1]) == cell]
-    found: list[Found] = []
-    for at in range(start, start + length, WHOLE_BYTES):
-        found += await _stretch(medium, at, min(WHOLE_BYTES, start + length - at))
+        found = first + await _pages(medium, range(start + cell, start + length - PAGE, cell))
+    if not found or not _is_full(found, length):
+        for at in range(start, start + length, WHOLE_BYTES):
+            found += await _stretch(medium, at, min(WHOLE_BYTES, start + length - at))
     if not found:
         return []
     cell = _cell_bytes(max(found, key=lambda one: one[2])[1])  # the newest says what the slab is
-    return [one for one in found if _cell_bytes(one[1]) == cell and (one[0] - start) % cell == 0]
+    return [one for one in dict.fromkeys(found) if _cell_bytes(one[1]) == cell and (one[0] - start) % cell == 0]
+
+
+def _is_full(found: list[Found], length: int) -> bool:
+    """Whether every cell that the first header tells of has a header of its class."""
+    cell = _cell_bytes(found[0][1])
+    return sum(_cell_bytes(payload) == cell for _, payload, _, _ in found) == length // cell
 
 
 def _cell_bytes(payload: int) -> int:
@@ -78,4 +90,7 @@ async def _pages(medium: Medium, offsets: Iterable[int]) -> list[Found]:
 async def _stretch(medium: Medium, offset: int, length: int) -> list[Found]:
     memory = memoryview(mmap.mmap(-1, length))
     errors = await medium.read([Extent(offset, length)], [memory])
-    return native.find_records(memory, offset, PAGE) if errors[0] is None else []
+    if errors[0] is not None:  # what is bad is a page of it, not the megabytes around
+        return await _pages(medium, range(offset, offset + length, PAGE))
+    found: list[Found] = native.find_records(memory, offset, PAGE)
+    return found
