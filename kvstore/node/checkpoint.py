@@ -13,6 +13,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Final
 
 from kvstore.quiet import quietly
+from kvstore.tiers.file_index import EPOCHS_AHEAD
 
 if TYPE_CHECKING:
     from kvstore import native
@@ -34,6 +35,7 @@ class Checkpoint:
         self._thread = thread
         self._period_s = period_ms / 1000
         self._task: asyncio.Task[None] | None = None
+        self._epochs = core.file_epochs()  # when the index was last told; it knows of EPOCHS_AHEAD more
         self.transactions = 0
         self.failures = 0
 
@@ -41,13 +43,14 @@ class Checkpoint:
         self._task = asyncio.ensure_future(self._run())
 
     async def stop(self) -> None:
-        """Writes what is left, and closes the index."""
+        """Writes what is left, and closes the index. Nothing is written to the tier any more."""
         if self._task is not None:
             self._task.cancel()
             with contextlib.suppress(asyncio.CancelledError):
                 await self._task
             self._task = None
         await self.flush()
+        await self._apply(b"", [], self._core.file_epochs())
         await quietly(asyncio.get_running_loop().run_in_executor(self._thread, self._index.close))
 
     async def flush(self) -> None:
@@ -63,13 +66,18 @@ class Checkpoint:
     async def _step(self) -> bool:
         """One transaction; False: there was nothing to write."""
         records, freed = self._core.drain_changes(CHANGES_MAX)
-        if not records and not len(freed):
+        epochs = self._core.file_epochs()  # afterwards: no row is of a later one
+        if not records and not len(freed) and epochs - self._epochs < EPOCHS_AHEAD // 2:
             return False
+        self._epochs = epochs
+        await self._apply(records, freed.tolist(), epochs + EPOCHS_AHEAD)
+        return True
+
+    async def _apply(self, records: bytes, freed: list[int], epochs: int) -> None:
         loop = asyncio.get_running_loop()
         try:
-            await quietly(loop.run_in_executor(self._thread, self._index.apply, freed.tolist(), records))
+            await quietly(loop.run_in_executor(self._thread, self._index.apply, freed, records, epochs))
             self.transactions += 1
         except OSError as error:
             self.failures += 1
             log.warning("file tier: checkpoint failed, a restart may forget blocks: %s", error)
-        return True

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import mmap
+import shutil
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
@@ -22,7 +23,7 @@ from kvstore.quiet import quietly
 from kvstore.tiers.base import Extent, TierKind
 from kvstore.tiers.data_dir import HEADER_BYTES, DataDir, Geometry, room_bytes
 from kvstore.tiers.file import FileTier
-from kvstore.tiers.file_index import FileIndex, read_left_index
+from kvstore.tiers.file_index import EPOCHS_AHEAD, FileIndex, LeftIndex, epochs_after, read_left_index
 from kvstore.tiers.file_scan import scan_headers
 from kvstore.tiers.medium import FileMedium, MotionConfig
 from kvstore.tiers.page_pool import PagePool
@@ -49,7 +50,7 @@ class FileStore:
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="index")
         self._checkpoint: Checkpoint | None = None
         self._found = False  # slots of an earlier process lie here
-        self._left: bytes | None = None  # its index
+        self._left: LeftIndex | None = None  # its index
         self._pages = PagePool(POOL_PAGES)
         self._core: native.NodeCore | None = None
         self.asked_bytes = 0
@@ -74,7 +75,7 @@ class FileStore:
             )
             self._found = self._dir.adopt(self.geometry)
             self._dir.allocate(self.geometry)
-            self._left = read_left_index(self._dir.index_path) if self._found else None
+            self._left = read_left_index(self._dir.index_path)
         except BaseException as error:
             self._dir.release()
             if isinstance(error, OSError):
@@ -119,21 +120,23 @@ class FileStore:
 
     async def _restore(self, core: native.NodeCore, medium: Medium) -> FileIndex | None:
         """Lists what is there: by the index, or where that is lost, by the headers."""
-        records = self._left
-        if records is None and self._found:
+        left, self._left = self._left, None
+        # Slots that were cut otherwise are forgotten, but their headers lie there yet: those of this life must win.
+        records = left.records if left is not None and self._found else b""
+        epochs = left.epochs if left is not None else 0
+        if left is None and self._found:
             log.warning("file tier: %s: no index: reading the headers", self._dir.path)
             records = await scan_headers(medium, self.geometry)
+            epochs = epochs_after(records)  # a header may have been hidden, or never have landed
             self.scanned = True
-        self._left = None
-        if records:
-            self.restored = core.restore(records)
-        loop = asyncio.get_running_loop()
+        self.restored = core.restore(records, epochs)
+        loop, path, size = asyncio.get_running_loop(), self._dir.index_path, self.geometry.size
         try:
-            return await quietly(
-                loop.run_in_executor(self._thread, FileIndex, self._dir.index_path, self.geometry.size, records or b"")
-            )
+            ahead = core.file_epochs() + EPOCHS_AHEAD
+            return await quietly(loop.run_in_executor(self._thread, FileIndex, path, size, records, ahead))
         except OSError as error:
             log.warning("file tier: %s: no checkpoints, a restart will read headers: %s", self._dir.path, error)
+            shutil.rmtree(path, ignore_errors=True)  # what is older than this life would only mislead the next
             return None
 
     def demotion(self, memory: MemoryTier) -> Demotion:

@@ -36,7 +36,7 @@
 //     encode_headers(tier, tickets, checksums, pages: writable buffer of 4096 bytes a ticket)
 //     dirty_victims(tier, bytes, which=Dirty.ALL) -> tickets u64; which: ALL FRESH LOST, as slot_table.hpp says
 //     mark_clean(tier, tickets), mark_lost, mark_dirty, mark_passed; recheck_clean() -> int
-//     restore(rows: bytes) -> int; drain_changes(max) -> (rows: bytes, freed: u64 array)        # file tier
+//     restore(rows: bytes, epochs=0) -> int; file_epochs() -> int; drain_changes(max) -> (rows: bytes, freed: u64 array)        # file tier
 //     quarantine_left() -> bool; stats(tier) -> dict[str, int]; check_integrity(tier)
 //     failed_read(ns, tier, blocks); moved(from_tier, to_tier, blocks)   # counters told by the mover
 //     events_since(sequence, max) -> (list[Event], gap: bool); event_sequence
@@ -146,13 +146,19 @@ void bind_mover(nb::class_<CoreClass>& core) {
              if (outcome == Outcome::kBadInput) throw nb::value_error("encode_headers: one page of 4096 bytes a ticket, and the checksums of every part");
              return outcome == Outcome::kOk;
            }, "tier"_a, "tickets"_a, "checksums"_a, "pages"_a)
-      .def("restore", [](CoreClass& self, const nb::bytes& rows) {
+      .def("restore", [](CoreClass& self, const nb::bytes& rows, std::uint32_t epochs) {
              std::size_t count = 0;
              const auto span = span_of(rows);
              nb::gil_scoped_release release;
-             self.core.with_file([&](SlotTable& table) { count = table.restore(span); });
+             self.core.with_file([&](SlotTable& table) { count = table.restore(span, epochs); });
              return count;
-           }, "rows"_a)
+           }, "rows"_a, "epochs"_a = 0)
+      .def("file_epochs", [](CoreClass& self) {
+             std::uint32_t epochs = 0;
+             nb::gil_scoped_release release;
+             self.core.with_file([&](SlotTable& table) { epochs = table.epochs(); });
+             return epochs;
+           })
       .def("drain_changes", [](CoreClass& self, std::size_t max) {
              std::vector<std::uint8_t> rows;
              std::vector<std::uint64_t> freed;

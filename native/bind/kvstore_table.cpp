@@ -344,7 +344,8 @@ void bind_questions(nb::class_<Table>& table) {
       .def("recover", [](Table& s) { return s.with(1000, [](SlotTable& t) { return t.recover(); }); })
       .def("quarantine_left", [](Table& s) { return s.with(0, [](SlotTable& t) { return t.quarantine_left(); }); })
       .def("former_clients_gone", [](Table& s) { s.with(1000, [](SlotTable& t) { t.former_clients_gone(); }); })
-      .def("restore", [](Table& s, const nb::bytes& rows) { return s.with(1000, [&](SlotTable& t) { return t.restore({static_cast<const std::uint8_t*>(rows.data()), rows.size()}); }); }, "rows"_a)
+      .def("restore", [](Table& s, const nb::bytes& rows, std::uint32_t epochs) { return s.with(1000, [&](SlotTable& t) { return t.restore({static_cast<const std::uint8_t*>(rows.data()), rows.size()}, epochs); }); }, "rows"_a, "epochs"_a = 0)
+      .def("epochs", [](Table& s) { return s.with(0, [](SlotTable& t) { return t.epochs(); }); })
       .def("drain_changes", &drain_changes, "max"_a, nb::sig("def drain_changes(self, max: int) -> tuple[bytes, NDArray[numpy.uint64]]"),
            "Records of slots sealed or marked, and payload offsets freed, since the last call.")
       .def("stats", &stats, nb::sig("def stats(self) -> dict[str, int]"))

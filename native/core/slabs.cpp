@@ -69,7 +69,7 @@ SlotId Slabs::take(std::uint32_t units) {
     store(rows_[fresh].filled, 0);  // before the size: a slab never shows another size's cells as filled
     store(rows_[fresh].cell_units, units);
     slabs_[fresh].free_head = 0;
-    slabs_[fresh].epoch = ++epochs_;
+    slabs_[fresh].epoch = next_epoch();
     link(fresh);
   }
   const std::uint32_t slab = heads_[units] - 1;
@@ -132,17 +132,12 @@ bool Slabs::claim(SlotId slot, std::uint32_t units) {
   if (!fits(units) || cell >= slab_units_ / units) return false;
   if (rows_[slab].cell_units == 0) {
     rows_[slab] = {units, 0};
-    slabs_[slab].epoch = ++epochs_;
+    slabs_[slab].epoch = next_epoch();
   }
   if (rows_[slab].cell_units != units) return false;
   rows_[slab].filled = std::max(rows_[slab].filled, cell + 1);
   ++slabs_[slab].used;
   return true;
-}
-
-void Slabs::see_epoch(std::uint32_t slab, std::uint32_t epoch) noexcept {
-  slabs_[slab].epoch = std::max(slabs_[slab].epoch, epoch);
-  epochs_ = std::max(epochs_, epoch);
 }
 
 void Slabs::rebuild() {
@@ -158,7 +153,7 @@ void Slabs::rebuild() {
       entries_[slot].tail = s.free_head;
       s.free_head = slot + 1;
     }
-    if (s.epoch == 0 && s.used > 0) s.epoch = ++epochs_;
+    if (s.epoch == 0 && s.used > 0) s.epoch = next_epoch();
     if (s.used == 0 || has_room(slab)) link(slab);
   }
 }

@@ -8,6 +8,7 @@
 // - Each slab's size and how far it was ever filled lie in the meta memory: they bound what a restart must look at.
 // - Free cells are linked through their entries (Entry::tail), newest first; cells never used follow.
 #pragma once
+#include <algorithm>
 #include <cstdint>
 #include <vector>
 
@@ -51,10 +52,12 @@ class Slabs {
   std::uint64_t bytes_free() const noexcept;
 
   // Restart. claim() takes the cell of a known slot (false: it does not fit what its slab is by now), then rebuild()
-  // links what is left over. reset_for_claims() first forgets all but the rows in meta memory.
+  // links what is left over. reset_for_claims() first forgets all but the rows in meta memory. continue_after(): what a
+  // former process may have written under; slabs claimed from here on are of a later epoch, and so is all that is written.
   void reset_for_claims();
   bool claim(SlotId slot, std::uint32_t units);
-  void see_epoch(std::uint32_t slab, std::uint32_t epoch) noexcept;  // of a slot found there: the greatest counts
+  void continue_after(std::uint32_t epoch) noexcept { epochs_ = std::max(epochs_, epoch); }
+  std::uint32_t epochs() const noexcept { return epochs_; }  // the latest given
   void rebuild();
   // True where the meta memory says something possible of this slab.
   bool row_is_sane(std::uint32_t slab) const noexcept;
@@ -73,6 +76,8 @@ class Slabs {
   std::uint32_t cells(std::uint32_t slab) const noexcept { return slab_units_ / rows_[slab].cell_units; }
   std::uint32_t& head_for(std::uint32_t slab) noexcept { return heads_[rows_[slab].cell_units]; }
   bool has_room(std::uint32_t slab) const noexcept { return slabs_[slab].used < cells(slab); }
+  // Never back to zero: at its end the order of claims is lost, which costs blocks and no wrong byte.
+  std::uint32_t next_epoch() noexcept { return epochs_ += epochs_ != 0xffffffffu ? 1 : 0; }
   void link(std::uint32_t slab);
   void unlink(std::uint32_t slab);
 

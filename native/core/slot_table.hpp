@@ -183,8 +183,11 @@ class SlotTable {
   std::size_t recover();
   bool quarantine_left() const;
   void former_clients_gone();
-  // A file tier's start: one row a slot (docs/format/slot.md). Rows that overlap or do not check are dropped.
-  std::size_t restore(std::span<const std::uint8_t> rows);
+  // A file tier's start: one row a slot (docs/format/slot.md). Rows that overlap or do not check are dropped. `epochs`: up
+  // to where former processes may have counted; whatever is written from now on wins over all that they left.
+  std::size_t restore(std::span<const std::uint8_t> rows, std::uint32_t epochs = 0);
+  // How often a slab was given a cell size: nothing was written under a later epoch yet. What a checkpoint must outlive.
+  std::uint32_t epochs() const;
   // Changes since the last call, for the checkpoint: rows of slots sealed (or marked clean), and payload offsets freed.
   // At most `max` of both together, frees first; apply the frees of a call before its rows. Fewer than `max`: there are
   // no more. Kept only where there are headers (header_bytes > 0).

@@ -155,7 +155,9 @@ void SlotTable::Impl::rank(std::span<const SlotId> slots) {
 
 // ---- file tier
 
-std::size_t SlotTable::restore(std::span<const std::uint8_t> bytes) {
+std::uint32_t SlotTable::epochs() const { return impl_->slabs.epochs(); }
+
+std::size_t SlotTable::restore(std::span<const std::uint8_t> bytes, std::uint32_t epochs) {
   Impl& t = *impl_;
   std::vector<RecordView> views;
   while (!bytes.empty()) {
@@ -169,6 +171,10 @@ std::size_t SlotTable::restore(std::span<const std::uint8_t> bytes) {
   }
   // The newest claim on a slab decides what it is; older claims on the same bytes do not fit it any more.
   std::sort(views.begin(), views.end(), [](const RecordView& a, const RecordView& b) { return a.sequence > b.sequence; });
+  // Before anything is claimed: rows may be older than what was written on their slab since. Should the headers be all
+  // that is left one day, what goes there now must win over both.
+  t.slabs.continue_after(epochs);
+  if (!views.empty()) t.slabs.continue_after(static_cast<std::uint32_t>(views.front().sequence >> 32));
   std::vector<SlotId> restored;
   std::vector<std::uint64_t> taken, rejected;  // payload offsets
   for (const RecordView& view : views) {
@@ -206,7 +212,6 @@ bool SlotTable::Impl::restore_one(const RecordView& view) {
     leave_row(row);
     return false;
   }
-  slabs.see_epoch(slab, static_cast<std::uint32_t>(view.sequence >> 32));
   Entry& e = entries[slot];
   e = {.control = 0, .tenancy = std::max(static_cast<std::uint32_t>(view.sequence), 1u), .row = row, .views = 0, .shape = shape,
        .bytes = static_cast<std::uint32_t>(view.bytes), .tail = tail, .check = 0, .key = view.key};

@@ -11,7 +11,7 @@ from kvstore import native
 from kvstore.testing.models.disk import DiskModel, Torn, identity
 from kvstore.testing.models.lifecycle import Outcome, Slot, SlotState, Ticket
 from kvstore.testing.models.records import Record, decode, record_of, restore
-from kvstore.tiers.file_index import split_records
+from kvstore.tiers.file_index import EPOCHS_AHEAD, split_records
 from tests.model.table_pair import TablePair, aligned, word_of
 
 HEADER_BYTES: Final = 4096
@@ -19,7 +19,8 @@ Claim = tuple[bytes, Record]
 
 
 class FilePair(TablePair):
-    """`index`: payload offset to row, as transactions made it; `history`: every state that it was in this life."""
+    """`index`: payload offset to row, as transactions made it; `history`: every state that it was in this life, and
+    what it said of epochs."""
 
     always_in_place = True  # a write that comes late must not meet another tenancy
 
@@ -27,12 +28,12 @@ class FilePair(TablePair):
         super().__init__(slabs, slab_bytes, HEADER_BYTES, policy, judged=policy == "leaf_lru")
         self.disk = DiskModel()
         self.ever: set[tuple[object, ...]] = set()  # all that was ever written
+        self.here: set[tuple[object, ...]] = set()  # of that, by this process
         self.index: dict[int, Claim] = {}
-        self.history: list[dict[int, Claim]] = [{}]
+        self.epochs = EPOCHS_AHEAD  # as the index tells them
+        self.history: list[tuple[dict[int, Claim], int]] = [({}, EPOCHS_AHEAD)]
         self.rejected: set[int] = set()  # offsets of rows that the last restore did not believe
         self.doubtful: set[tuple[object, ...]] = set()  # restored, and found overwritten by whoever reads them
-        self.unseen: set[Record] = set()  # headers on the disk of which no row told this process
-        self.numbers_true = True  # no process since the last scan of headers has had such
 
     def _open(self) -> native.SlotTable:
         self.meta = aligned(self.meta.size)  # nothing of it outlives a process
@@ -51,14 +52,15 @@ class FilePair(TablePair):
         self._is_the_latest(record)
         self.disk.write(raw, record, torn)
         self.ever.add(identity(record))
+        self.here.add(identity(record))
 
     def _is_the_latest(self, record: Record) -> None:
-        """Of all claims on a slab that cannot both be, the one made now must win, as far as this process can know."""
+        """Of all claims on a slab that cannot both be, the one made now must win, whatever this process knows of."""
         shape = self.geometry
         cell = shape.cell_bytes(record.payload_bytes)
         for _, other in self.disk.headers.values():
             same_slab = other.offset // shape.slab_bytes == record.offset // shape.slab_bytes
-            if other not in self.unseen and same_slab and shape.cell_bytes(other.payload_bytes) != cell:
+            if same_slab and shape.cell_bytes(other.payload_bytes) != cell:
                 assert other.sequence < record.sequence, f"{other} would win over {record}"
 
     def seal(self, owner: int, ticket: Ticket, checksums: Sequence[int]) -> Outcome:
@@ -95,7 +97,8 @@ class FilePair(TablePair):
             self.index[record.offset] = claim
             self.rejected.discard(record.offset)
         self._rows_can_all_be()
-        self.history.append(dict(self.index))
+        self.epochs = self.native.epochs() + EPOCHS_AHEAD
+        self.history.append((dict(self.index), self.epochs))
         if len(rows) + len(freed) == most:
             return False
         self._index_is_the_table()
@@ -132,14 +135,31 @@ class FilePair(TablePair):
         assert all(self.disk.reads_back(record) for record in sealed), "sealed, and not on the disk"
         return {plain(record) for record in sealed}
 
+    def lasting(self) -> set[Record]:
+        """Of what is readable, what headers alone would tell of: all that this process wrote. What it has from an index
+        may be contradicted by headers that came after that, and that nobody has told it of.
+        """
+        shape, latest = self.geometry, dict[int, Record]()
+        for _, header in self.disk.headers.values():
+            slab = header.offset // shape.slab_bytes
+            if slab not in latest or latest[slab].sequence < header.sequence:
+                latest[slab] = header
+        kept = set()
+        for record in self.readable():
+            newest = latest[record.offset // shape.slab_bytes]
+            same = shape.cell_bytes(newest.payload_bytes) == shape.cell_bytes(record.payload_bytes)
+            if same or identity(record) in self.here:
+                kept.add(record)
+        return kept
+
     def rows_now(self) -> list[Record]:
         return [record_of(slot, 0) for slot in self.model.slots.values() if slot.state == SlotState.SEALED]
 
-    def restart_on(self, claims: Iterable[Claim]) -> None:
-        """The process is killed; another begins on these claims."""
+    def restart_on(self, claims: Iterable[Claim], epochs: int) -> None:
+        """The process is killed; another begins on these claims, and on what the index said of epochs (0: lost)."""
         claims = list(claims)
         self.native = self._open()
-        count = self.native.restore(b"".join(raw for raw, _ in claims))
+        count = self.native.restore(b"".join(raw for raw, _ in claims), epochs)
         self.model = restore(self.geometry, self._order(), [record for _, record in claims])
         assert count == len(self.model.slots)
         assert self.native.stats()["recovered_rejected"] == len(claims) - count
@@ -147,10 +167,9 @@ class FilePair(TablePair):
         self.former_counted = 0
         self.index = {claim[1].offset: claim for claim in claims}
         self.rejected = self.index.keys() - {slot.offset for slot in self.model.slots.values()}
-        self.history = [dict(self.index)]
-        told = {record._replace(clean=False) for _, record in claims}
-        self.unseen = {record for _, record in self.disk.headers.values() if record not in told}
-        self.numbers_true = not self.unseen and (self.numbers_true or len(told) == len(self.disk.headers))
+        self.here.clear()
+        self.epochs = self.native.epochs() + EPOCHS_AHEAD
+        self.history = [(dict(self.index), self.epochs)]
         self.doubtful = {identity(record) for record in self.rows_now() if not self.disk.reads_back(record)}
         for record in self.rows_now():
             assert identity(record) in self.ever, f"nobody ever wrote {record}"

@@ -57,7 +57,7 @@ class FileTableMachine(TableMachine):
         """A stop: everything is drained first, and nothing sealed is forgotten."""
         self.checkpoint()
         sealed = self.pair.readable()
-        self.begin_on(self.pair.index.values())
+        self.begin_on(self.pair.index.values(), self.pair.epochs)
         assert self.pair.readable() >= sealed
 
     @rule(data=st.data())
@@ -65,26 +65,25 @@ class FileTableMachine(TableMachine):
         """The index may be as old as any transaction of this life."""
         history = self.pair.history
         at = data.draw(st.integers(0, len(history) - 1))
-        sealed, rows = self.pair.readable(), history[at]
-        self.begin_on(rows.values())
+        sealed, (rows, epochs) = self.pair.readable(), history[at]
+        self.begin_on(rows.values(), epochs)
         still = {plain(record) for _, record in rows.values()} & sealed
         assert {plain(slot) for slot in self.pair.rows_now()} >= still
 
     @rule(then_checkpoint=st.booleans())
     def index_lost(self, then_checkpoint: bool) -> None:
-        """Headers are all that is left: every name that was sealed is found again, though perhaps at an older place.
-
-        But for a process that began on an older index: it numbers its claims like some that it never heard of.
+        """Headers are all that is left: every name that was sealed is found again, though perhaps at an older place,
+        and however old the index was that this life began on.
         """
-        names = {record.name for record in self.pair.readable()} if self.pair.numbers_true else set()
-        self.begin_on(self.pair.disk.headers.values())
+        names = {record.name for record in self.pair.lasting()}
+        self.begin_on(self.pair.disk.headers.values(), 0)
         found = {record.name for record in self.pair.rows_now() if self.pair.disk.reads_back(record)}
         assert names <= found
         if then_checkpoint:  # what was not believed is not in the index any more
             self.checkpoint()
 
-    def begin_on(self, claims: Iterable[Claim]) -> None:
-        self.pair.restart_on(claims)
+    def begin_on(self, claims: Iterable[Claim], epochs: int) -> None:
+        self.pair.restart_on(claims, epochs)
         self.written.clear()
         for ns in SHARDS:
             self.open(ns)

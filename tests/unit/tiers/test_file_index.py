@@ -6,20 +6,22 @@ import random
 import struct
 from pathlib import Path
 
+import lmdb
 import pytest
 
 from kvstore.tiers import index_dump
-from kvstore.tiers.file_index import FileIndex, read_left_index, split_records
+from kvstore.tiers.file_index import EPOCHS_AHEAD, FileIndex, LeftIndex, read_left_index, split_records
 
 TIER_BYTES = 1 << 30
 
 
-def record(offset: int, seed: int, payload: int = 4096) -> bytes:
+def record(offset: int, seed: int, payload: int = 4096, epoch: int = 0) -> bytes:
     """A whole slot record of one part (docs/format/slot.md), made here by the format's words."""
     import xxhash
 
     rng = random.Random(seed)
-    fixed = bytearray(struct.pack("<IHHIHHHHIQQQ", 0x53564B01, 1, 0, 160, 0, 1, 0, 0, 0, 1, offset, payload))
+    sequence = epoch << 32 | 1
+    fixed = bytearray(struct.pack("<IHHIHHHHIQQQ", 0x53564B01, 1, 0, 160, 0, 1, 0, 0, 0, sequence, offset, payload))
     fixed += rng.randbytes(96)
     fixed += bytes(8)
     body = bytes(fixed) + rng.randbytes(8)
@@ -34,20 +36,20 @@ def rows(count: int) -> list[bytes]:
 def test_rows_come_back(tmp_path: Path) -> None:
     every = rows(1000)
     index = FileIndex(tmp_path / "index", TIER_BYTES)
-    index.apply([], b"".join(every[:600]))
-    index.apply([4096, 4096 + 8192], b"".join(every[600:]))
+    index.apply([], b"".join(every[:600]), 7)
+    index.apply([4096, 4096 + 8192], b"".join(every[600:]), 9)
     assert index.rows == 998
     index.close()
-    assert read_left_index(tmp_path / "index") == b"".join(every[2:])
+    assert read_left_index(tmp_path / "index") == LeftIndex(b"".join(every[2:]), 9)
 
 
 def test_a_slot_that_was_freed_and_taken_again_is_there(tmp_path: Path) -> None:
     """In one transaction: what is freed goes first."""
     former, present = record(4096, 1), record(4096, 2)
     index = FileIndex(tmp_path / "index", TIER_BYTES, former)
-    index.apply([4096], present)
+    index.apply([4096], present, 5)
     index.close()
-    assert read_left_index(tmp_path / "index") == present
+    assert read_left_index(tmp_path / "index") == LeftIndex(present, 5)
 
 
 def test_what_a_killed_process_had_begun_is_in_nobodys_way(tmp_path: Path) -> None:
@@ -55,25 +57,27 @@ def test_what_a_killed_process_had_begun_is_in_nobodys_way(tmp_path: Path) -> No
     half.mkdir()
     (half / "data.mdb").write_bytes(b"half an index")
     FileIndex(tmp_path / "index", TIER_BYTES, rows(1)[0]).close()
-    assert read_left_index(tmp_path / "index") == rows(1)[0]
+    assert read_left_index(tmp_path / "index") == LeftIndex(rows(1)[0], 0)
     assert not half.exists()
 
 
 def test_a_reader_that_died_has_told_nothing() -> None:
     framed = b"".join(struct.pack("<I", len(row)) + row for row in rows(3))
-    whole = index_dump.MAGIC + framed + index_dump.END + struct.pack("<Q", len(framed))
-    assert index_dump.unframe(whole) == (framed, True)
+    epochs = bytes(range(index_dump.EPOCHS_BYTES))
+    whole = index_dump.MAGIC + framed + index_dump.END + struct.pack("<Q", len(framed)) + epochs
+    assert index_dump.unframe(whole) == (framed, epochs, True)
     for cut in range(len(whole)):
-        assert index_dump.unframe(whole[:cut]) == (b"", False), cut
-    assert not index_dump.unframe(whole[:-8] + struct.pack("<Q", len(framed) - 1))[1], "a row was lost on the way"
-    assert not index_dump.unframe(b"X" + whole[1:])[1]
+        assert index_dump.unframe(whole[:cut]) == (b"", bytes(len(epochs)), False), cut
+    lost = index_dump.MAGIC + framed + index_dump.END + struct.pack("<Q", len(framed) - 1) + epochs
+    assert not index_dump.unframe(lost)[2], "a row was lost on the way"
+    assert not index_dump.unframe(b"X" + whole[1:])[2]
 
 
 def test_a_fresh_index_takes_the_place_of_the_old_one(tmp_path: Path) -> None:
     every = rows(10)
     FileIndex(tmp_path / "index", TIER_BYTES, b"".join(every)).close()
     FileIndex(tmp_path / "index", TIER_BYTES, b"".join(every[:3])).close()
-    assert read_left_index(tmp_path / "index") == b"".join(every[:3])
+    assert read_left_index(tmp_path / "index") == LeftIndex(b"".join(every[:3]), 0)
 
 
 def test_nothing_there_is_no_index(tmp_path: Path) -> None:
@@ -95,8 +99,8 @@ def test_a_full_map_is_an_error_and_not_an_end(tmp_path: Path, monkeypatch: pyte
     monkeypatch.setattr("kvstore.tiers.file_index.MAP_BYTES_MIN", 1 << 20)
     index = FileIndex(tmp_path / "index", 1 << 20)
     with pytest.raises(OSError, match="MDB_MAP_FULL"):
-        index.apply([], b"".join(rows(20_000)))
-    index.apply([], b"".join(rows(10)))
+        index.apply([], b"".join(rows(20_000)), 2)
+    index.apply([], b"".join(rows(10)), 3)
     index.close()
 
 
@@ -113,8 +117,26 @@ def test_flipped_bits_cost_rows_or_the_index(tmp_path: Path, seed: int) -> None:
     path.write_bytes(raw)
     left = read_left_index(tmp_path / "index")
     if left is not None:
-        assert {row for _, row in split_records(left)} <= set(every)
-        assert sum(len(row) for _, row in split_records(left)) == len(left)
+        assert {row for _, row in split_records(left.records)} <= set(every)
+        assert sum(len(row) for _, row in split_records(left.records)) == len(left.records)
+        assert left.epochs in {0, EPOCHS_AHEAD}  # what was said, or what the rows say; never what flipped bits say
+
+
+@pytest.mark.parametrize("row", [None, b"", bytes(16), b"\x09" + bytes(15)], ids=["none", "empty", "zeros", "damaged"])
+def test_without_a_row_of_epochs_the_records_say_as_much_as_they_can(tmp_path: Path, row: bytes | None) -> None:
+    """As an index of an older program has none: then its latest record, and some more."""
+    every = [record(4096 + i * 8192, i, epoch=40 + i) for i in range(3)]
+    FileIndex(tmp_path / "index", TIER_BYTES, b"".join(every), 7).close()
+    with lmdb.open(str(tmp_path / "index"), lock=False) as env, env.begin(write=True) as txn:
+        txn.delete(b"\xff" * 8)
+        if row:
+            txn.put(b"\xff" * 8, row)
+    assert read_left_index(tmp_path / "index") == LeftIndex(b"".join(every), 42 + EPOCHS_AHEAD)
+
+
+def test_epochs_end_where_their_word_does(tmp_path: Path) -> None:
+    FileIndex(tmp_path / "index", TIER_BYTES, b"", (1 << 32) + 5).close()
+    assert read_left_index(tmp_path / "index") == LeftIndex(b"", (1 << 32) - 1)
 
 
 def test_a_torn_file_is_dropped(tmp_path: Path) -> None:
