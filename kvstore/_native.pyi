@@ -94,8 +94,10 @@ class IoEngine:
 
     def cancel(self, batch: int) -> None: ...
 
-    def close(self) -> None:
-        """Cancels what waits, and waits for what runs."""
+    def close(self, limit_ns: int = 10000000000) -> bool:
+        """
+        Cancels what waits, and waits for what runs. False: a device did not answer within the limit; what it was asked for is not answered, and its memory is kept until the process ends. Keep the files open.
+        """
 
     def features(self) -> dict[str, bool | str]: ...
 

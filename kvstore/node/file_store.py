@@ -156,6 +156,11 @@ class FileStore:
         (error,) = await self.medium.read([Extent(offset, len(whole))], [whole], background=True)
         return None if error is not None else whole[:length]
 
+    def tell_of_silence(self, for_s: float) -> None:
+        """For the log, when a stop takes long."""
+        if self._core is not None:
+            self.medium.tell_of_silence(for_s)
+
     async def stop(self) -> None:
         """Whatever `start` came to."""
         if self._checkpoint is not None:

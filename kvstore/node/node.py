@@ -36,6 +36,7 @@ from kvstore.node.tls import Certificates
 from kvstore.security import check_addresses
 from kvstore.tiers.base import Keys, Shape, Tier, TierKind
 from kvstore.tiers.ladder import Ladder
+from kvstore.tiers.medium import CLOSE_MAX_S
 from kvstore.tiers.memory import MemoryTier
 
 log = logging.getLogger(__name__)
@@ -75,8 +76,19 @@ class Node:
             self._exits = undo.pop_all()
 
     async def stop(self) -> None:
-        """Idempotent. Blocks in memory stay for the next start, unless memory.keep says otherwise."""
-        await self._exits.aclose()
+        """Idempotent. Blocks in memory stay for the next start, unless memory.keep says otherwise. A device that hangs
+        makes it wait, since memory must be quiet first: the log says so, and the process's deadline ends it (cli.py).
+        """
+        telling = asyncio.ensure_future(self._tell_of_silence())
+        try:
+            await self._exits.aclose()
+        finally:
+            await _cancelled(telling)
+
+    async def _tell_of_silence(self) -> None:
+        await asyncio.sleep(CLOSE_MAX_S)
+        if self.files is not None:
+            self.files.tell_of_silence(CLOSE_MAX_S)
 
     async def _start(self, exits: contextlib.AsyncExitStack) -> None:
         config = self.config

@@ -186,4 +186,8 @@ class Medium(Protocol):
 
     async def sync(self) -> None: ...
 
-    async def close(self) -> None: ...
+    async def close(self) -> None:
+        """Waits for what is under way, though not for ever: a device that does not answer keeps the memory that it was
+        given until the process ends, and who waits for it is not answered.
+        """
+        ...

@@ -48,14 +48,17 @@ class AsyncEngine:
         self._waiting[batch] = future
         return await quietly(future, lambda: self._engine.cancel(batch))
 
-    async def close(self) -> None:
-        """Cancels what waits, and returns when the kernel has let go of everything."""
+    async def close(self, limit_s: float) -> bool:
+        """Cancels what waits, and returns when the kernel has let go of everything; or False after `limit_s`: then a
+        device does not answer, and neither do we those who wait for it, since it may touch their memory yet. That is
+        kept until the process ends, and the files have to stay open for as long.
+        """
         if self._loop is None:
-            return
+            return True
         loop, self._loop = self._loop, None
         loop.remove_reader(self._engine.event_fd)
         try:
-            await quietly(loop.run_in_executor(None, self._engine.close))
+            return await quietly(loop.run_in_executor(None, self._engine.close, int(limit_s * 1e9)))
         finally:
             self._settle()
 

@@ -26,6 +26,7 @@ __all__ = ["ENGINES", "FileMedium", "MotionConfig"]
 
 ENGINES: Final = ("auto", "io_uring", "threads")
 ALIGN: Final = 4096
+CLOSE_MAX_S: Final = 10.0  # how long a close waits for a device that does not answer
 
 log = logging.getLogger(__name__)
 
@@ -176,11 +177,25 @@ class FileMedium:
             await asyncio.to_thread(os.fdatasync, fd)
 
     async def close(self) -> None:
-        if self._engine is not None:
-            await self._engine.close()
+        if self._engine is not None and self._native is not None and not await self._engine.close(CLOSE_MAX_S):
+            self.tell_of_silence(CLOSE_MAX_S)
+            self._files = []  # open, and the memory kept, until the process ends: the device may come back
         self._engine = None
         self._native = None
         self._close_files()
+
+    def tell_of_silence(self, for_s: float) -> bool:
+        """Says in the log that the device does not answer, if it has anything to answer."""
+        running = self.stats.get("running", 0)
+        if running:
+            log.error(
+                "file tier: %s: the device does not answer: %d requests after %g s; "
+                "their memory is kept until it does, or until this process ends",
+                self._data_dir.path,
+                running,
+                for_s,
+            )
+        return running > 0
 
     def _close_files(self) -> None:
         for fd in self._files:

@@ -67,7 +67,14 @@ class IoEngine {
       throw std::invalid_argument("engine: io_uring or threads");
     }
   }
-  ~IoEngine() { close(); }
+  ~IoEngine() {
+    if (!engine_ || close(closed_ ? 0 : io::kCloseMax)) return;
+    // A device has not answered, and the kernel may write where it was told to until the process ends. So memory and books
+    // stay for as long: nobody has them any more, and nobody gives them back.
+    new Exports(std::move(regions_));
+    new auto(std::move(in_flight_));
+    static_cast<void>(engine_.release());
+  }
 
   std::uint64_t submit(bool write, const Offsets& offsets, const Pieces& buffers, std::int64_t deadline_ns,
                        bool background) {
@@ -114,10 +121,10 @@ class IoEngine {
   void cancel(std::uint64_t batch) { engine_->cancel(batch); }
   int event_fd() const { return engine_->event_fd(); }
 
-  void close() {
-    if (!engine_) return;
+  bool close(std::int64_t limit_ns) {
+    closed_ = true;
     const nb::gil_scoped_release released;
-    engine_->close();
+    return engine_->close(limit_ns);
   }
 
   nb::dict features() const {
@@ -163,6 +170,7 @@ class IoEngine {
 
   std::uint64_t file_bytes_;
   std::size_t files_;
+  bool closed_ = false;
   Exports regions_;
   std::unordered_map<std::uint64_t, Exports> in_flight_;
   std::unique_ptr<io::Engine> engine_;  // ends before the buffers that it may touch
@@ -180,7 +188,9 @@ void bind_io(nb::module_& m) {
       .def("reap", &IoEngine::reap, nb::sig("def reap(self) -> list[tuple[int, list[int] | None]]"),
            "Ended batches with an errno a request, or None where all went well. Their buffers are quiet.")
       .def("cancel", &IoEngine::cancel, "batch"_a)
-      .def("close", &IoEngine::close, "Cancels what waits, and waits for what runs.")
+      .def("close", &IoEngine::close, "limit_ns"_a = io::kCloseMax,
+           "Cancels what waits, and waits for what runs. False: a device did not answer within the limit; what it was asked for "
+           "is not answered, and its memory is kept until the process ends. Keep the files open.")
       .def("features", &IoEngine::features, nb::sig("def features(self) -> dict[str, bool | str]"))
       .def("stats", &IoEngine::stats, nb::sig("def stats(self) -> dict[str, int]"))
       .def_prop_ro("event_fd", &IoEngine::event_fd);

@@ -9,6 +9,7 @@
 // - Short transfers are continued, EINTR and EAGAIN retried; any other error ends its request and no other.
 // - The foreground lane goes first; one start in `kBackgroundShare` is the background's, so that it moves too.
 // - `event_fd` turns readable when reap() has something. Reading it is the caller's business.
+// - The one wait that ends without the kernel's word is close()'s: it says so, and answers nothing that is not quiet.
 // - Files and regions are given once, at start, and outlive the engine. Pieces may lie anywhere; in a region they are cheaper.
 #pragma once
 #include <sys/uio.h>
@@ -30,6 +31,7 @@ enum class Lane : std::uint8_t { kForeground = 0, kBackground = 1 };
 
 inline constexpr std::uint32_t kBackgroundShare = 8;
 inline constexpr std::uint32_t kDepthMax = 1024;
+inline constexpr Nanos kCloseMax = 10'000'000'000;  // how long a close waits for a device that does not answer
 inline constexpr std::uint32_t kPiecesMax = 8;               // of one request
 inline constexpr std::uint64_t kRequestBytesMax = 1u << 30;  // one call of the kernel moves less than 2 GiB
 
@@ -82,15 +84,18 @@ struct EngineStats {
 
 class Engine {
  public:
-  virtual ~Engine() = default;  // close()s
+  // close()s, unless that was tried before. What still runs then keeps what it needs of the engine, and ends by itself.
+  virtual ~Engine() = default;
   virtual Submitted submit(Op op, Lane lane, std::vector<Request> requests, Nanos deadline) = 0;
   virtual void cancel(BatchId batch) = 0;  // its answer comes as any other; unknown batches are passed over
   virtual std::vector<Done> reap() = 0;
   virtual int event_fd() const = 0;
   virtual EngineStats stats() const = 0;
   virtual const Features& features() const = 0;
-  // Refuses new batches, cancels what waits, waits for what runs. Answers stay to be reaped.
-  virtual void close() = 0;
+  // Refuses new batches, cancels what waits, waits for what runs, `limit` at most. Answers stay to be reaped. False: a device
+  // has not answered, and the kernel may touch the pieces of what is not answered, and the regions, at any time until the
+  // process ends: they must stay mapped, the files open. It may be asked again.
+  virtual bool close(Nanos limit = kCloseMax) = 0;
 };
 
 // Throws std::system_error where the kernel refuses io_uring (absent, seccomp, sysctl, too old).

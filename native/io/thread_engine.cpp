@@ -2,57 +2,32 @@
 // deadline of a running request ends nothing; what waits is answered by the keeper thread meanwhile.
 #include <atomic>
 #include <cerrno>
-#include <thread>
 
 #include "clock.hpp"
 #include "advance.hpp"
+#include "crew.hpp"
 
 namespace kvstore::io {
 namespace {
 
-class ThreadEngine final : public Engine {
+// All that a thread touches.
+class Works {
  public:
-  explicit ThreadEngine(const EngineConfig& config) : files_(config.files), ledger_(config) {
-    features_.engine = "threads";
-    for (std::uint32_t i = 0; i < config.depth; ++i) threads_.emplace_back([this] { work(); });
-    keeper_ = std::thread([this] { keep_deadlines(); });
-  }
-  ~ThreadEngine() override { close(); }
+  explicit Works(const EngineConfig& config) : ledger(config), files_(config.files) {}
 
-  Submitted submit(Op op, Lane lane, std::vector<Request> requests, Nanos deadline) override {
-    return ledger_.submit(op, lane, std::move(requests), deadline);
-  }
-  void cancel(BatchId batch) override { ledger_.cancel(batch); }
-  std::vector<Done> reap() override { return ledger_.reap(); }
-  int event_fd() const override { return ledger_.event_fd(); }
-  const Features& features() const override { return features_; }
-  EngineStats stats() const override {
-    EngineStats out = ledger_.stats();
-    out.cpu_ns = cpu_ns_.load(std::memory_order_relaxed);
-    return out;
-  }
-  void close() override {
-    ledger_.close();
-    for (std::thread& thread : threads_) {
-      if (thread.joinable()) thread.join();
-    }
-    if (keeper_.joinable()) keeper_.join();
-  }
-
- private:
   void work() {
     Nanos cpu = thread_cpu_now();
     while (true) {
-      while (auto task = ledger_.take(monotonic_now())) {
+      while (auto task = ledger.take(monotonic_now())) {
         const Task whole{task->batch, task->index, task->op, task->file, task->offset, task->bytes, 0, {}};
         const std::int64_t result = move(*task);
         const Nanos after = thread_cpu_now();
-        cpu_ns_.fetch_add(static_cast<std::uint64_t>(after - cpu), std::memory_order_relaxed);
+        cpu_ns.fetch_add(static_cast<std::uint64_t>(after - cpu), std::memory_order_relaxed);
         cpu = after;
-        ledger_.finish(whole, result);
+        ledger.finish(whole, result);
       }
-      if (ledger_.closed()) return;
-      ledger_.wait_for_work();
+      if (ledger.closed()) return;
+      ledger.wait_for_work();
     }
   }
 
@@ -65,31 +40,64 @@ class ThreadEngine final : public Engine {
                                                  : pwritev(fd, task.pieces.data(), count, at);
       if (moved < 0) {
         if (errno == EINTR || errno == EAGAIN) {
-          if (const auto stop = ledger_.stop_of(task.batch); stop != 0) return stop;
+          if (const auto stop = ledger.stop_of(task.batch); stop != 0) return stop;
           continue;
         }
         return -errno;
       }
       if (moved == 0) return -ENODATA;
       if (advance(task, static_cast<std::uint64_t>(moved))) return static_cast<std::int64_t>(task.bytes);
-      ledger_.count_continued();
-      if (const auto stop = ledger_.stop_of(task.batch); stop != 0) return stop;
+      ledger.count_continued();
+      if (const auto stop = ledger.stop_of(task.batch); stop != 0) return stop;
     }
   }
 
   void keep_deadlines() {
-    while (!ledger_.closed()) {
-      ledger_.settle_late(monotonic_now());
-      ledger_.wait_for_deadline();
+    while (!ledger.closed()) {
+      ledger.settle_late(monotonic_now());
+      ledger.wait_for_deadline();
     }
   }
 
+  Ledger ledger;
+  std::atomic<std::uint64_t> cpu_ns{0};
+
+ private:
   std::vector<int> files_;
-  Ledger ledger_;
+};
+
+class ThreadEngine final : public Engine {
+ public:
+  explicit ThreadEngine(const EngineConfig& config) : works_(std::make_shared<Works>(config)) {
+    features_.engine = "threads";
+    for (std::uint32_t i = 0; i < config.depth; ++i) crew_.add<Works>(works_, &Works::work);
+    crew_.add<Works>(works_, &Works::keep_deadlines);
+  }
+  ~ThreadEngine() override { close(tried_ ? 0 : kCloseMax); }
+
+  Submitted submit(Op op, Lane lane, std::vector<Request> requests, Nanos deadline) override {
+    return works_->ledger.submit(op, lane, std::move(requests), deadline);
+  }
+  void cancel(BatchId batch) override { works_->ledger.cancel(batch); }
+  std::vector<Done> reap() override { return works_->ledger.reap(); }
+  int event_fd() const override { return works_->ledger.event_fd(); }
+  const Features& features() const override { return features_; }
+  EngineStats stats() const override {
+    EngineStats out = works_->ledger.stats();
+    out.cpu_ns = works_->cpu_ns.load(std::memory_order_relaxed);
+    return out;
+  }
+  bool close(Nanos limit) override {
+    tried_ = true;
+    works_->ledger.close();
+    return crew_.join(limit);
+  }
+
+ private:
+  const std::shared_ptr<Works> works_;
   Features features_;
-  std::atomic<std::uint64_t> cpu_ns_{0};
-  std::vector<std::thread> threads_;
-  std::thread keeper_;
+  bool tried_ = false;
+  Crew crew_;
 };
 
 }  // namespace

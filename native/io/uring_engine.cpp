@@ -21,6 +21,7 @@
 
 #include "advance.hpp"
 #include "clock.hpp"
+#include "crew.hpp"
 
 namespace kvstore::io {
 namespace {
@@ -42,54 +43,19 @@ struct Operation {
   bool asked_to_stop = false;
 };
 
-class UringEngine final : public Engine {
+// All that the ring's thread touches.
+class RingWorks {
  public:
-  explicit UringEngine(const EngineConfig& config)
-      : config_(config), ledger_(config), running_(config.depth), operations_(config.depth * kPiecesMax), wake_fd_(eventfd(0, EFD_CLOEXEC)) {
+  explicit RingWorks(const EngineConfig& config)
+      : config_(config), ledger(config), running_(config.depth), operations_(config.depth * kPiecesMax), wake_fd_(eventfd(0, EFD_CLOEXEC)) {
     if (wake_fd_ < 0) throw std::system_error(errno, std::generic_category(), "eventfd");
     for (std::uint32_t i = config.depth; i-- > 0;) free_running_.push_back(i);
     for (std::uint32_t i = config.depth * kPiecesMax; i-- > 0;) free_operations_.push_back(i);
-    std::promise<void> ready;
-    auto started = ready.get_future();
-    // The ring is made on the thread that will use it: a single-issuer ring belongs to its maker.
-    thread_ = std::thread([this, &ready] { run(ready); });
-    try {
-      started.get();
-    } catch (...) {
-      thread_.join();
-      ::close(wake_fd_);
-      throw;
-    }
   }
-  ~UringEngine() override {
-    close();
-    ::close(wake_fd_);
-  }
+  ~RingWorks() { ::close(wake_fd_); }
+  RingWorks(const RingWorks&) = delete;
+  RingWorks& operator=(const RingWorks&) = delete;
 
-  Submitted submit(Op op, Lane lane, std::vector<Request> requests, Nanos deadline) override {
-    const Submitted out = ledger_.submit(op, lane, std::move(requests), deadline);
-    if (out.status == SubmitStatus::kOk) wake();
-    return out;
-  }
-  void cancel(BatchId batch) override {
-    ledger_.cancel(batch);
-    wake();
-  }
-  std::vector<Done> reap() override { return ledger_.reap(); }
-  int event_fd() const override { return ledger_.event_fd(); }
-  const Features& features() const override { return features_; }
-  EngineStats stats() const override {
-    EngineStats out = ledger_.stats();
-    out.cpu_ns = cpu_ns_.load(std::memory_order_relaxed);
-    return out;
-  }
-  void close() override {
-    ledger_.close();
-    wake();
-    if (thread_.joinable()) thread_.join();
-  }
-
- private:
   void wake() {
     if (!asleep_.exchange(false)) return;
     const std::uint64_t one = 1;
@@ -110,6 +76,10 @@ class UringEngine final : public Engine {
     loop(*ring);
   }
 
+  const Features& features() const { return features_; }
+  std::uint64_t cpu_ns() const { return cpu_ns_.load(std::memory_order_relaxed); }
+
+ private:
   void set_up(Ring& ring) {
     features_.engine = "io_uring";
     features_.single_issuer = (ring.flags() & IORING_SETUP_SINGLE_ISSUER) != 0;
@@ -143,17 +113,17 @@ class UringEngine final : public Engine {
     while (true) {
       if (!wake_armed) wake_armed = arm_wake(ring);
       start_all(ring);
-      if (const auto stops = ledger_.stops(); stops != stops_seen) {
+      if (const auto stops = ledger.stops(); stops != stops_seen) {
         stops_seen = stops;
         cancel_stopped(ring);
       }
-      if (ledger_.closed() && ledger_.idle()) return quiet(ring, wake_armed);
+      if (ledger.closed() && ledger.idle()) return quiet(ring, wake_armed);
       // First say that we sleep, then look once more: whoever changes something afterwards wakes us.
       asleep_.store(true);
-      const auto due = ledger_.settle_late(monotonic_now());
-      const bool more = !free_running_.empty() && ledger_.stats().waiting > 0;
-      const bool over = ledger_.closed() && ledger_.idle();
-      const bool wait = wake_armed && !more && !over && ledger_.stops() == stops_seen;
+      const auto due = ledger.settle_late(monotonic_now());
+      const bool more = !free_running_.empty() && ledger.stats().waiting > 0;
+      const bool over = ledger.closed() && ledger.idle();
+      const bool wait = wake_armed && !more && !over && ledger.stops() == stops_seen;
       std::optional<Nanos> timeout;
       if (due && *due != kNever) timeout = *due - monotonic_now();
       ring.enter(wait, timeout);  // an error here means that the kernel is short of memory: what was prepared stays so
@@ -187,7 +157,7 @@ class UringEngine final : public Engine {
   void start_all(Ring& ring) {
     const Nanos now = monotonic_now();
     while (!free_running_.empty()) {
-      auto task = ledger_.take(now);
+      auto task = ledger.take(now);
       if (!task) return;
       const std::uint32_t index = free_running_.back();
       free_running_.pop_back();
@@ -258,7 +228,7 @@ class UringEngine final : public Engine {
   void cancel_stopped(Ring& ring) {
     for (std::uint32_t i = 0; i < operations_.size(); ++i) {
       Operation& operation = operations_[i];
-      if (!operation.busy || operation.asked_to_stop || ledger_.stop_of(operation.left.batch) == 0) continue;
+      if (!operation.busy || operation.asked_to_stop || ledger.stop_of(operation.left.batch) == 0) continue;
       io_uring_sqe* entry = ring.sqe();
       if (entry == nullptr) return;  // it ends by itself then
       operation.asked_to_stop = true;
@@ -282,9 +252,9 @@ class UringEngine final : public Engine {
   void ended(Ring& ring, std::uint32_t index, std::int32_t result) {
     Task& task = operations_[index].left;
     if (result > 0 && advance(task, static_cast<std::uint64_t>(result))) return end(index, 0);
-    const std::int64_t stop = ledger_.stop_of(task.batch);
+    const std::int64_t stop = ledger.stop_of(task.batch);
     if (result > 0) {
-      ledger_.count_continued();
+      ledger.count_continued();
     } else if (result == 0) {
       return end(index, -ENODATA);
     } else if (stop == 0 && result != -EINTR && result != -EAGAIN) {
@@ -302,13 +272,17 @@ class UringEngine final : public Engine {
     if (running.error == 0) running.error = error;
     if (--running.left > 0) return;
     free_running_.push_back(operation.running);
-    ledger_.finish(running.whole, running.error != 0 ? running.error : static_cast<std::int64_t>(running.whole.bytes));
+    ledger.finish(running.whole, running.error != 0 ? running.error : static_cast<std::int64_t>(running.whole.bytes));
   }
 
   static constexpr Nanos kNever = std::numeric_limits<Nanos>::max();
 
   const EngineConfig config_;
-  Ledger ledger_;
+
+ public:
+  Ledger ledger;
+
+ private:
   Features features_;
   // The ring thread's own.
   std::vector<Running> running_;
@@ -319,7 +293,47 @@ class UringEngine final : public Engine {
   std::uint64_t wake_count_ = 0;
   std::atomic<bool> asleep_{false};
   std::atomic<std::uint64_t> cpu_ns_{0};
-  std::thread thread_;
+};
+
+class UringEngine final : public Engine {
+ public:
+  explicit UringEngine(const EngineConfig& config) : works_(std::make_shared<RingWorks>(config)) {
+    auto ready = std::make_shared<std::promise<void>>();
+    auto started = ready->get_future();
+    // The ring is made on the thread that will use it: a single-issuer ring belongs to its maker.
+    crew_.add<RingWorks>(works_, [ready = std::move(ready)](RingWorks& works) { works.run(*ready); });
+    started.get();
+  }
+  ~UringEngine() override { close(tried_ ? 0 : kCloseMax); }
+
+  Submitted submit(Op op, Lane lane, std::vector<Request> requests, Nanos deadline) override {
+    const Submitted out = works_->ledger.submit(op, lane, std::move(requests), deadline);
+    if (out.status == SubmitStatus::kOk) works_->wake();
+    return out;
+  }
+  void cancel(BatchId batch) override {
+    works_->ledger.cancel(batch);
+    works_->wake();
+  }
+  std::vector<Done> reap() override { return works_->ledger.reap(); }
+  int event_fd() const override { return works_->ledger.event_fd(); }
+  const Features& features() const override { return works_->features(); }
+  EngineStats stats() const override {
+    EngineStats out = works_->ledger.stats();
+    out.cpu_ns = works_->cpu_ns();
+    return out;
+  }
+  bool close(Nanos limit) override {
+    tried_ = true;
+    works_->ledger.close();
+    works_->wake();
+    return crew_.join(limit);
+  }
+
+ private:
+  const std::shared_ptr<RingWorks> works_;
+  bool tried_ = false;
+  Crew crew_;
 };
 
 }  // namespace

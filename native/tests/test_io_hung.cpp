@@ -2,7 +2,8 @@
 // kernel until the test lets the device answer, as a call on a dead disk or mount would; of other files it is the real one.
 //
 // What is promised: what waits behind is answered at its deadline; the rest of the engine goes on while a thread is left;
-// the batch that hangs is answered once, and only when its thread is back, because until then its memory is not quiet.
+// the batch that hangs is answered once, and only when its thread is back, because until then its memory is not quiet. A close
+// says after its limit that it is not, and what the thread needs stays, whoever goes.
 #include <fcntl.h>
 #include <poll.h>
 #include <sys/syscall.h>
@@ -11,6 +12,7 @@
 
 #include <atomic>
 #include <cerrno>
+#include <chrono>
 #include <cstdlib>
 #include <cstring>
 #include <limits>
@@ -168,6 +170,35 @@ void test_cancel_and_close_wait_for_the_thread() {
   CHECK(b.wait(stuck) == static_cast<std::int64_t>(kPage));
 }
 
+void test_close_has_a_limit_and_says_that_memory_is_not_quiet() {
+  Bench b(2);
+  const BatchId stuck = b.read(1, 0), behind = b.read(1, 1), third = b.read(1, 2);
+  Bench::until_hanging(2);
+  CHECK(!b.engine->close(20 * kMs));
+  CHECK(b.wait(third) == -ECANCELED);  // what never began is answered
+  b.collect();
+  CHECK(!b.seen.contains(stuck) && !b.seen.contains(behind));
+  CHECK(b.engine->stats().running == 2);
+  CHECK(!b.engine->close(kMs));
+  b.device_answers(2);
+  CHECK(b.engine->close());  // it was only slow
+  CHECK(b.wait(stuck) == static_cast<std::int64_t>(kPage) && b.wait(behind) == static_cast<std::int64_t>(kPage));
+}
+
+void test_an_engine_may_go_while_its_device_hangs() {
+  Bench b(1);
+  b.read(1, 0);
+  Bench::until_hanging(1);
+  CHECK(!b.engine->close(kMs));
+  b.engine.reset();  // at once: the limit was waited for
+  CHECK(hanging.load() == 1);
+  b.device_answers(1);
+  Bench::until_hanging(0);
+  // The thread goes on in what it kept of the engine, into the memory that it was given, and ends.
+  for (int i = 0; i < 20'000 && b.memory[0] != std::byte{'d'}; ++i) std::this_thread::sleep_for(std::chrono::milliseconds(1));
+  CHECK(b.memory[0] == std::byte{'d'});
+}
+
 }  // namespace
 
 int main() {
@@ -175,5 +206,7 @@ int main() {
   test_other_files_go_on_while_a_thread_is_left();
   test_a_batch_in_parts_waits_for_the_part_that_hangs();
   test_cancel_and_close_wait_for_the_thread();
+  test_close_has_a_limit_and_says_that_memory_is_not_quiet();
+  test_an_engine_may_go_while_its_device_hangs();
   return kvstore::test::finish();
 }
