@@ -79,7 +79,7 @@ def matching(pattern: str, allowed: str) -> Read:
 
 def address(value: object) -> object:
     """HOST:PORT, or none."""
-    found = re.fullmatch(r"\S+:(\d{1,5})", value) if isinstance(value, str) else None
+    found = re.fullmatch(r"(?:\[[^\s\[\]]+\]|[^\s\[\]]+):(\d{1,5})", value) if isinstance(value, str) else None
     if value != "none" and (found is None or int(found[1]) > 65_535):
         raise ValueError("HOST:PORT, or none; a port is 0 to 65535")
     return value

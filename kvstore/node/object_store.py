@@ -70,13 +70,20 @@ class ObjectStore:
             options=options,
         )
         self.bytes_max = self._bytes_max()
+        path = self._path()
+        if path is not None and not os.access(path, os.W_OK):
+            log.warning("object tier: %s: cannot be written: what lies there is read, and nothing comes to it", path)
+
+    def _path(self) -> Path | None:
+        """Of a local directory."""
+        return Path(self.url.removeprefix("file://")) if self.url.startswith("file://") else None
 
     def _bytes_max(self) -> int:
         if self._config.bytes_max is not None:
             return self._config.bytes_max
-        if not self.url.startswith("file://"):
+        path = self._path()
+        if path is None:
             return 0  # a bucket's size is its owner's to decide
-        path = Path(self.url.removeprefix("file://"))
         stats = os.statvfs(path)
         free = stats.f_bavail * stats.f_frsize
         used = sum(each.stat().st_size for each in path.rglob("*") if each.is_file())

@@ -285,10 +285,10 @@ class PackWriter:
         try:
             await reservation.write(sources)
             sealed = reservation.seal()
-        except OSError as error:
+        except OSError as error:  # counted there and here, and told there
             self.failures += 1
             self._passed.add(group.victim)  # so that one that is never taken does not stand before all others
-            log.warning("object tier: %s", error)
+            log.debug("object tier: %s", error)
             return False
         finally:
             reservation.abort()

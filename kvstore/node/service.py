@@ -12,6 +12,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
+import socket
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
@@ -41,7 +42,7 @@ log = logging.getLogger(__name__)
 STORE_NAME: Final = store.DESCRIPTOR.services_by_name["Store"].full_name
 ADMIN_NAME: Final = admin.DESCRIPTOR.services_by_name["Admin"].full_name
 GRACE_S: Final = 2.0  # for calls under way when the node stops
-CANNOT_BIND: Final = "cannot be bound: another node has it, or it is not of this machine; choose another, or none"
+CANNOT_BIND: Final = "cannot be bound"
 
 
 class StoreService(services.StoreServicer):
@@ -182,6 +183,8 @@ class GrpcServer:
         """Raises Misconfigured where an address cannot be bound. The operators' socket has a server of its own, which
         nobody from elsewhere can keep busy.
         """
+        if self._host.grpc.address != "none":
+            _try(self._host.grpc.address)  # before anything is there that would have to be taken back
         self._health = health.aio.HealthServicer()  # type: ignore[attr-defined]
         ours = self._server(None)
         addresses = [self._listen_unix(ours)]
@@ -251,12 +254,32 @@ class GrpcServer:
         Path(self._unix_path).unlink(missing_ok=True)  # noqa: ASYNC240 - the node is stopping
 
 
+def _try(address: str) -> None:
+    """Raises Misconfigured with the reason, which gRPC writes to standard error itself, in words of its own."""
+    host, _, port = address.rpartition(":")
+    reason = "no such host"
+    try:
+        found = socket.getaddrinfo(host.strip("[]"), int(port), type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+    except (OSError, UnicodeError) as error:
+        found, reason = [], str(getattr(error, "strerror", None) or error)
+    for family, kind, protocol, _name, place in found:
+        with socket.socket(family, kind, protocol) as tried:
+            tried.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            try:
+                tried.bind(place)
+                tried.listen(1)  # with SO_REUSEADDR only this tells that somebody listens there
+            except OSError as error:
+                reason = error.strerror or str(error)
+            else:
+                return
+    raise Misconfigured(f"grpc.address = {address!r}: {CANNOT_BIND}: {reason}; choose another, or none")
+
+
 def _bind(server: grpc.aio.Server, address: str, credentials: grpc.ServerCredentials | None) -> int:
     try:
         port = server.add_secure_port(address, credentials) if credentials else server.add_insecure_port(address)
     except RuntimeError as error:
-        # gRPC's own text says only where the reason could be read, and that is another node nearly every time.
-        raise Misconfigured(f"grpc.address {address}: {CANNOT_BIND}") from error
+        raise Misconfigured(f"grpc.address = {address!r}: {CANNOT_BIND}") from error
     if port == 0:
-        raise Misconfigured(f"grpc.address {address}: {CANNOT_BIND}")
+        raise Misconfigured(f"grpc.address = {address!r}: {CANNOT_BIND}")
     return port

@@ -53,6 +53,8 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 log = logging.getLogger(__name__)
 
+TOLD_AGAIN_NS: Final = 10_000_000_000  # of failures of one kind
+
 FIRST_READ_BYTES: Final = 16 << 10  # holds the head of most packs
 PROBES_AT_ONCE: Final = 8  # full packs looked for in parallel; a chain's packs are there from its start or not at all
 INLINE_BYTES: Final = 256 << 10  # less is copied sooner than a thread is woken
@@ -111,6 +113,7 @@ class ObjectTier:
         self._clock = clock or SystemClock()
         self.circuit = Circuit()
         self.counts = ObjectCounts()
+        self._told_until: dict[str, int] = {}  # by verb
         self.on_gone: Callable[[str], object] = lambda _name: None
 
     @classmethod
@@ -346,8 +349,12 @@ class ObjectTier:
         return answer
 
     def _failed(self, verb: str, name: str, error: Exception, *, quietly: bool = False) -> None:
+        """All are counted. The log has one of a kind in ten seconds: a full disk fails hundreds of writes a second."""
         self.counts.errors += 1
-        log.log(logging.DEBUG if quietly else logging.WARNING, "object tier: %s %s: %s", verb, name, _first_line(error))
+        now = self._clock.now_ns()
+        if not quietly and now >= self._told_until.get(verb, 0):
+            self._told_until[verb] = now + TOLD_AGAIN_NS
+            log.warning("object tier: %s %s: %s", verb, name, _first_line(error))
 
 
 async def _deleted(store: ObjectStore, names: list[str]) -> bool:
