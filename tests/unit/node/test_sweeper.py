@@ -215,24 +215,17 @@ async def test_a_clear_looks_twice_at_what_is_empty(monkeypatch: pytest.MonkeyPa
     store = MemoryStore()
     tier = ObjectTier(store)
     sweeper = Sweeper(tier, 0, 60.0, set)
-    mark = tier.mark_cleared
+    listing, looks = tier.listing, 0
 
-    async def and_an_upload_ends(digest: bytes) -> bool:
-        task = asyncio.current_task()
-        assert task is not None
-        asyncio.get_running_loop().call_soon(lambda: late.append(asyncio.ensure_future(stored(store, A, 1, 10))))
-        return await mark(digest)
+    async def then_an_upload_ends(digest: bytes) -> list[Listed] | None:
+        nonlocal looks
+        looks += 1
+        found = await listing(digest)
+        if looks == 1:
+            await stored(store, A, 1, 10)
+        return found
 
-    late: list[asyncio.Task[list[str]]] = []
-    monkeypatch.setattr(tier, "mark_cleared", and_an_upload_ends)
-    listing = tier.listing
-
-    async def before_it(digest: bytes) -> list[Listed] | None:
-        if not late or not late[0].done():
-            return []
-        return await listing(digest)
-
-    monkeypatch.setattr(tier, "listing", before_it)
+    monkeypatch.setattr(tier, "listing", then_an_upload_ends)
     sweeper.clear(A)
     while sweeper._tasks:
         await next(iter(sweeper._tasks))
