@@ -133,7 +133,7 @@ class Sweeper:
         if not chosen:
             return 0
         gone = await self._store.delete([pack.name for pack in chosen])
-        return sum(pack.bytes for pack in chosen[:gone])
+        return sum(pack.bytes for pack in chosen if pack.name in gone)
 
     async def _clear(self, digest: bytes) -> None:
         marked = False

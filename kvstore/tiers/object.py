@@ -272,21 +272,25 @@ class ObjectTier:
                 if entry["path"] != cleared_name(digest)
             ]
 
-    async def delete(self, names: Sequence[str]) -> int:
-        """Returns how many are surely not there any more."""
-        gone = 0
+    async def delete(self, names: Sequence[str]) -> set[str]:
+        """Returns those that are surely not there any more."""
+        gone: set[str] = set()
         for at in range(0, len(names), DELETES_AT_ONCE):
-            some = list(names[at : at + DELETES_AT_ONCE])
-            try:
-                if await self._ask("delete", some[0], partial(_deleted, self._store, some)) is None:
-                    continue
-            except FileNotFoundError:
-                pass  # somebody else was faster
-            gone += len(some)
-            for name in some:
-                self.on_gone(name)
-        self.counts.packs_deleted += gone
+            gone |= await self._gone(names[at : at + DELETES_AT_ONCE])
+        for name in gone:
+            self.on_gone(name)
+        self.counts.packs_deleted += len(gone)
         return gone
+
+    async def _gone(self, names: Sequence[str]) -> set[str]:
+        """One request. A directory stops at one that is not there and leaves those behind it: one by one then."""
+        try:
+            answered = await self._ask("delete", names[0], partial(_deleted, self._store, list(names)))
+        except FileNotFoundError:  # somebody else was faster
+            if len(names) > 1:
+                return set().union(*await asyncio.gather(*(self._gone([name]) for name in names)))
+            return set(names)
+        return set(names) if answered is not None else set()
 
     async def mark_cleared(self, digest: bytes) -> bool:
         """So that every node of this store hears of it, and one with an empty disk too. False: try again."""

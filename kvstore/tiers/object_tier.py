@@ -54,7 +54,7 @@ class PackTier:
         self.store = store
         self.index = index
         self.shapes = shapes
-        self._deleting: dict[str, asyncio.Task[int]] = {}
+        self._deleting: dict[str, asyncio.Task[set[str]]] = {}
 
     def lookup(self, ns: int, shard: int, keys: Keys) -> npt.NDArray[np.bool_]:
         return self.index.knows(ns, shard, keys)
@@ -87,7 +87,7 @@ class PackTier:
             task.add_done_callback(lambda done: self._deleted(names, done))
         return retired
 
-    def _deleted(self, names: Sequence[str], done: asyncio.Task[int]) -> None:
+    def _deleted(self, names: Sequence[str], done: asyncio.Task[set[str]]) -> None:
         for name in names:
             if self._deleting.get(name) is done:
                 del self._deleting[name]

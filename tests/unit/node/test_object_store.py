@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import os
+import shutil
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 
 from kvstore.config import ObjectConfig
+from kvstore.node import object_store
 from kvstore.node.object_store import ObjectStore
 
 NS = 3
@@ -64,3 +68,23 @@ async def test_what_was_cleared_here_meanwhile_is_not_cleared_again(rig: Rig) ->
 async def test_a_namespace_that_nobody_knows_is_not_in_force(rig: Rig) -> None:
     assert not await rig.in_force(NS + 1)
     assert rig.asked == 0
+
+
+def test_what_lies_in_a_directory_is_added_up_while_others_delete_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for folder, size in (("a/b", 100), ("a/c", 20), ("d", 3)):
+        (tmp_path / folder).mkdir(parents=True)
+        (tmp_path / folder / "pack").write_bytes(bytes(size))
+    assert object_store._bytes_in(tmp_path) == 123
+    (tmp_path / "d" / "gone").symlink_to(tmp_path / "nowhere")  # listed, and not there to be looked at
+    scandir = os.scandir
+
+    def meanwhile(path: str) -> object:
+        if str(path).endswith("/c"):  # the same of a folder
+            shutil.rmtree(path)
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", meanwhile)
+    assert object_store._bytes_in(tmp_path) == 103
+    assert object_store._bytes_in(tmp_path / "nowhere") == 0

@@ -136,8 +136,8 @@ async def test_what_could_not_be_deleted_is_still_there(monkeypatch: pytest.Monk
     tier = ObjectTier(store)
     sweeper = Sweeper(tier, 10_000, 60.0, set)
 
-    async def refused(_: list[str]) -> int:
-        return 0
+    async def refused(_: list[str]) -> set[str]:
+        return set()
 
     monkeypatch.setattr(tier, "delete", refused)
     await sweeper.sweep()

@@ -108,6 +108,35 @@ async def test_a_cut_object_is_a_shorter_run(store: MemoryStore) -> None:
     assert await tier.read(head, 0, [memoryview(bytearray(BLOCK_BYTES)) for _ in range(4)], PARTS) == 1
 
 
+async def test_what_somebody_else_deleted_keeps_nothing_there(store: MemoryStore | LocalStore) -> None:
+    """A directory stops at the first that is not there."""
+    names = [pack_name(DIGEST, SHARD, bytes([i]) * 32) for i in range(50)]
+    for name in names:
+        if name not in names[3:30:9]:
+            await obstore.put_async(store, name, b"x")
+    tier = ObjectTier(store)
+    told: list[str] = []
+    tier.on_gone = told.append
+    assert await tier.delete(names) == set(names)
+    assert sorted(told) == sorted(names) and tier.counts.packs_deleted == 50
+    assert await tier.listing(DIGEST) == []
+
+
+async def test_what_the_store_did_not_delete_is_not_gone(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("kvstore.tiers.object.DELETES_AT_ONCE", 2)
+    tier, told = ObjectTier(MemoryStore()), []
+    tier.on_gone = told.append
+
+    async def deleted(_: MemoryStore, names: list[str]) -> bool:
+        if "3" in names:
+            raise OSError("no answer")
+        return True
+
+    monkeypatch.setattr("kvstore.tiers.object._deleted", deleted)
+    assert await tier.delete(["1", "2", "3", "4", "5"]) == {"1", "2", "5"}
+    assert sorted(told) == ["1", "2", "5"] and tier.counts.packs_deleted == 3
+
+
 async def test_a_store_that_is_left_alone_tells_nothing(store: MemoryStore) -> None:
     keys, blocks = chain(4)
     tier = ObjectTier(store, clock=VirtualClock())
