@@ -187,6 +187,8 @@ class ObjectStore:
             if answers != (not self.store.circuit.is_open):
                 answers = not answers
                 self._core.object_answers(answers)
+                if answers:  # what was dropped or failed meanwhile may be asked for again at once
+                    self._core.forget_probes()
                 log.warning("object tier: %s %s", self.url, "answers again" if answers else "does not answer")
 
 

@@ -2,7 +2,9 @@
 
 Rules
 - Bounded: `PROBES_MAX` at once, `WAITING_MAX` behind them; more are dropped, and a later lookup asks again.
-- The same hole is looked for once at a time, and a hole where nothing was found not again for `again_s`.
+- The same hole is looked for once at a time, and a hole where the store has nothing not again for `again_s`.
+- A request that failed says nothing of the hole: it may be looked for again after `FAILED_AGAIN_S`, or when an open
+  circuit closes.
 - What is found is known from then on. For a fetch it is brought up to memory too; a lookup touches nothing.
 """
 
@@ -29,6 +31,7 @@ log = logging.getLogger(__name__)
 PROBES_MAX: Final = 8
 WAITING_MAX: Final = 256
 HOLES_MAX: Final = 65_536
+FAILED_AGAIN_S: Final = 1.0  # as long as a circuit's first pause
 
 Hole = tuple[int, int, bytes]  # namespace, shard, key
 
@@ -55,7 +58,8 @@ class Prober:
         self._bring_up = bring_up
         self._turn = asyncio.Semaphore(PROBES_MAX)
         self._under_way: dict[Hole, asyncio.Task[int]] = {}
-        self._nothing_at: OrderedDict[Hole, float] = OrderedDict()  # until when
+        self._not_before: OrderedDict[Hole, float] = OrderedDict()  # when a hole may be looked for again
+        self._ask_again: asyncio.TimerHandle | None = None
         self._forgetting: asyncio.Task[None] | None = None
         self.dropped = 0
 
@@ -66,6 +70,8 @@ class Prober:
         tasks = [*self._under_way.values(), *([self._forgetting] if self._forgetting is not None else [])]
         for task in tasks:
             task.cancel()
+        if self._ask_again is not None:
+            self._ask_again.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
 
     def ask(self, work: native.Work) -> None:
@@ -93,7 +99,7 @@ class Prober:
         if running is not None:
             return running
         now = asyncio.get_running_loop().time()
-        if self._nothing_at.get(hole, 0.0) > now or self._objects.store.circuit.is_open:
+        if self._not_before.get(hole, 0.0) > now or self._objects.store.circuit.is_open:
             return None
         if len(self._under_way) >= PROBES_MAX + WAITING_MAX:
             self.dropped += 1
@@ -124,22 +130,41 @@ class Prober:
             if at == len(keys) or shape is None:
                 return at
             if not await self._in_force(ns):
+                self._failed(hole)
                 return 0
-            heads = await store.find(shape.digest, shard, keys[at:], pack_blocks(shape.bytes), position + at)
-            for head in heads:
+            found = await store.find(shape.digest, shard, keys[at:], pack_blocks(shape.bytes), position + at)
+            for head in found.packs:
                 if self._objects.shapes.shape(ns, shard) is None or not fits(head, shape, keys, position):
                     break
                 index.add(ns, head)
                 at = head.position + head.blocks - position
-            if at == 0 and not store.circuit.is_open:
-                self._remember(hole)
+            if not found.sure:
+                self._failed(hole)
+            elif at == 0:
+                self._leave_alone(hole, self._again_s)
             return min(at, len(keys))
 
-    def _remember(self, hole: Hole) -> None:
-        self._nothing_at[hole] = asyncio.get_running_loop().time() + self._again_s
-        self._nothing_at.move_to_end(hole)
-        if len(self._nothing_at) > HOLES_MAX:
-            self._nothing_at.popitem(last=False)
+    def _leave_alone(self, hole: Hole, for_s: float) -> None:
+        self._not_before[hole] = asyncio.get_running_loop().time() + for_s
+        self._not_before.move_to_end(hole)
+        if len(self._not_before) > HOLES_MAX:
+            self._not_before.popitem(last=False)
+
+    def _failed(self, hole: Hole) -> None:
+        """Not asked again at once, or a store in trouble would be asked by every lookup; but the core tells of a hole
+        only once, so it is made to tell again. Where the circuit is open its pause is enough; who sees it close makes
+        the core tell again (object_store.py).
+        """
+        if self._objects.store.circuit.is_open:
+            return
+        again_s = min(FAILED_AGAIN_S, self._again_s)
+        self._leave_alone(hole, again_s)
+        if self._ask_again is None:
+            self._ask_again = asyncio.get_running_loop().call_later(again_s, self._tell_again)
+
+    def _tell_again(self) -> None:
+        self._ask_again = None
+        self._core.forget_probes()
 
     async def _forget(self) -> None:
         """The core tells of a hole once; from time to time it may again."""
@@ -147,5 +172,5 @@ class Prober:
             await asyncio.sleep(self._again_s)
             self._core.forget_probes()
             now = asyncio.get_running_loop().time()
-            while self._nothing_at and next(iter(self._nothing_at.values())) <= now:
-                self._nothing_at.popitem(last=False)
+            while self._not_before and next(iter(self._not_before.values())) <= now:
+                self._not_before.popitem(last=False)

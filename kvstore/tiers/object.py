@@ -13,6 +13,7 @@ Rules
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import os
 from collections.abc import Awaitable, Callable, Sequence
@@ -60,6 +61,18 @@ PROBES_AT_ONCE: Final = 8  # full packs looked for in parallel; a chain's packs 
 INLINE_BYTES: Final = 256 << 10  # less is copied sooner than a thread is woken
 DELETES_AT_ONCE: Final = 1000  # what one request of S3 takes
 PING: Final = f"v{VERSION}/ping"
+
+
+class NotAnsweredError(Exception):
+    """The store did not answer, or is left alone for now: whether an object is there is not known."""
+
+
+@dataclass(frozen=True, slots=True)
+class Probed:
+    """packs: found, in order; sure: whether the store said that there are no more, and did not just fail to answer."""
+
+    packs: list[PackHead]
+    sure: bool
 
 
 @dataclass(slots=True)
@@ -157,7 +170,7 @@ class ObjectTier:
         self.counts.bytes_written += head.head_bytes + head.blocks * head.block_bytes
         return True
 
-    async def find(self, digest: bytes, shard: int, keys: Keys, per_pack: int, position: int = 0) -> list[PackHead]:
+    async def find(self, digest: bytes, shard: int, keys: Keys, per_pack: int, position: int = 0) -> Probed:
         """The packs that hold a prefix of `keys`, which begin at `position` of their chain, in order.
 
         Full packs are probed a few at a time until one is missing; after the last, the longest partial one.
@@ -166,21 +179,41 @@ class ObjectTier:
         ends = group_ends(position, len(keys), per_pack)
         for at in range(0, len(ends), PROBES_AT_ONCE):
             window = ends[at : at + PROBES_AT_ONCE]
-            heads = await asyncio.gather(*(self.head(digest, shard, keys[end].tobytes()) for end in window))
-            run = next((i for i, head in enumerate(heads) if head is None), len(heads))
-            found += [head for head in heads[:run] if head is not None]
-            if run < len(heads):
+            heads, sure = await self._heads(digest, shard, keys[window])
+            found += heads
+            if not sure:
+                return Probed(found, False)
+            if len(heads) < len(window):
                 break
         first = ends[len(found) - 1] + 1 if found else 0
         whole = ends[len(found)] if len(found) < len(ends) else len(keys)  # known not to be there
-        tail = keys[first:whole]
-        if len(tail) and not self.circuit.is_open:
-            partial = await asyncio.gather(*(self.head(digest, shard, key.tobytes()) for key in tail))
-            found += [head for head in reversed(partial) if head is not None][:1]
-        return found
+        tail, sure = keys[first:whole], True
+        if len(tail):
+            partial, sure = await self._heads(digest, shard, tail[::-1], some=True)
+            found += partial[:1]
+        return Probed(found, sure)
+
+    async def _heads(self, digest: bytes, shard: int, keys: Keys, *, some: bool = False) -> tuple[list[PackHead], bool]:
+        """Of packs named by these last keys: those before the first that is missing (some: all that are there), and
+        whether the store has told of all that was needed for it.
+        """
+        asked = [self.head(digest, shard, key.tobytes()) for key in keys]
+        heads: list[PackHead] = []
+        sure = True
+        for head in await asyncio.gather(*asked, return_exceptions=True):
+            if isinstance(head, NotAnsweredError):
+                sure = False
+            elif isinstance(head, BaseException):
+                raise head
+            elif head is not None:
+                heads.append(head)
+                continue
+            if not some:
+                break
+        return heads, sure
 
     async def head(self, digest: bytes, shard: int, last_key: bytes) -> PackHead | None:
-        """The head of one pack; None where there is none, or none that can be read."""
+        """The head of one pack; None where there is none, or none that is right. Raises NotAnsweredError."""
         name = pack_name(digest, shard, last_key)
         self.counts.probes += 1
         start = await self._range(name, 0, FIRST_READ_BYTES)
@@ -206,7 +239,10 @@ class ObjectTier:
         assert len(part_bytes) == head.checksums.shape[1] and int(part_bytes.sum()) == head.block_bytes
         name = pack_name(head.digest, head.shard, head.keys[-1].tobytes())
         start, length = head.range_of(first, len(into))
-        data = await self._range(name, start, length)
+        try:
+            data = await self._range(name, start, length)
+        except NotAnsweredError:
+            return 0
         if data is None:
             return 0
         self.counts.packs_read += 1
@@ -231,7 +267,9 @@ class ObjectTier:
 
     async def answers(self) -> bool:
         """Asks for something small, to see whether the store answers."""
-        return await self._range(PING, 0, 1) is not None or not self.circuit.is_open
+        with contextlib.suppress(NotAnsweredError):
+            await self._range(PING, 0, 1)
+        return not self.circuit.is_open
 
     async def refusal(self) -> str | None:
         """Why a small object can not be written here; None: it can. For people."""
@@ -316,6 +354,7 @@ class ObjectTier:
     # ---- requests ---------------------------------------------------------------------------------------------------
 
     async def _range(self, name: str, start: int, length: int) -> memoryview | None:
+        """None: no such object. Raises NotAnsweredError: nothing is known."""
         try:
             data = await self._ask(
                 "read", name, lambda: obstore.get_range_async(self._store, name, start=start, length=length)
@@ -323,7 +362,9 @@ class ObjectTier:
         except FileNotFoundError:
             self.on_gone(name)
             return None
-        return memoryview(data) if data is not None else None
+        if data is None:
+            raise NotAnsweredError(name)
+        return memoryview(data)
 
     async def _damaged(self, name: str, why: str) -> None:
         self.counts.packs_damaged += 1

@@ -11,6 +11,7 @@ Rules
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import errno
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Final
@@ -18,6 +19,7 @@ from typing import TYPE_CHECKING, Final
 import numpy as np
 
 from kvstore.tiers.base import Run, TierKind
+from kvstore.tiers.object import NotAnsweredError
 from kvstore.tiers.packs import PackHead, head_bytes_of, pack_blocks, pack_name
 
 if TYPE_CHECKING:
@@ -125,7 +127,9 @@ class PackReservation:
         last = run.keys[count - 1].tobytes()
         name = pack_name(self._shape.digest, run.shard, last)
         await self._tier.settled(name)
-        there = await store.head(self._shape.digest, run.shard, last)
+        there = None
+        with contextlib.suppress(NotAnsweredError):  # creating it will tell as well
+            there = await store.head(self._shape.digest, run.shard, last)
         if there is not None and fits(there, self._shape, run.keys[:count], run.position):
             store.counts.packs_there_already += 1
             self._written = there

@@ -28,7 +28,8 @@ async def test_a_chain_becomes_aligned_groups_and_a_tail(rig: PacksRig, count: i
     assert rig.writer.blocks_written == count
     assert rig.dirty() == 0
     other = PacksRig(rig.bucket)
-    heads = await other.store.find(rig.tier.shapes.shape(rig.ns, 0).digest, 0, keys, PER_PACK)  # type: ignore[union-attr]
+    found = await other.store.find(rig.tier.shapes.shape(rig.ns, 0).digest, 0, keys, PER_PACK)  # type: ignore[union-attr]
+    heads = found.packs
     assert [(head.position, head.blocks) for head in heads] == [
         (at, min(PER_PACK, count - at)) for at in range(0, count, PER_PACK)
     ]

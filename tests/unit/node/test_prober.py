@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections import OrderedDict
 from dataclasses import dataclass, field
 from typing import cast
 
@@ -11,7 +12,7 @@ import pytest
 from obstore.store import MemoryStore
 
 from kvstore import native
-from kvstore.node.prober import PROBES_MAX, WAITING_MAX, Prober
+from kvstore.node.prober import FAILED_AGAIN_S, PROBES_MAX, WAITING_MAX, Prober
 from kvstore.tiers.base import Keys
 from tests.unit.node.packs_rig import PER_PACK, PacksRig, Requests, chain_of, eventually, joined, name, requests
 
@@ -113,6 +114,48 @@ async def test_where_nothing_was_found_is_not_asked_again_for_a_while(rig: Rig) 
     soon = Rig(rig.requests, rig.bucket, again_s=0.0)
     assert await soon.find(chain_of("b", 4)) == 0
     assert await soon.find(keys) == 4
+
+
+@pytest.mark.parametrize("count", [1, 4, 11])
+async def test_a_request_that_fails_says_nothing_of_the_hole(rig: Rig, count: int) -> None:
+    """Not even before the circuit opens; and one that is answered "no such object" is remembered all the same."""
+    keys = chain_of("a", count)
+    await rig.write(keys)
+    failing = name(keys, min(count, PER_PACK) - 1)  # of the first pack
+    rig.requests.fails = lambda _verb, asked_for: asked_for == failing
+    assert await rig.find(keys) == 0
+    assert not rig.packs.store.circuit.is_open
+    rig.requests.fails = lambda _verb, _name: False
+    rig.requests.seen.clear()
+    assert await rig.find(keys) == 0
+    assert rig.asked == 0, "not by every lookup either"
+    rig.prober._not_before = OrderedDict((hole, due - FAILED_AGAIN_S) for hole, due in rig.prober._not_before.items())
+    assert await rig.find(keys) == count
+    # What is behind a pack that did not answer is not taken for missing either.
+    assert rig.packs.known(keys) == [True] * count
+
+
+async def test_after_a_failure_the_core_tells_of_the_hole_again(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("kvstore.node.prober.FAILED_AGAIN_S", 0.01)
+    keys, core, ns = chain_of("a", 4), rig.packs.core, rig.ns
+    await rig.write(keys)
+
+    def told() -> int:
+        """Probes that a lookup makes the core ask for."""
+        core.lookup(ns, keys, [(0, 0, 0)])
+        works = [work for work in core.take_work(16) if work.kind == native.WorkKind.PROBE]
+        for work in works:
+            rig.prober.ask(work)
+        return len(works)
+
+    rig.requests.fails = lambda _verb, _name: True
+    assert told() == 1
+    await eventually(lambda: not rig.prober._under_way)
+    assert rig.packs.known(keys) == [False] * 4 and told() == 0
+    rig.requests.fails = lambda _verb, _name: False
+    await eventually(lambda: told() == 1)
+    await eventually(lambda: not rig.prober._under_way)
+    assert rig.packs.known(keys) == [True] * 4
 
 
 async def test_a_hole_is_looked_for_once_at_a_time(rig: Rig) -> None:

@@ -12,7 +12,7 @@ from obstore.store import LocalStore, MemoryStore
 from kvstore import native
 from kvstore.errors import Misconfigured
 from kvstore.testing.clock import VirtualClock
-from kvstore.tiers.object import ObjectTier
+from kvstore.tiers.object import ObjectTier, Probed
 from kvstore.tiers.packs import PackHead, head_bytes_of, pack_name
 
 DIGEST, SHARD, PER_PACK = b"d" * 32, 1, 4
@@ -49,7 +49,7 @@ async def test_a_chain_is_found_and_read_by_a_tier_that_never_saw_it(store: Memo
     keys, blocks = chain(count)
     await write_all(ObjectTier(store), keys, blocks)
     other = ObjectTier(store)
-    heads = await other.find(DIGEST, SHARD, keys, PER_PACK)
+    heads = (await other.find(DIGEST, SHARD, keys, PER_PACK)).packs
     assert [head.position for head in heads] == list(range(0, count, PER_PACK))
     assert sum(head.blocks for head in heads) == count
     for head in heads:
@@ -65,7 +65,7 @@ async def test_a_longer_chain_finds_the_partial_pack_of_a_shorter_one(store: Mem
     keys, blocks = chain(6)
     await write_all(ObjectTier(store), keys, blocks)
     longer = np.concatenate([keys, chain(9, seed=1)[0]])
-    heads = await ObjectTier(store).find(DIGEST, SHARD, longer, PER_PACK)
+    heads = (await ObjectTier(store).find(DIGEST, SHARD, longer, PER_PACK)).packs
     assert [(head.position, head.blocks) for head in heads] == [(0, 4), (4, 2)]
 
 
@@ -84,12 +84,12 @@ async def test_a_damaged_pack_is_a_miss_and_is_deleted(store: MemoryStore, where
     await write_all(tier, keys, blocks)
     name = pack_name(DIGEST, SHARD, keys[-1].tobytes())
     data = bytearray((await obstore.get_async(store, name)).bytes())
-    head = (await tier.find(DIGEST, SHARD, keys, PER_PACK))[0]
+    head = (await tier.find(DIGEST, SHARD, keys, PER_PACK)).packs[0]
     data[100 if where == "head" else head.head_bytes + 2 * BLOCK_BYTES + 77] ^= 1
     await obstore.put_async(store, name, bytes(data))
     fresh = ObjectTier(store)
     if where == "head":
-        assert await fresh.find(DIGEST, SHARD, keys, PER_PACK) == []
+        assert await fresh.find(DIGEST, SHARD, keys, PER_PACK) == Probed([], True)
     else:
         into = [memoryview(bytearray(BLOCK_BYTES)) for _ in range(4)]
         assert await fresh.read(head, 0, into, PARTS) == 2
@@ -101,7 +101,7 @@ async def test_a_cut_object_is_a_shorter_run(store: MemoryStore) -> None:
     keys, blocks = chain(4)
     tier = ObjectTier(store)
     await write_all(tier, keys, blocks)
-    head = (await tier.find(DIGEST, SHARD, keys, PER_PACK))[0]
+    head = (await tier.find(DIGEST, SHARD, keys, PER_PACK)).packs[0]
     name = pack_name(DIGEST, SHARD, keys[-1].tobytes())
     data = bytes((await obstore.get_async(store, name)).bytes())
     await obstore.put_async(store, name, data[: head.head_bytes + BLOCK_BYTES + 5])
