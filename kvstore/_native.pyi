@@ -386,6 +386,13 @@ class WorkKind(enum.IntEnum):
 
     PROBE = 3
 
+class PacksGone(enum.IntEnum):
+    FORGOTTEN = 0
+
+    SWEPT = 1
+
+    LOST = 2
+
 class EventKind(enum.IntEnum):
     STORED = 0
 
@@ -627,7 +634,7 @@ class NodeCore:
 
     def mark_passed(self, tier: int, tickets: Annotated[NDArray[numpy.uint64], dict(shape=(None,), order='C', device='cpu', writable=False)]) -> None: ...
 
-    def recheck_clean(self) -> int: ...
+    def recheck_clean(self, packs_below: bool) -> int: ...
 
     def encode_headers(self, tier: int, tickets: Annotated[NDArray[numpy.uint64], dict(shape=(None,), order='C', device='cpu', writable=False)], checksums: Annotated[NDArray[numpy.uint64], dict(order='C', device='cpu', writable=False)], pages: object) -> bool: ...
 
@@ -662,7 +669,7 @@ class NodeCore:
 
     def object_known(self, ns: int, shard: int, keys: Annotated[NDArray[numpy.uint8], dict(shape=(None, 32), order='C', device='cpu', writable=False)]) -> None: ...
 
-    def object_gone(self, ns: int, shard: int, keys: Annotated[NDArray[numpy.uint8], dict(shape=(None, 32), order='C', device='cpu', writable=False)]) -> None: ...
+    def object_gone(self, ns: int, shard: int, keys: Annotated[NDArray[numpy.uint8], dict(shape=(None, 32), order='C', device='cpu', writable=False)], why: PacksGone) -> None: ...
 
     @property
     def object_blocks(self) -> int: ...

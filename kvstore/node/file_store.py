@@ -113,7 +113,6 @@ class FileStore:
         self.tier = FileTier(core, medium, shapes, self._pages, self._clock)
         self._core = core
         index = await self._restore(core, medium)
-        core.recheck_clean()  # what memory wrote here in an earlier life may not have been found
         if index is not None:
             self._checkpoint = Checkpoint(core, index, self._thread, config.checkpoint_ms)
             self._checkpoint.start()

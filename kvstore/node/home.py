@@ -2,6 +2,7 @@
 
 DATA_DIR/lock             an exclusive flock while a node runs: no lock, no start
 DATA_DIR/secret           32 random bytes, 0600, made at the first start
+DATA_DIR/packs-at         a digest of the URL of the object tier that this node's last start had
 DATA_DIR/namespaces.json  what was opened, and how often cleared (namespaces.py)
 """
 
@@ -31,6 +32,24 @@ class Home:
     @property
     def namespaces(self) -> Path:
         return self.path / "namespaces.json"
+
+    def has_packs_at(self, url: str | None) -> bool:
+        """Whether the object tier is the one of the start before; None: there is none now. Remembers this one."""
+        path = self.path / "packs-at"
+        here = hashlib.sha256((url or "none").encode()).hexdigest()
+        try:
+            before = path.read_bytes()[:SECRET_BYTES_MAX].decode("ascii", "replace").strip()
+            if before == here:
+                return url is not None
+        except OSError:
+            pass
+        try:
+            fresh = path.with_suffix(".new")
+            fresh.write_text(here + "\n")
+            fresh.replace(path)
+        except OSError as error:
+            raise Misconfigured(f"node.data_dir = {str(self.path)!r}: cannot be written: {error.strerror}") from error
+        return False
 
     def acquire(self) -> None:
         """Raises Misconfigured where the directory cannot be written, or another node has it."""

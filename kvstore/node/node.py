@@ -141,6 +141,10 @@ class Node:
             await self.files.start(self.core, shapes, memoryview(self.segments.payload.memory))
             tiers.append(self.files.tier)
             demote = self.files.demotion(self.memory)
+        # What memory wrote to files in an earlier life may not have been found, or there are no files now; what files
+        # wrote to packs is below only if these packs are.
+        url = self.objects.url if self.objects is not None else None
+        self.core.recheck_clean(self.home.has_packs_at(url))
         if self.objects is not None:
             self.objects.start(self.core, namespaces, shapes, [*tiers, self.memory], self._bring_up, self._clear)
             exits.push_async_callback(self.objects.stop)

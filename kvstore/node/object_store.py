@@ -105,7 +105,7 @@ class ObjectStore:
         core.set_object_tier(config.blocks_max)
         self._core, self._namespaces = core, namespaces
         index = PackIndex(core, config.blocks_max)
-        self.store.on_gone = index.forget
+        self.store.on_gone = index.gone
         self.tier = PackTier(self.store, index, shapes)
         self.prober = Prober(core, self.tier, config.probe_again_ms / 1000, bring_up, self._in_force)
         self.prober.start()

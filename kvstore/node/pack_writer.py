@@ -8,6 +8,7 @@ Rules
 - A pack is an aligned group: the victim and its ancestors back to the group's start, wherever above they lie. Whole
   groups go first; a chain's tail makes a partial pack. A group of which an ancestor is not here is passed over and
   counted.
+- What the sweeper took for room is not offered again until it is touched (native/core/node_core_marks.cpp).
 - Blocks are copied into memory of the pack's own and verified on the way: nothing is held while the store is slow, and
   a cancelled upload touches nobody's memory. At most `write_bytes_max` of such copies exist.
 - While the store does not answer, nothing is copied and nothing asked.
@@ -147,7 +148,7 @@ class PackWriter:
     async def _write_short(self) -> bool:
         """Memory first, where files have lost something: nothing else has it any more."""
         lost = self._source != MEMORY and await self._write_cold(MEMORY, self._cold_bytes(MEMORY), native.Dirty.LOST)
-        return await self._write_cold(self._source, self._cold_bytes(self._source)) or lost
+        return await self._write_cold(self._source, self._cold_bytes(self._source), native.Dirty.FRESH) or lost
 
     def _capacity(self, tier: int) -> int:
         stats = self._core.stats(tier)

@@ -132,7 +132,7 @@ class Sweeper:
         chosen = doomed(packs, bytes_max, keep)
         if not chosen:
             return 0
-        gone = await self._store.delete([pack.name for pack in chosen])
+        gone = await self._store.delete([pack.name for pack in chosen], swept=True)
         return sum(pack.bytes for pack in chosen if pack.name in gone)
 
     async def _clear(self, digest: bytes) -> None:

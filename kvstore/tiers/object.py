@@ -114,7 +114,8 @@ def doomed(packs: Sequence[Listed], bytes_max: int, keep: set[str]) -> list[List
 class ObjectTier:
     """Packs by name. Knows no node and no namespace handle; who asks brings digests, keys and memory.
 
-    on_gone: told the name of each pack that turned out not to be there, or was deleted.
+    on_gone: told the name of each pack that turned out not to be there or not to be right, or was deleted; and whether
+    that was for room.
     """
 
     def __init__(
@@ -127,7 +128,7 @@ class ObjectTier:
         self.circuit = Circuit()
         self.counts = ObjectCounts()
         self._told_until: dict[str, int] = {}  # by verb
-        self.on_gone: Callable[[str], object] = lambda _name: None
+        self.on_gone: Callable[[str, bool], object] = lambda _name, _swept: None
 
     @classmethod
     def open(cls, url: str, *, timeout_s: float, retries: int, concurrency: int, options: dict[str, str]) -> ObjectTier:
@@ -310,13 +311,13 @@ class ObjectTier:
                 if entry["path"] != cleared_name(digest)
             ]
 
-    async def delete(self, names: Sequence[str]) -> set[str]:
-        """Returns those that are surely not there any more."""
+    async def delete(self, names: Sequence[str], *, swept: bool = False) -> set[str]:
+        """Returns those that are surely not there any more. swept: there was no room for them."""
         gone: set[str] = set()
         for at in range(0, len(names), DELETES_AT_ONCE):
             gone |= await self._gone(names[at : at + DELETES_AT_ONCE])
         for name in gone:
-            self.on_gone(name)
+            self.on_gone(name, swept)
         self.counts.packs_deleted += len(gone)
         return gone
 
@@ -360,7 +361,7 @@ class ObjectTier:
                 "read", name, lambda: obstore.get_range_async(self._store, name, start=start, length=length)
             )
         except FileNotFoundError:
-            self.on_gone(name)
+            self.on_gone(name, False)
             return None
         if data is None:
             raise NotAnsweredError(name)
@@ -369,6 +370,7 @@ class ObjectTier:
     async def _damaged(self, name: str, why: str) -> None:
         self.counts.packs_damaged += 1
         log.warning("pack %s is dropped: %s", name, why)
+        self.on_gone(name, False)  # whether it can be deleted or not: nobody is to count on it
         await self.delete([name])
 
     async def _ask(self, verb: str, name: str, start: Callable[[], Awaitable[T]]) -> T | None:

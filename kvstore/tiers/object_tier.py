@@ -82,7 +82,7 @@ class PackTier:
         names = self.index.packs_of(ns, keys, shards)
         retired = sum(int(self.index.knows(ns, shard, keys).sum()) for shard in range(shards))
         for name in names:
-            self.index.forget(name)
+            self.index.gone(name, swept=False)
         if names:
             task = asyncio.ensure_future(self.store.delete(names))
             self._deleting.update(dict.fromkeys(names, task))

@@ -4,7 +4,8 @@ Rules
 - Bounded by blocks and by bytes of heads; the packs used longest ago are forgotten first, and the core is told. What is
   forgotten is found again by a probe.
 - A block that lies in several packs is known by the one seen last.
-- A hint: the store may have lost the pack meanwhile. Then it is forgotten, and that was a miss.
+- A hint: the store may have lost the pack meanwhile. Then it is forgotten, and that was a miss; and what lies above it
+  is not clean any more (native/core/node_core_marks.cpp).
 """
 
 from __future__ import annotations
@@ -15,12 +16,12 @@ from typing import TYPE_CHECKING, Final
 
 import numpy as np
 
+from kvstore import native
 from kvstore.tiers.packs import PackHead, pack_name
 
 if TYPE_CHECKING:
     import numpy.typing as npt
 
-    from kvstore import native
     from kvstore.tiers.base import Keys
 
 __all__ = ["PackIndex", "Stretch"]
@@ -115,8 +116,12 @@ class PackIndex:
     def read_lately(self) -> set[str]:
         return set(self._read_lately)
 
-    def forget(self, name: str) -> None:
-        """The pack is gone, or has to make way. Unknown names are none of ours."""
+    def gone(self, name: str, swept: bool) -> None:
+        """The pack is not there any more: swept for room, or else deleted, missing or of no use."""
+        self.forget(name, native.PacksGone.SWEPT if swept else native.PacksGone.LOST)
+
+    def forget(self, name: str, why: native.PacksGone = native.PacksGone.FORGOTTEN) -> None:
+        """Has to make way here, if nothing else is said. Unknown names are none of ours."""
         known = self._packs.pop(name, None)
         self._read_lately.pop(name, None)
         if known is None:
@@ -128,7 +133,7 @@ class PackIndex:
             if self._where.get(place, ("", 0))[0] == name:
                 del self._where[place]
                 gone.append(i)
-        self._core.object_gone(known.ns, known.head.shard, known.head.keys[gone])
+        self._core.object_gone(known.ns, known.head.shard, known.head.keys[gone], why)
 
     def packs_of(self, ns: int, keys: Keys, shards: int) -> list[str]:
         """Names of the known packs that have any of these blocks."""

@@ -35,7 +35,7 @@
 //     retire(tier, tickets, corrupt=False) -> int; retire_keys(ns, keys) -> int   # the latter on both tiers
 //     encode_headers(tier, tickets, checksums, pages: writable buffer of 4096 bytes a ticket)
 //     dirty_victims(tier, bytes, which=Dirty.ALL) -> tickets u64; which: ALL FRESH LOST, as slot_table.hpp says
-//     mark_clean(tier, tickets), mark_lost, mark_dirty, mark_passed; recheck_clean() -> int
+//     mark_clean(tier, tickets), mark_lost, mark_dirty, mark_passed; recheck_clean(packs_below) -> int
 //     restore(rows: bytes, epochs=0) -> int; file_epochs() -> int; drain_changes(max) -> (rows: bytes, freed: u64 array)        # file tier
 //     quarantine_left() -> bool; stats(tier) -> dict[str, int]; check_integrity(tier)
 //     failed_read(ns, tier, blocks); moved(from_tier, to_tier, blocks)   # counters told by the mover
@@ -137,7 +137,7 @@ void bind_mover(nb::class_<CoreClass>& core) {
       .def("mark_lost", marks<&SlotTable::mark_lost>, "tier"_a, "tickets"_a)
       .def("mark_dirty", marks<&SlotTable::mark_dirty>, "tier"_a, "tickets"_a)
       .def("mark_passed", marks<&SlotTable::mark_passed>, "tier"_a, "tickets"_a)
-      .def("recheck_clean", [](CoreClass& self) { return self.core.recheck_clean(); }, Release())
+      .def("recheck_clean", [](CoreClass& self, bool packs_below) { return self.core.recheck_clean(packs_below); }, "packs_below"_a, Release())
       .def("encode_headers", [](CoreClass& self, int tier, const WordsIn& tickets,
                                 const nb::ndarray<const std::uint64_t, nb::c_contig, nb::device::cpu>& checksums, nb::handle pages) {
              const Buffer buffer(pages, "pages", Buffer::Access::kWrite);

@@ -56,6 +56,8 @@ void bind_core_config(nb::module_& m) {
   nb::enum_<Work::Kind>(m, "WorkKind", nb::is_arithmetic())
       .value("PROMOTE", Work::Kind::kPromote).value("WRITE_BEHIND", Work::Kind::kWriteBehind).value("CORRUPT", Work::Kind::kCorrupt)
       .value("PROBE", Work::Kind::kProbe);
+  nb::enum_<PacksGone>(m, "PacksGone", nb::is_arithmetic())
+      .value("FORGOTTEN", PacksGone::kForgotten).value("SWEPT", PacksGone::kSwept).value("LOST", PacksGone::kLost);
   nb::enum_<Event::Kind>(m, "EventKind", nb::is_arithmetic())
       .value("STORED", Event::Kind::kStored).value("REMOVED", Event::Kind::kRemoved).value("CLEARED", Event::Kind::kCleared);
   m.attr("META_BYTES_MAX") = kMetaBytesMax;

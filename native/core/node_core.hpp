@@ -51,6 +51,12 @@ struct LookupAnswer {
   Nanos estimate = 0;               // how long fetching what the needs read should take
 };
 
+enum class PacksGone : std::uint8_t {
+  kForgotten = 0,  // they are there, and not known any more
+  kSwept = 1,      // for room
+  kLost = 2,       // missing, damaged, or deleted by an operator
+};
+
 enum class FetchStatus : std::uint8_t { kOk = 0, kStaleNamespace = 1, kRejected = 2, kBadInput = 3 };
 
 // What a HOLD gives: the run that is up, which may be shorter than asked. hold == 0: nothing is held.
@@ -164,7 +170,7 @@ class NodeCore {
   void set_object_tier(std::size_t blocks_max);
   void object_answers(bool answers);  // false: what lies there is not counted on, as its store does not answer
   void object_known(NsId ns, std::uint16_t shard, std::span<const Key> keys);
-  void object_gone(NsId ns, std::uint16_t shard, std::span<const Key> keys);
+  void object_gone(NsId ns, std::uint16_t shard, std::span<const Key> keys, PacksGone why);
   std::size_t object_blocks() const;  // how many are known
   void forget_probes();               // holes asked about once may be asked about again
 
@@ -205,8 +211,9 @@ class NodeCore {
   SlotId scan(Tier tier, SlotId after, std::size_t max, SlotRows& out);  // sealed ones; kNoSlot: the end
   std::size_t retire(Tier tier, std::span<const Ticket> tickets, bool corrupt);
   std::size_t retire_keys(NsId ns, std::span<const Key> keys);  // all shards, memory and file
-  // After a start, with what each tier has listed: clean memory slots of which no tier below has a copy are dirty again.
-  std::size_t recheck_clean();
+  // After a start, with what each tier has listed: clean memory slots of which no tier below has a copy are dirty again. So are
+  // those of files where the packs that made them clean are not what lies below now (packs_below false).
+  std::size_t recheck_clean(bool packs_below);
   NsId ticket_namespace(Ticket ticket) const;                   // of a memory slot; kNoNamespace: stale
 
   void count_failed_reads(Tier tier, std::uint64_t blocks);

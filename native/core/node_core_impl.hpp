@@ -51,6 +51,7 @@ struct NodeCore::Impl {
 
   // ---- node_core_marks.cpp
   void evicted(Tier tier, const SlotInfo& info);
+  void pack_gone(NsId ns, std::uint16_t shard, std::span<const Key> keys, bool swept);
   void file_copy_gone(const SlotInfo& info, bool in_its_turn);  // of a sealed slot, but for a clear
   bool in_packs(const SlotInfo& info) const;
 

@@ -31,9 +31,10 @@ void NodeCore::object_known(NsId ns, std::uint16_t shard, std::span<const Key> k
   if (impl_->objects && impl_->open_row(ns) != nullptr) impl_->objects->add(ns, shard, keys);
 }
 
-void NodeCore::object_gone(NsId ns, std::uint16_t shard, std::span<const Key> keys) {
+void NodeCore::object_gone(NsId ns, std::uint16_t shard, std::span<const Key> keys, PacksGone why) {
   std::lock_guard lock(impl_->mutex);
   if (impl_->objects) impl_->objects->remove(ns, shard, keys);
+  if (why != PacksGone::kForgotten) impl_->pack_gone(ns, shard, keys, why == PacksGone::kSwept);
 }
 
 std::size_t NodeCore::object_blocks() const {

@@ -55,7 +55,7 @@ enum class ReserveStatus : std::uint8_t {
 enum class Dirty : std::uint8_t {
   kAll = 0,
   kFresh = 1,  // neither sunk nor passed over since they were last touched
-  kLost = 2,   // sunk, and not below any more
+  kLost = 2,   // sunk, not passed over, and not below any more
 };
 
 // Names one tenancy of a slot; a later tenancy of the same slot has another `tenancy`.
@@ -177,6 +177,7 @@ class SlotTable {
   void mark_lost(Ticket ticket);    // it went down, and is not there any more: sunk, and not clean
   void mark_dirty(Ticket ticket);   // it is not below: write-behind is to look at it as if it had just come
   void mark_passed(Ticket ticket);  // write-behind does not want it
+  void mark_swept(Ticket ticket);   // it had to go below, for room: dirty, and passed over unless it was touched since it went down
 
   // Restart. `resolve` gives the handle of a namespace digest once it is open; recovered slots of namespaces not yet
   // open wait, unlisted but kept, until add_namespace. Entries that do not check are dropped and counted.

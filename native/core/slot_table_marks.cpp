@@ -2,7 +2,7 @@
 //
 // clean: a tier below has it. What is not clean is dirty, and of that
 //   fresh   write-behind has said nothing of it since it was last touched: its work
-//   passed  it was not wanted below
+//   passed  it was not wanted below; or (sunk too) it was there, and had to go for room
 //   lost    it went down (sunk), and is not there any more
 // A touch makes passed and lost ones fresh again, and nothing else does but mark_dirty. So however fast the tier below
 // forgets, a slot goes down at most once for each time that somebody put, fetched or promoted it: write-behind comes to rest.
@@ -21,7 +21,7 @@ bool asked_for(const Entry& e, Dirty which) noexcept {
   switch (which) {
     case Dirty::kAll: return true;
     case Dirty::kFresh: return !e.has(kSunk) && !e.has(kPassed);
-    case Dirty::kLost: return e.has(kSunk);
+    case Dirty::kLost: return e.has(kSunk) && !e.has(kPassed);
   }
   return false;
 }
@@ -81,6 +81,10 @@ void SlotTable::Impl::add_beginnings(std::uint64_t bytes, std::span<const SlotId
 void SlotTable::mark_clean(Ticket ticket) { impl_->mark(ticket, kClean | kSunk, kPassed); }
 void SlotTable::mark_lost(Ticket ticket) { impl_->mark(ticket, kSunk, kClean); }
 void SlotTable::mark_dirty(Ticket ticket) { impl_->mark(ticket, 0, kClean | kSunk | kPassed); }
+void SlotTable::mark_swept(Ticket ticket) {
+  const bool sunk = impl_->names(ticket) && impl_->entries[ticket.slot].has(kSunk);  // else it was touched since
+  impl_->mark(ticket, sunk ? kPassed : 0u, kClean);
+}
 void SlotTable::mark_passed(Ticket ticket) { impl_->mark(ticket, kPassed, 0); }
 
 void SlotTable::Impl::mark(Ticket ticket, std::uint32_t on, std::uint32_t off) {

@@ -83,7 +83,7 @@ void memory_comes_first_and_objects_last() {
   CHECK((found.tiers == std::vector<std::uint8_t>{1, 1, 3, 3, 3}));
   const Need of_other_shard[] = {{.shard = 1, .kind = NeedKind::kAll, .blocks = 0}};
   CHECK(b.lookup(keys, of_other_shard).blocks == 0);
-  b.core->object_gone(b.ns, 0, std::span(keys).subspan(3, 1));
+  b.core->object_gone(b.ns, 0, std::span(keys).subspan(3, 1), PacksGone::kForgotten);
   CHECK(b.lookup(keys).blocks == 3);
   b.core->object_answers(false);
   CHECK(b.lookup(keys).blocks == 2);

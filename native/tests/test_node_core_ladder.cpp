@@ -65,8 +65,92 @@ void what_files_let_go_is_dirty_in_memory() {
   CHECK(dirty(node, Tier::kMemory, Dirty::kFresh) == std::vector<Key>({keys[0]}));
   // So is one that a start does not find.
   mark(node, Tier::kMemory, again, {keys[0]}, &SlotTable::mark_clean);
-  CHECK(node.core->recheck_clean() == 1 && node.core->recheck_clean() == 0);
+  CHECK(node.core->recheck_clean(true) == 1 && node.core->recheck_clean(true) == 0);
   node.core->with_memory([](SlotTable& table) { table.check_integrity(); });
+}
+
+// What makes a file slot clean is a pack. When it goes, that depends on why; what memory has of it goes by files, or where
+// they have not got it, by the pack.
+void what_a_pack_leaves_behind() {
+  for (const PacksGone why : {PacksGone::kForgotten, PacksGone::kSwept, PacksGone::kLost}) {
+    Core node;
+    node.core->set_object_tier(1'000);
+    const NsId ns = node.core->open_namespace(spec_of(1, {kSlabful}));
+    const auto keys = chain_of(1, 4);  // 0, 1: in files and in memory; 2, 3: in memory alone. 1 and 3 are touched once below
+    for (const Key& key : keys) node.store(Tier::kMemory, ns, 0, {key});
+    for (const Key& key : {keys[0], keys[1]}) node.store(Tier::kFile, ns, 0, {key});
+    mark(node, Tier::kMemory, ns, keys, &SlotTable::mark_clean);
+    mark(node, Tier::kFile, ns, keys, &SlotTable::mark_clean);
+    node.core->object_known(ns, 0, keys);
+    const auto got = node.fetch(ns, {keys[3]}, 0, 0);
+    node.core->release(Tier::kMemory, node.owner, (*got)[0].hold);
+    node.core->with_file([&](SlotTable& table) { table.touch(ns, 0, {&keys[1], 1}, {}, 0); });
+    node.core->object_gone(ns, 0, keys, why);
+    CHECK(node.core->object_blocks() == 0);
+    using Keys = std::vector<Key>;
+    const bool gone = why != PacksGone::kForgotten, lost = why == PacksGone::kLost;
+    CHECK(dirty(node, Tier::kFile, Dirty::kAll) == (gone ? Keys{keys[0], keys[1]} : Keys{}));
+    CHECK(dirty(node, Tier::kFile, Dirty::kFresh) == (lost ? Keys{keys[0], keys[1]} : gone ? Keys{keys[1]} : Keys{}));
+    CHECK(dirty(node, Tier::kMemory, Dirty::kAll) == (gone ? Keys{keys[2], keys[3]} : Keys{}));
+    CHECK(dirty(node, Tier::kMemory, Dirty::kFresh) == (lost ? Keys{keys[2], keys[3]} : gone ? Keys{keys[3]} : Keys{}));
+    CHECK(dirty(node, Tier::kMemory, Dirty::kLost).empty());
+    if (why != PacksGone::kSwept) continue;
+    // Files let go of both: what was passed over there is in memory too, what was not is the object tier's work from there.
+    for (const Key& key : chain_of(100, 16)) node.store(Tier::kFile, ns, 0, {key});
+    CHECK(dirty(node, Tier::kMemory, Dirty::kLost) == Keys{keys[1]});
+    const auto again = node.fetch(ns, {keys[0]}, 0, 0);  // until somebody asks for it
+    node.core->release(Tier::kMemory, node.owner, (*again)[0].hold);
+    CHECK(dirty(node, Tier::kMemory, Dirty::kFresh) == (Keys{keys[3], keys[0]}));
+  }
+}
+
+// A store that is smaller than what lies above it: each pack pushes out another, and that is not written again for it.
+void sweeps_come_to_rest() {
+  for (const std::size_t room : {1u, 5u, 15u}) {
+    Core node;
+    node.core->set_object_tier(1'000);
+    const NsId ns = node.core->open_namespace(spec_of(1, {kSlabful}));
+    for (std::uint32_t chain = 0; chain < 4; ++chain) {
+      for (const Key& key : chain_of(100 * chain, 4)) node.store(Tier::kFile, ns, 0, {key});
+    }
+    std::vector<Key> stored;
+    std::size_t writes = 0;
+    const auto settle = [&] {
+      for (std::vector<Key> fresh; !(fresh = dirty(node, Tier::kFile, Dirty::kFresh)).empty() && writes < 1'000;) {
+        stored.push_back(fresh[0]);
+        writes += 1;
+        node.core->object_known(ns, 0, {&fresh[0], 1});
+        mark(node, Tier::kFile, ns, {fresh[0]}, &SlotTable::mark_clean);
+        if (stored.size() <= room) continue;
+        node.core->object_gone(ns, 0, {&stored[0], 1}, PacksGone::kSwept);
+        stored.erase(stored.begin());
+      }
+    };
+    settle();
+    CHECK(writes == 16);
+    node.core->object_gone(ns, 0, {&stored[0], 1}, PacksGone::kLost);
+    settle();
+    CHECK(writes == 17);
+    node.core->with_file([&](SlotTable& table) { table.touch(ns, 0, chain_of(0, 4), {}, 0); });
+    settle();
+    CHECK(writes <= 21);
+  }
+}
+
+// What made a slot clean may not be below any more when a node starts again.
+void a_start_without_a_tier_makes_its_copies_dirty() {
+  Core node;
+  const NsId ns = node.core->open_namespace(spec_of(1, {kSlabful}));
+  const auto keys = chain_of(1, 3);
+  node.store(Tier::kMemory, ns, 0, {keys[0]});
+  for (const Key& key : {keys[1], keys[2]}) node.store(Tier::kFile, ns, 0, {key});
+  mark(node, Tier::kMemory, ns, {keys[0]}, &SlotTable::mark_clean);
+  mark(node, Tier::kFile, ns, {keys[1]}, &SlotTable::mark_clean);
+  CHECK(node.core->recheck_clean(true) == 1);
+  CHECK(dirty(node, Tier::kMemory, Dirty::kFresh) == std::vector<Key>({keys[0]}));
+  CHECK(dirty(node, Tier::kFile, Dirty::kFresh) == std::vector<Key>({keys[2]}));
+  CHECK(node.core->recheck_clean(false) == 1);
+  CHECK(dirty(node, Tier::kFile, Dirty::kFresh).size() == 2);
 }
 
 // Files that are smaller than the cold part of memory, and lose with each write what is to be written next.
@@ -214,6 +298,9 @@ void a_promotion_takes_the_place_of_its_own_beginning() {
 
 int main() {
   what_files_let_go_is_dirty_in_memory();
+  what_a_pack_leaves_behind();
+  sweeps_come_to_rest();
+  a_start_without_a_tier_makes_its_copies_dirty();
   write_behind_comes_to_rest();
   what_is_dropped_is_counted_once();
   what_a_get_will_come_to_stays_in_files();

@@ -51,7 +51,7 @@ class TestPacks(PackTierExam):
         storage.core.set_object_tier(10_000)
         store = ObjectTier(bucket)
         index = PackIndex(storage.core, 10_000)
-        store.on_gone = index.forget
+        store.on_gone = index.gone
         tier = PackTier(store, index, storage.shapes)
         yield TierRig(tier, storage.open_namespace(), PARTS, group=8)
         await tier.close()

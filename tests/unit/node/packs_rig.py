@@ -84,7 +84,7 @@ class PacksRig:
         self.core.set_object_tier(10_000)
         self.store = ObjectTier(bucket, clock=self.clock)
         self.index = PackIndex(self.core, 10_000)
-        self.store.on_gone = self.index.forget
+        self.store.on_gone = self.index.gone
         self.tier = PackTier(self.store, self.index, self.storage.shapes)
         self.admitted = True
         self.writer = PackWriter(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 
 import numpy as np
+import obstore
 import pytest
 from obstore.store import MemoryStore
 
@@ -219,3 +220,53 @@ async def test_it_begins_by_itself_when_room_runs_short_and_writes_the_coldest(r
     assert {name(keys, PER_PACK - 1) for keys in chains[:3]} <= stored
     assert name(chains[-1], PER_PACK - 1) not in stored
     assert np.count_nonzero([name(keys, 3) in stored for keys in chains]) == len(stored)
+
+
+@pytest.mark.parametrize("how", ["missing", "cut", "damaged", "damaged and read-only", "retired"])
+async def test_what_a_lost_pack_leaves_above_is_written_again(rig: PacksRig, requests: Requests, how: str) -> None:
+    """Else it would be evicted as if it were below, and be lost to everybody."""
+    keys = chain_of("a", 8)
+    await rig.put(keys)
+    await rig.writer.flush()
+    assert rig.dirty() == 0
+    at = name(keys, 7)
+    data = bytearray((await obstore.get_async(rig.bucket, at)).bytes())
+    if how == "missing":
+        await obstore.delete_async(rig.bucket, at)
+    elif how == "cut":
+        await obstore.put_async(rig.bucket, at, bytes(data[:-20_000]))
+    elif how == "retired":
+        assert rig.tier.retire(rig.ns, keys[7:]) == 1
+        await rig.tier.settled(at)
+    else:
+        data[-5_000] ^= 1
+        await obstore.put_async(rig.bucket, at, bytes(data))
+        requests.fails = lambda verb, _name: how == "damaged and read-only" and verb == "delete_async"
+    if how != "retired":
+        assert 4 <= await rig.read(keys) < 8
+    assert rig.dirty() == 4, "those of the other pack are below"
+    requests.fails = lambda _verb, _name: False
+    if how == "damaged and read-only":
+        await obstore.delete_async(rig.bucket, at)
+    assert await rig.writer._write_short()
+    assert rig.dirty() == 0
+    assert await rig.read(keys) == 8
+
+
+async def test_what_was_swept_is_not_written_again_until_somebody_asks_for_it(rig: PacksRig) -> None:
+    """Else a store that is smaller than memory would be written for ever: each pack pushes out another."""
+    keys = chain_of("a", 8)
+    await rig.put(keys)
+    await rig.writer.flush()
+    await rig.store.delete(sorted(await rig.stored()), swept=True)
+    assert rig.known(keys) == [False] * 8
+    written = rig.writer.blocks_written
+    assert rig.dirty() == 8, "it is not below"
+    while await rig.writer._write_short():
+        pass
+    assert rig.writer.blocks_written == written
+    await rig.put(keys[:4])  # of what is held: that touches it
+    while await rig.writer._write_short():
+        pass
+    assert rig.writer.blocks_written == written + 4
+    assert await rig.read(keys) == 4

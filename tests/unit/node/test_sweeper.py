@@ -136,12 +136,26 @@ async def test_what_could_not_be_deleted_is_still_there(monkeypatch: pytest.Monk
     tier = ObjectTier(store)
     sweeper = Sweeper(tier, 10_000, 60.0, set)
 
-    async def refused(_: list[str]) -> set[str]:
+    async def refused(_: list[str], *, swept: bool) -> set[str]:
         return set()
 
     monkeypatch.setattr(tier, "delete", refused)
     await sweeper.sweep()
     assert sweeper.bytes_stored == 12_000 and not sweeper.admit(1)
+
+
+async def test_who_is_told_of_packs_that_went_is_told_why() -> None:
+    """What the sweeper took for room is not to be written again at once; what a clear deletes is nobody's any more."""
+    store = MemoryStore()
+    packs = await stored(store, A, 12, 1000)
+    tier = ObjectTier(store)
+    told: list[tuple[str, bool]] = []
+    tier.on_gone = lambda name, swept: told.append((name, swept))
+    await Sweeper(tier, 10_000, 60.0, set).sweep()
+    assert told and all(swept for _, swept in told) and {name for name, _ in told} == set(packs) - await left(store)
+    told.clear()
+    await tier.delete(sorted(await left(store))[:1])
+    assert [swept for _, swept in told] == [False]
 
 
 async def test_a_store_where_nothing_was_ever_written_is_empty(tmp_path: Path) -> None:
@@ -161,7 +175,7 @@ async def test_what_was_cleared_is_deleted_even_when_an_upload_comes_late(monkey
     tier = ObjectTier(store)
     sweeper = Sweeper(tier, 0, 60.0, set)
     gone: list[str] = []
-    tier.on_gone = gone.append
+    tier.on_gone = lambda name, _swept: gone.append(name)
     listing = tier.listing
 
     async def with_a_late_one(digest: bytes) -> list[Listed] | None:

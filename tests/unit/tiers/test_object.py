@@ -116,7 +116,7 @@ async def test_what_somebody_else_deleted_keeps_nothing_there(store: MemoryStore
             await obstore.put_async(store, name, b"x")
     tier = ObjectTier(store)
     told: list[str] = []
-    tier.on_gone = told.append
+    tier.on_gone = lambda name, _swept: told.append(name)
     assert await tier.delete(names) == set(names)
     assert sorted(told) == sorted(names) and tier.counts.packs_deleted == 50
     assert await tier.listing(DIGEST) == []
@@ -124,8 +124,8 @@ async def test_what_somebody_else_deleted_keeps_nothing_there(store: MemoryStore
 
 async def test_what_the_store_did_not_delete_is_not_gone(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("kvstore.tiers.object.DELETES_AT_ONCE", 2)
-    tier, told = ObjectTier(MemoryStore()), []
-    tier.on_gone = told.append
+    tier, told = ObjectTier(MemoryStore()), list[str]()
+    tier.on_gone = lambda name, _swept: told.append(name)
 
     async def deleted(_: MemoryStore, names: list[str]) -> bool:
         if "3" in names:

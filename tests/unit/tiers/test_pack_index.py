@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
+from kvstore import native
 from kvstore.tiers.pack_index import PackIndex
 from kvstore.tiers.packs import PackHead, head_bytes_of, pack_name
 
@@ -15,12 +16,14 @@ class Told:
 
     def __init__(self) -> None:
         self.known: set[bytes] = set()
+        self.why: list[native.PacksGone] = []
 
     def object_known(self, ns: int, shard: int, keys: np.ndarray) -> None:
         assert (ns, shard) == (NS, SHARD)
         self.known |= {key.tobytes() for key in keys}
 
-    def object_gone(self, ns: int, shard: int, keys: np.ndarray) -> None:
+    def object_gone(self, ns: int, shard: int, keys: np.ndarray, why: native.PacksGone) -> None:
+        self.why.append(why)
         self.known -= {key.tobytes() for key in keys}
 
 
@@ -84,6 +87,18 @@ def test_the_core_knows_what_the_index_knows() -> None:
     index.forget("never heard of")
     index.drop(NS)
     assert len(index) == 0 and index.packs == 0 and not core.known
+    assert set(core.why) == {native.PacksGone.FORGOTTEN}, "they are there, whoever knows of them"
+
+
+def test_the_core_is_told_why_a_pack_is_not_known_any_more() -> None:
+    core, heads = Told(), [pack(chain(2, seed)) for seed in range(2)]
+    index = PackIndex(core, 1000)
+    for head in heads:
+        index.add(NS, head)
+    index.gone(name_of(heads[0]), True)
+    index.gone(name_of(heads[1]), False)
+    assert core.why == [native.PacksGone.SWEPT, native.PacksGone.LOST]
+    assert not core.known
 
 
 def test_what_lies_in_two_packs_outlives_the_one_seen_first() -> None:
