@@ -133,6 +133,7 @@ class IoEngine {
     out["engine"] = f.engine;
     out["registered_files"] = f.registered_files;
     out["registered_memory"] = f.registered_memory;
+    out["vectored_registered"] = f.vectored_registered;
     out["single_issuer"] = f.single_issuer;
     out["deferred_task_run"] = f.deferred_task_run;
     out["note"] = f.note;

@@ -1,20 +1,28 @@
-// What is left of a task after a short transfer.
+// What is left of an operation after a short transfer.
 #pragma once
 #include <cstddef>
+#include <cstdint>
+#include <span>
 
-#include "ledger.hpp"
+#include <sys/uio.h>
 
 namespace kvstore::io {
 
-// Drops the first `moved` bytes from the task's pieces and moves its offset on. True if nothing is left.
-inline bool advance(Task& task, std::uint64_t moved) {
-  task.offset += moved;
+// Where the next byte goes: the file's offset, and the pieces, which are changed in place.
+struct Rest {
+  std::uint64_t offset = 0;
+  std::span<iovec> pieces;
+};
+
+// Moves on by the first `moved` bytes. True if nothing is left.
+inline bool advance(Rest& rest, std::uint64_t moved) {
+  rest.offset += moved;
   std::size_t gone = 0;
-  while (gone < task.pieces.size() && moved >= task.pieces[gone].iov_len) moved -= task.pieces[gone++].iov_len;
-  task.pieces.drop_front(gone);
-  if (task.pieces.empty()) return true;
-  task.pieces[0].iov_base = static_cast<std::byte*>(task.pieces[0].iov_base) + moved;
-  task.pieces[0].iov_len -= moved;
+  while (gone < rest.pieces.size() && moved >= rest.pieces[gone].iov_len) moved -= rest.pieces[gone++].iov_len;
+  rest.pieces = rest.pieces.subspan(gone);
+  if (rest.pieces.empty()) return true;
+  rest.pieces[0].iov_base = static_cast<std::byte*>(rest.pieces[0].iov_base) + moved;
+  rest.pieces[0].iov_len -= moved;
   return false;
 }
 

@@ -5,7 +5,8 @@
 // - Batches answer whole, with one result a request. An answer means quiet memory: it comes only when the kernel can no
 //   longer touch any of the batch's pieces. A deadline or a cancel therefore stops what has not been started, asks the kernel
 //   to give up the rest, and then waits for the kernel's word, however long that takes.
-// - At most `depth` requests are in the kernel at once; at most `pending_max` are waiting: submit refuses the rest (kBusy).
+// - Requests of a batch that lie behind one another in a file go to the kernel as one operation of up to 1 MiB (join.hpp).
+// - At most `depth` operations are in the kernel at once; at most `pending_max` requests wait: submit refuses the rest (kBusy).
 // - Short transfers are continued, EINTR and EAGAIN retried; any other error ends its request and no other.
 // - The foreground lane goes first; one start in `kBackgroundShare` is the background's, so that it moves too.
 // - `event_fd` turns readable when reap() has something. Reading it is the caller's business.
@@ -70,6 +71,7 @@ struct Features {
   std::string engine;            // "io_uring" or "threads"
   bool registered_files = false;
   bool registered_memory = false;
+  bool vectored_registered = false;  // several registered pieces are one operation (Linux 6.15)
   bool single_issuer = false;
   bool deferred_task_run = false;
   std::string note;              // why something is off; empty if nothing is

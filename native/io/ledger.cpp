@@ -40,28 +40,21 @@ bool Ledger::check(const std::vector<Request>& requests) const {
 
 Submitted Ledger::submit(Op op, Lane lane, std::vector<Request> requests, Nanos deadline) {
   if (requests.empty() || !check(requests)) return {SubmitStatus::kBadInput, 0};
-  std::vector<Task> tasks;
-  tasks.reserve(requests.size());
-  for (std::uint32_t i = 0; i < requests.size(); ++i) {
-    const Request& request = requests[i];
-    Task task{0, i, op, request.file, request.offset, 0, deadline, Pieces(request.pieces)};
-    for (const iovec& piece : task.pieces) task.bytes += piece.iov_len;
-    tasks.push_back(std::move(task));
-  }
+  Plan plan = join(requests);
+  const std::size_t count = requests.size();
+  Batch batch{std::move(requests), std::move(plan.order), std::vector<std::int64_t>(count, 0), static_cast<std::uint32_t>(count), 0,
+              op, lane, deadline};
   const std::lock_guard lock(mutex_);
   if (closed_) return {SubmitStatus::kClosed, 0};
-  if (stats_.waiting + tasks.size() > pending_max_) return {SubmitStatus::kBusy, 0};
+  if (stats_.waiting + count > pending_max_) return {SubmitStatus::kBusy, 0};
   const BatchId id = next_++;
-  batches_.emplace(id, Batch{std::vector<std::int64_t>(tasks.size(), 0), static_cast<std::uint32_t>(tasks.size()), 0});
+  batches_.emplace(id, std::move(batch));
   const auto soonest = next_due();
   due_.push({deadline, id});
   if (!soonest || deadline < *soonest) earlier_.notify_all();
-  stats_.waiting += tasks.size();
-  for (Task& task : tasks) {
-    task.batch = id;
-    lanes_[static_cast<int>(lane)].push_back(std::move(task));
-  }
-  if (tasks.size() > 1) {
+  stats_.waiting += count;
+  for (const Span span : plan.operations) lanes_[static_cast<int>(lane)].push_back({id, span});
+  if (plan.operations.size() > 1) {
     work_.notify_all();
   } else {
     work_.notify_one();
@@ -69,25 +62,32 @@ Submitted Ledger::submit(Op op, Lane lane, std::vector<Request> requests, Nanos 
   return {SubmitStatus::kOk, id};
 }
 
-void Ledger::settle(const Task& task, std::int64_t result) {
-  if (result >= 0) {
-    (task.op == Op::kRead ? stats_.reads : stats_.writes) += 1;
-    (task.op == Op::kRead ? stats_.read_bytes : stats_.written_bytes) += task.bytes;
-  } else if (result == -ETIME) {
+void Ledger::settle(BatchId id, std::uint32_t place, std::int64_t error) {
+  const auto it = batches_.find(id);
+  Batch& batch = it->second;
+  const auto bytes = bytes_of(request(batch, place));
+  if (error == 0) {
+    (batch.op == Op::kRead ? stats_.reads : stats_.writes) += 1;
+    (batch.op == Op::kRead ? stats_.read_bytes : stats_.written_bytes) += bytes;
+  } else if (error == -ETIME) {
     ++stats_.late;
-  } else if (result == -ECANCELED) {
+  } else if (error == -ECANCELED) {
     ++stats_.cancelled;
   } else {
     ++stats_.failed;
   }
-  const auto it = batches_.find(task.batch);
-  it->second.results[task.index] = result;
-  if (--it->second.left > 0) return;
-  done_.push_back({task.batch, std::move(it->second.results)});
+  batch.results[batch.order[place]] = error != 0 ? error : static_cast<std::int64_t>(bytes);
+  if (--batch.left > 0) return;
+  done_.push_back({id, std::move(batch.results)});
+  spent_.push_back(std::move(batch.requests));
   batches_.erase(it);
   const std::uint64_t one = 1;
   // Only a full counter can refuse, and then the descriptor is readable already.
   [[maybe_unused]] const auto written = ::write(event_fd_, &one, sizeof one);
+}
+
+void Ledger::settle_all(BatchId batch, Span requests, std::int64_t error) {
+  for (std::uint32_t i = 0; i < requests.count; ++i) settle(batch, requests.first + i, error);
 }
 
 void Ledger::stop(BatchId batch, std::int64_t why) {
@@ -96,13 +96,13 @@ void Ledger::stop(BatchId batch, std::int64_t why) {
   it->second.stop = why;
   ++stops_;
   for (auto& lane : lanes_) {
-    std::deque<Task> keep;
-    for (Task& task : lane) {
-      if (task.batch == batch) {
-        --stats_.waiting;
-        settle(task, why);
+    std::deque<Waiting> keep;
+    for (const Waiting& waiting : lane) {
+      if (waiting.batch == batch) {
+        stats_.waiting -= waiting.requests.count;
+        settle_all(batch, waiting.requests, why);
       } else {
-        keep.push_back(std::move(task));
+        keep.push_back(waiting);
       }
     }
     lane.swap(keep);
@@ -132,29 +132,63 @@ std::optional<Nanos> Ledger::settle_late(Nanos now) {
   return next;
 }
 
+Task Ledger::task_of(const Waiting& waiting) const {
+  const Batch& batch = batches_.at(waiting.batch);
+  const Request& first = request(batch, waiting.requests.first);
+  Task task;
+  task.batch = waiting.batch;
+  task.requests = waiting.requests;
+  task.op = batch.op;
+  task.file = first.file;
+  task.offset = first.offset;
+  for (std::uint32_t i = 0; i < waiting.requests.count; ++i) {
+    const Request& each = request(batch, waiting.requests.first + i);
+    task.bytes += bytes_of(each);
+    task.pieces.append(each.pieces);
+  }
+  return task;
+}
+
 std::optional<Task> Ledger::take(Nanos now) {
   const std::lock_guard lock(mutex_);
   while (stats_.waiting > 0) {
     const bool background_first = ++turn_ % kBackgroundShare == 0;
     auto* lane = &lanes_[background_first ? 1 : 0];
     if (lane->empty()) lane = &lanes_[background_first ? 0 : 1];
-    Task task = std::move(lane->front());
+    const Waiting waiting = lane->front();
     lane->pop_front();
-    --stats_.waiting;
-    if (task.deadline <= now) {
-      settle(task, -ETIME);
+    stats_.waiting -= waiting.requests.count;
+    if (batches_.at(waiting.batch).deadline <= now) {
+      settle_all(waiting.batch, waiting.requests, -ETIME);
       continue;
     }
-    ++stats_.running;
-    return task;
+    stats_.running += waiting.requests.count;
+    return task_of(waiting);
   }
   return std::nullopt;
 }
 
-void Ledger::finish(const Task& task, std::int64_t result) {
+void Ledger::finish(const Task& task, std::int64_t error, std::uint64_t moved) {
   const std::lock_guard lock(mutex_);
-  --stats_.running;
-  settle(task, result);
+  stats_.running -= task.requests.count;
+  const Batch& batch = batches_.at(task.batch);
+  const std::int64_t stopped = batch.stop;
+  const Lane lane = batch.lane;
+  std::uint32_t place = task.requests.first;
+  const std::uint32_t end = place + task.requests.count;
+  std::uint32_t whole = place;  // behind the last request that has been moved
+  while (whole < end && (error == 0 || moved >= bytes_of(request(batch, whole)))) {
+    moved -= error == 0 ? 0 : bytes_of(request(batch, whole));
+    ++whole;
+  }
+  for (; place < whole; ++place) settle(task.batch, place, 0);
+  if (place == end) return;
+  if (task.requests.count == 1) return settle(task.batch, place, error);
+  if (stopped != 0) return settle_all(task.batch, {place, end - place}, stopped);
+  // Whose error it is shows when each is tried by itself.
+  stats_.waiting += end - place;
+  for (std::uint32_t i = end; i-- > place;) lanes_[static_cast<int>(lane)].push_front({task.batch, {i, 1}});
+  work_.notify_all();
 }
 
 void Ledger::count_continued() {
@@ -174,7 +208,9 @@ std::uint64_t Ledger::stops() const {
 }
 
 std::vector<Done> Ledger::reap() {
+  std::vector<std::vector<Request>> spent;
   const std::lock_guard lock(mutex_);
+  spent.swap(spent_);
   return std::exchange(done_, {});
 }
 

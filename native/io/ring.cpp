@@ -10,6 +10,7 @@
 #include <cerrno>
 #include <cstring>
 #include <system_error>
+#include <vector>
 
 // Older kernel headers lack these; the numbers are the kernel's ABI.
 #ifndef IORING_SETUP_SINGLE_ISSUER
@@ -115,6 +116,18 @@ int Ring::register_files(std::span<const int> files) {
 
 int Ring::register_buffers(std::span<const iovec> buffers) {
   return checked(syscall(SYS_io_uring_register, fd_, IORING_REGISTER_BUFFERS, buffers.data(), buffers.size()));
+}
+
+bool Ring::knows(std::uint8_t opcode) {
+  constexpr unsigned kOps = 256;
+  std::vector<std::byte> memory(sizeof(io_uring_probe) + kOps * sizeof(io_uring_probe_op));
+  if (checked(syscall(SYS_io_uring_register, fd_, IORING_REGISTER_PROBE, memory.data(), kOps)) < 0) return false;
+  io_uring_probe probe{};
+  std::memcpy(&probe, memory.data(), sizeof probe);
+  if (opcode >= probe.ops_len) return false;
+  io_uring_probe_op op{};
+  std::memcpy(&op, memory.data() + sizeof probe + opcode * sizeof op, sizeof op);
+  return (op.flags & IO_URING_OP_SUPPORTED) != 0;
 }
 
 io_uring_sqe* Ring::sqe() noexcept {

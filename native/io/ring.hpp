@@ -32,6 +32,7 @@ class Ring {
 
   int register_files(std::span<const int> files);       // 0 or -errno
   int register_buffers(std::span<const iovec> buffers);  // 0 or -errno
+  bool knows(std::uint8_t opcode);                         // of this kernel
 
   io_uring_sqe* sqe() noexcept;
   // Submits; if wait, until a completion is there or `timeout` (from now; nullopt: forever) is over. 0 or -errno.

@@ -3,9 +3,10 @@
 #include <atomic>
 #include <cerrno>
 
-#include "clock.hpp"
 #include "advance.hpp"
+#include "clock.hpp"
 #include "crew.hpp"
+#include "ledger.hpp"
 
 namespace kvstore::io {
 namespace {
@@ -19,34 +20,37 @@ class Works {
     Nanos cpu = thread_cpu_now();
     while (true) {
       while (auto task = ledger.take(monotonic_now())) {
-        const Task whole{task->batch, task->index, task->op, task->file, task->offset, task->bytes, 0, {}};
-        const std::int64_t result = move(*task);
+        std::uint64_t moved = 0;
+        const std::int64_t error = move(*task, moved);
         const Nanos after = thread_cpu_now();
         cpu_ns.fetch_add(static_cast<std::uint64_t>(after - cpu), std::memory_order_relaxed);
         cpu = after;
-        ledger.finish(whole, result);
+        ledger.finish(*task, error, moved);
       }
       if (ledger.closed()) return;
       ledger.wait_for_work();
     }
   }
 
-  std::int64_t move(Task& task) {
+  // 0 or a negative errno.
+  std::int64_t move(Task& task, std::uint64_t& moved) {
+    Rest rest{task.offset, task.pieces.all()};
     while (true) {
       const int fd = files_[task.file];
-      const int count = static_cast<int>(task.pieces.size());
-      const auto at = static_cast<off_t>(task.offset);
-      const ssize_t moved = task.op == Op::kRead ? preadv(fd, task.pieces.data(), count, at)
-                                                 : pwritev(fd, task.pieces.data(), count, at);
-      if (moved < 0) {
+      const int count = static_cast<int>(rest.pieces.size());
+      const auto at = static_cast<off_t>(rest.offset);
+      const ssize_t some = task.op == Op::kRead ? preadv(fd, rest.pieces.data(), count, at)
+                                                : pwritev(fd, rest.pieces.data(), count, at);
+      if (some < 0) {
         if (errno == EINTR || errno == EAGAIN) {
           if (const auto stop = ledger.stop_of(task.batch); stop != 0) return stop;
           continue;
         }
         return -errno;
       }
-      if (moved == 0) return -ENODATA;
-      if (advance(task, static_cast<std::uint64_t>(moved))) return static_cast<std::int64_t>(task.bytes);
+      if (some == 0) return -ENODATA;
+      moved += static_cast<std::uint64_t>(some);
+      if (advance(rest, static_cast<std::uint64_t>(some))) return 0;
       ledger.count_continued();
       if (const auto stop = ledger.stop_of(task.batch); stop != 0) return stop;
     }

@@ -1,9 +1,10 @@
 // One thread owns the ring: it hands requests to the kernel, reaps them and keeps the deadlines. The others only write to
 // the ledger and wake it.
 //
-// The kernel pins the pages of every transfer, unless they are registered: then it takes one contiguous piece at a time. So
-// a request all of whose pieces are registered goes as one FIXED operation a piece, submitted together (the block layer
-// joins them again); that halves the CPU time of a 2 MiB block behind its header. Others go as one vectored operation.
+// The kernel pins the pages of every transfer, unless they are registered. Registered pieces go as one vectored FIXED
+// operation where the kernel has it and registered.hpp finds one buffer for them. Else the few pieces of a request go as one
+// FIXED operation each, submitted together (the block layer joins them again: half the CPU time of a vectored one for
+// 2 MiB behind a header). What is left goes as one vectored operation.
 #include "ring.hpp"
 
 #if __has_include(<linux/io_uring.h>)
@@ -22,23 +23,32 @@
 #include "advance.hpp"
 #include "clock.hpp"
 #include "crew.hpp"
+#include "ledger.hpp"
+#include "registered.hpp"
 
 namespace kvstore::io {
 namespace {
 
 constexpr std::uint64_t kWake = ~0ull;
 constexpr std::uint64_t kCancelBit = 1ull << 63;   // with the slot number: an answer to a cancel, of no interest
-constexpr std::size_t kBufferBytesMax = 1ull << 30;  // the kernel's limit for one registered buffer
+// Newer than the kernel headers of Debian 12; the numbers are the kernel's ABI.
+constexpr std::uint8_t kReadvFixed = 60, kWritevFixed = 61;
 
+// What the ledger calls an operation; to the kernel it may be one for each piece.
 struct Running {
-  Task whole;               // as the ledger knows it
-  std::uint32_t left = 0;   // operations
-  std::int64_t error = 0;   // the first
+  Task whole;
+  std::uint32_t left = 0;     // of the kernel's
+  std::int64_t error = 0;     // the first
+  std::uint64_t moved = 0;    // from the start; with `left` above one at first, of no meaning unless all is well
 };
 
+enum class Form : std::uint8_t { kVectored, kFixed, kVectoredFixed };
+
 struct Operation {
-  Task left;
+  Rest rest;                  // of pieces of `running`
   std::uint32_t running = 0;  // whose
+  std::uint16_t buffer = 0;
+  Form form = Form::kVectored;
   bool busy = false;
   bool asked_to_stop = false;
 };
@@ -90,16 +100,10 @@ class RingWorks {
       if (error < 0) note("files not registered", error);
     }
     if (!config_.register_memory || config_.regions.empty()) return;
-    std::vector<iovec> buffers;
-    for (const iovec& region : config_.regions) {
-      for (std::size_t at = 0; at < region.iov_len; at += kBufferBytesMax) {
-        buffers.push_back({static_cast<std::byte*>(region.iov_base) + at, std::min(kBufferBytesMax, region.iov_len - at)});
-      }
-    }
-    const int error = ring.register_buffers(buffers);
+    const int error = registered_.open(ring, config_.regions, ring.knows(kReadvFixed) && ring.knows(kWritevFixed));
     features_.registered_memory = error >= 0;
-    if (error < 0) return note("memory not registered (memlock limit?)", error);
-    buffers_ = std::move(buffers);
+    features_.vectored_registered = registered_.has_together();
+    if (error < 0) note("memory not registered (memlock limit?)", error);
   }
 
   void note(const char* what, int error) {
@@ -167,68 +171,68 @@ class RingWorks {
 
   void start(Ring& ring, std::uint32_t index, Task&& task) {
     Running& running = running_[index];
-    running.error = 0;
-    running.whole = task;
-    bool apart = task.pieces.size() > 1;
-    for (const iovec& piece : task.pieces) apart = apart && fixed_buffer(piece).has_value();
-    if (!apart) {
-      running.left = 1;
-      return begin(ring, index, std::move(task));
+    running = {std::move(task), 1, 0, 0};
+    const std::span<iovec> pieces = running.whole.pieces.all();
+    const Rest rest{running.whole.offset, pieces};
+    if (pieces.size() == 1) {
+      const auto buffer = registered_.buffer_of(pieces[0]);
+      return begin(ring, {rest, index, buffer.value_or(0), buffer ? Form::kFixed : Form::kVectored});
     }
-    running.left = static_cast<std::uint32_t>(task.pieces.size());
-    std::uint64_t offset = task.offset;
-    for (const iovec& piece : running.whole.pieces) {
-      Task part{task.batch, task.index, task.op, task.file, offset, piece.iov_len, task.deadline, {piece}};
-      offset += piece.iov_len;
-      begin(ring, index, std::move(part));
+    if (const auto buffer = registered_.together(pieces)) return begin(ring, {rest, index, *buffer, Form::kVectoredFixed});
+    const bool apart = pieces.size() <= kPiecesMax && running.whole.requests.count == 1 &&
+                       std::all_of(pieces.begin(), pieces.end(), [this](const iovec& piece) { return registered_.buffer_of(piece); });
+    if (!apart) return begin(ring, {rest, index, 0, Form::kVectored});
+    running.left = static_cast<std::uint32_t>(pieces.size());
+    std::uint64_t offset = running.whole.offset;
+    for (std::size_t i = 0; i < pieces.size(); ++i) {
+      const std::uint64_t bytes = pieces[i].iov_len;
+      begin(ring, {{offset, pieces.subspan(i, 1)}, index, *registered_.buffer_of(pieces[i]), Form::kFixed});
+      offset += bytes;
     }
   }
 
-  void begin(Ring& ring, std::uint32_t running, Task&& task) {
+  void begin(Ring& ring, const Operation& operation) {
     const std::uint32_t index = free_operations_.back();
     free_operations_.pop_back();
-    operations_[index] = {std::move(task), running, true, false};
+    operations_[index] = operation;
+    operations_[index].busy = true;
     prepare(ring, index);
   }
 
   void prepare(Ring& ring, std::uint32_t index) {
-    const Task& task = operations_[index].left;
+    const Operation& operation = operations_[index];
+    const Task& task = running_[operation.running].whole;
     io_uring_sqe* entry = ring.sqe();
     while (entry == nullptr) {  // the queue is full of what the kernel has not been given yet, or would not take
       ring.enter(false, 0);
       entry = ring.sqe();
     }
     const bool read = task.op == Op::kRead;
-    const auto buffer = task.pieces.size() == 1 ? fixed_buffer(task.pieces[0]) : std::nullopt;
     entry->fd = features_.registered_files ? static_cast<int>(task.file) : config_.files[task.file];
     if (features_.registered_files) entry->flags = IOSQE_FIXED_FILE;
-    entry->off = task.offset;
+    entry->off = operation.rest.offset;
     entry->user_data = index;
-    if (buffer) {
+    if (operation.form == Form::kFixed) {
       entry->opcode = read ? IORING_OP_READ_FIXED : IORING_OP_WRITE_FIXED;
-      entry->addr = reinterpret_cast<std::uint64_t>(task.pieces[0].iov_base);
-      entry->len = static_cast<std::uint32_t>(task.pieces[0].iov_len);
-      entry->buf_index = static_cast<std::uint16_t>(*buffer);
-    } else {
+      entry->addr = reinterpret_cast<std::uint64_t>(operation.rest.pieces[0].iov_base);
+      entry->len = static_cast<std::uint32_t>(operation.rest.pieces[0].iov_len);
+      entry->buf_index = operation.buffer;
+      return;
+    }
+    entry->addr = reinterpret_cast<std::uint64_t>(operation.rest.pieces.data());
+    entry->len = static_cast<std::uint32_t>(operation.rest.pieces.size());
+    if (operation.form == Form::kVectored) {
       entry->opcode = read ? IORING_OP_READV : IORING_OP_WRITEV;
-      entry->addr = reinterpret_cast<std::uint64_t>(task.pieces.data());
-      entry->len = static_cast<std::uint32_t>(task.pieces.size());
+    } else {
+      entry->opcode = read ? kReadvFixed : kWritevFixed;
+      entry->buf_index = operation.buffer;
     }
-  }
-
-  std::optional<std::uint32_t> fixed_buffer(const iovec& piece) const {
-    const auto* from = static_cast<const std::byte*>(piece.iov_base);
-    for (std::uint32_t i = 0; i < buffers_.size(); ++i) {
-      const auto* start = static_cast<const std::byte*>(buffers_[i].iov_base);
-      if (from >= start && from + piece.iov_len <= start + buffers_[i].iov_len) return i;
-    }
-    return std::nullopt;
   }
 
   void cancel_stopped(Ring& ring) {
     for (std::uint32_t i = 0; i < operations_.size(); ++i) {
       Operation& operation = operations_[i];
-      if (!operation.busy || operation.asked_to_stop || ledger.stop_of(operation.left.batch) == 0) continue;
+      if (!operation.busy || operation.asked_to_stop || ledger.stop_of(running_[operation.running].whole.batch) == 0) continue;
       io_uring_sqe* entry = ring.sqe();
       if (entry == nullptr) return;  // it ends by itself then
       operation.asked_to_stop = true;
@@ -250,9 +254,13 @@ class RingWorks {
   }
 
   void ended(Ring& ring, std::uint32_t index, std::int32_t result) {
-    Task& task = operations_[index].left;
-    if (result > 0 && advance(task, static_cast<std::uint64_t>(result))) return end(index, 0);
-    const std::int64_t stop = ledger.stop_of(task.batch);
+    Operation& operation = operations_[index];
+    Running& running = running_[operation.running];
+    if (result > 0) {
+      running.moved += static_cast<std::uint64_t>(result);
+      if (advance(operation.rest, static_cast<std::uint64_t>(result))) return end(index, 0);
+    }
+    const std::int64_t stop = ledger.stop_of(running.whole.batch);
     if (result > 0) {
       ledger.count_continued();
     } else if (result == 0) {
@@ -272,7 +280,8 @@ class RingWorks {
     if (running.error == 0) running.error = error;
     if (--running.left > 0) return;
     free_running_.push_back(operation.running);
-    ledger.finish(running.whole, running.error != 0 ? running.error : static_cast<std::int64_t>(running.whole.bytes));
+    // Of one request in several parts it does not matter what has been moved.
+    ledger.finish(running.whole, running.error, running.whole.requests.count > 1 ? running.moved : 0);
   }
 
   static constexpr Nanos kNever = std::numeric_limits<Nanos>::max();
@@ -288,7 +297,7 @@ class RingWorks {
   std::vector<Running> running_;
   std::vector<Operation> operations_;
   std::vector<std::uint32_t> free_running_, free_operations_;
-  std::vector<iovec> buffers_;  // registered ones
+  RegisteredMemory registered_;
   int wake_fd_;
   std::uint64_t wake_count_ = 0;
   std::atomic<bool> asleep_{false};

@@ -4,6 +4,7 @@
 #include <sys/mman.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <cerrno>
 #include <cstdlib>
 #include <cstring>
@@ -23,10 +24,11 @@ using namespace kvstore::io;
 namespace {
 
 constexpr Nanos kForever = std::numeric_limits<Nanos>::max();
-constexpr std::size_t kMemory = 8 << 20;
+constexpr std::size_t kMemory = 8 << 20, kPages = 1 << 20;
 
 struct Bench {
   int fd = -1;
+  std::byte* pages = nullptr;  // a small region of its own, as headers have
   int pipe_fds[2] = {-1, -1};  // a "disk" that answers when we like
   std::byte* memory = nullptr;
   std::unique_ptr<Engine> engine;
@@ -42,7 +44,8 @@ struct Bench {
         mmap(nullptr, kMemory, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0));
     EngineConfig config;
     config.files = {fd, pipe_fds[0]};
-    config.regions = {{memory, kMemory}};
+    pages = static_cast<std::byte*>(mmap(nullptr, kPages, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0));
+    config.regions = {{memory, kMemory}, {pages, kPages}};
     config.depth = depth;
     config.pending_max = pending_max;
     config.register_memory = register_memory;
@@ -51,6 +54,7 @@ struct Bench {
   ~Bench() {
     engine.reset();
     munmap(memory, kMemory);
+    munmap(pages, kPages);
     close(fd);
     close(pipe_fds[0]);
     close(pipe_fds[1]);
@@ -101,6 +105,51 @@ void test_write_then_read(bool uring, bool registered) {
   const EngineStats stats = b.engine->stats();
   CHECK(stats.reads == 10 && stats.writes == 10 && stats.running == 0 && stats.waiting == 0);
   CHECK(stats.read_bytes == 10 * (kHead + kBody) && stats.failed == 0);
+}
+
+// Blocks behind one another, each a header in one region and a payload in another, in any order: what comes back is theirs.
+void test_joined(bool uring, bool registered) {
+  Bench b(uring, 2, 1024, registered);
+  constexpr std::size_t kHead = 4096, kBody = 65536, kCell = kHead + kBody;
+  constexpr std::uint32_t kCount = 40;
+  std::vector<Request> writes, reads;
+  for (std::uint32_t i = 0; i < kCount; ++i) {
+    std::byte *head = b.pages + i * kHead, *body = b.memory + (kCount - i) * kBody;  // descending in memory
+    fill(head, kHead, 2 * i);
+    fill(body, kBody, 2 * i + 1);
+    writes.push_back({0, i * kCell, {{head, kHead}, {body, kBody}}});
+    reads.push_back({0, i * kCell, {{b.pages + (kCount + i) * kHead, kHead}, {b.memory + (4u << 20) + i * kBody, kBody}}});
+  }
+  std::reverse(reads.begin(), reads.end());
+  for (const auto result : b.wait(b.submit(Op::kWrite, writes))) CHECK(result == kCell);
+  std::vector<std::byte> raw(kCount * kCell);
+  CHECK(pread(b.fd, raw.data(), raw.size(), 0) == static_cast<ssize_t>(raw.size()));
+  for (const auto result : b.wait(b.submit(Op::kRead, reads))) CHECK(result == kCell);
+  for (std::uint32_t i = 0; i < kCount; ++i) {
+    const std::byte *head = b.pages + i * kHead, *body = b.memory + (kCount - i) * kBody;
+    CHECK(std::memcmp(raw.data() + i * kCell, head, kHead) == 0 && std::memcmp(raw.data() + i * kCell + kHead, body, kBody) == 0);
+    CHECK(std::memcmp(b.pages + (kCount + i) * kHead, head, kHead) == 0);
+    CHECK(std::memcmp(b.memory + (4u << 20) + i * kBody, body, kBody) == 0);
+  }
+  const EngineStats stats = b.engine->stats();
+  CHECK(stats.reads == kCount && stats.writes == kCount && stats.read_bytes == kCount * kCell && stats.running == 0 && stats.waiting == 0);
+}
+
+// The file ends within the joined operation: those before its end arrive, each of the others has the error to itself.
+void test_a_joined_error_is_told_per_request(bool uring) {
+  Bench b(uring);
+  std::vector<Request> reads;
+  for (std::uint32_t i = 0; i < 8; ++i) reads.push_back({0, (16u << 20) - 5 * 4096 + i * 4096, {{b.memory + i * 4096, 4096}}});
+  const auto results = b.wait(b.submit(Op::kRead, reads));
+  for (std::uint32_t i = 0; i < 8; ++i) CHECK(results[i] == (i < 5 ? 4096 : -ENODATA));
+  // One piece of memory that is not there: its neighbours have theirs.
+  auto* gone = static_cast<std::byte*>(mmap(nullptr, 4096, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0));
+  reads.clear();
+  for (std::uint32_t i = 0; i < 8; ++i) reads.push_back({0, i * 4096, {{i == 3 ? gone : b.memory + i * 4096, 4096}}});
+  const auto around = b.wait(b.submit(Op::kRead, reads));
+  for (std::uint32_t i = 0; i < 8; ++i) CHECK(around[i] == (i == 3 ? -EFAULT : 4096));
+  CHECK(b.engine->stats().failed == 4 && b.engine->stats().reads == 12 && b.engine->stats().running == 0);
+  munmap(gone, 4096);
 }
 
 void test_errors_are_per_request(bool uring) {
@@ -216,20 +265,22 @@ void test_short_reads_are_continued() {
 
 void test_advance() {
   char memory[100];
-  Task task;
-  task.offset = 1000;
-  task.pieces = {{memory, 10}, {memory + 20, 30}};
-  CHECK(!advance(task, 4));
-  CHECK(task.pieces.size() == 2 && task.pieces[0].iov_base == memory + 4 && task.pieces[0].iov_len == 6);
-  CHECK(!advance(task, 6));
-  CHECK(task.pieces.size() == 1 && task.pieces[0].iov_base == memory + 20 && task.offset == 1010);
-  CHECK(!advance(task, 29));
-  CHECK(advance(task, 1));
+  iovec pieces[] = {{memory, 10}, {memory + 20, 30}};
+  Rest rest{1000, pieces};
+  CHECK(!advance(rest, 4));
+  CHECK(rest.pieces.size() == 2 && rest.pieces[0].iov_base == memory + 4 && rest.pieces[0].iov_len == 6);
+  CHECK(!advance(rest, 6));
+  CHECK(rest.pieces.size() == 1 && rest.pieces[0].iov_base == memory + 20 && rest.offset == 1010);
+  CHECK(!advance(rest, 29));
+  CHECK(advance(rest, 1));
 }
 
 void test_both(bool uring) {
   test_write_then_read(uring, true);
   test_write_then_read(uring, false);
+  test_joined(uring, true);
+  test_joined(uring, false);
+  test_a_joined_error_is_told_per_request(uring);
   test_errors_are_per_request(uring);
   test_bad_input(uring);
   test_many_small(uring);
