@@ -81,6 +81,10 @@ class Blocks:
     def reads(self) -> Figure:
         return self._rate(self._read)
 
+    def reads_of_chains(self) -> Figure:
+        """Batches as they were written: their cells lie in a row."""
+        return self._rate(self._read_chain)
+
     def writes(self) -> Figure:
         return self._rate(self._write)
 
@@ -124,10 +128,19 @@ class Blocks:
         self._held.append(keys)
 
     async def _read(self, which: int) -> None:
-        """Half of the tier at most has been written since: what was written last is here still."""
-        recent = self._held[-int(self.geometry.size * FILLED) // (self._batch * (self.block_bytes + HEADER_BYTES)) :]
+        recent = self._recent()
         drawn = self.random.sample(range(len(recent) * self._batch), self._batch)
         keys = np.stack([recent[i // self._batch][i % self._batch] for i in drawn])
+        await self._read_into(which, keys)
+
+    async def _read_chain(self, which: int) -> None:
+        await self._read_into(which, self.random.choice(self._recent()))
+
+    def _recent(self) -> list[Keys]:
+        """Half of the tier at most has been written since: what was written last is here still."""
+        return self._held[-int(self.geometry.size * FILLED) // (self._batch * (self.block_bytes + HEADER_BYTES)) :]
+
+    async def _read_into(self, which: int, keys: Keys) -> None:
         into = self.random.sample(self._into[which::AT_ONCE], self._batch)  # nobody else's
         hold = self._tier.hold(0, 0, keys)
         assert hold is not None and len(hold.run) == self._batch, "a block that was written is not here"

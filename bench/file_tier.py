@@ -3,34 +3,37 @@ registered files, and registered memory where the node has it.
 
 Throughput as a ratio; and the CPU seconds a GiB of everything in the process that moves bytes, Python included, without
 checksums, and how much of it the kernel has no part in. fio's own CPU time stands beside it: on a virtual disk most of
-it is the kernel's, and nobody can have less. What is to be moved is drawn off the clock, as fio's is nearly free.
-Then the same through the tier (file_blocks.py): blocks with their headers, verified where they are read.
+it is the kernel's, and nobody can have less for as many operations. What is to be moved is drawn off the clock, as
+fio's is nearly free. The same once more over the memory of fio's own buffers (fio.py says why).
+
+Chains: blocks that lie behind one another with their headers, as write-behind leaves them, beside fio reading or
+writing blocks of that size one behind the other; and beside fio with operations of 1 MiB, which is what ours become.
+Then through the tier (file_blocks.py): blocks with their headers, verified where they are read.
 """
 
 from __future__ import annotations
 
 import asyncio
 import itertools
-import json
 import mmap
 import random
 import resource
 import shutil
 import statistics
-import subprocess
 import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from bench import fio
 from bench.file_blocks import Blocks
 from bench.harness import Figure, Row, at_most, measure, no_target, ratio_at_least, row_of, timed
 from kvstore.clock import SystemClock
-from kvstore.tiers.base import Extent
-from kvstore.tiers.data_dir import DataDir, Geometry
+from kvstore.tiers.base import Extent, Pieces
+from kvstore.tiers.data_dir import HEADER_BYTES, DataDir, Geometry
 from kvstore.tiers.medium import FileMedium, MotionConfig
-from kvstore.tiers.page_pool import PagePool
+from kvstore.tiers.page_pool import PAGE_BYTES, PagePool
 
 __all__ = ["rows"]
 
@@ -41,6 +44,8 @@ DEPTH = 8
 BATCH_BYTES = 64 << 20
 POOL_PAGES = 4096
 DRAWN = 16  # batches, moved again and again
+CHAIN = 256  # blocks
+BLOCKS = (("2 MiB", 2 << 20), ("64 KiB", 64 << 10))
 
 
 @dataclass(slots=True)
@@ -55,7 +60,8 @@ class Cost:
         self.user.append(user_s / gib)
 
 
-Batch = tuple[list[Extent], list[memoryview]]
+Batch = tuple[list[Extent], list[Pieces]]
+Draw = Callable[[int], Batch]
 
 
 @dataclass
@@ -67,6 +73,7 @@ class Bench:
     memory: memoryview
     pages: PagePool
     seconds: float
+    fio_buffers: Mapping[int, fio.Buffers]  # by block size
 
     def __post_init__(self) -> None:
         self.random = random.Random(7)
@@ -80,7 +87,7 @@ class Bench:
                 some = min(step, length - at)
                 self.loop.run_until_complete(self.medium.write([Extent(start + at, some)], [self.memory[:some]]))
 
-    def ours(self, write: bool, block: int, cost: Cost) -> Figure:
+    def ours(self, write: bool, block: int, cost: Cost, draw: Draw | None = None) -> Figure:
         verb = self.medium.write if write else self.medium.read
 
         async def one(batch: Batch) -> None:
@@ -100,7 +107,7 @@ class Bench:
             return (count + len(pending)) * BATCH_BYTES
 
         def once() -> float:
-            batches = itertools.cycle([self._draw(block) for _ in range(DRAWN)])
+            batches = itertools.cycle([(draw or self.anywhere)(block) for _ in range(DRAWN)])
             moved = 0
 
             def work() -> None:
@@ -115,31 +122,48 @@ class Bench:
 
         return once
 
-    def _draw(self, block: int) -> Batch:
-        blocks, geometry = BATCH_BYTES // block, self.geometry
+    def anywhere(self, block: int) -> Batch:
+        blocks = BATCH_BYTES // block
+        slots = self.random.sample(range(MEMORY_BYTES // block), blocks)
+        return self._extents(block, blocks), [self.memory[slot * block : (slot + 1) * block] for slot in slots]
+
+    def in_fios_memory(self, block: int) -> Batch:
+        blocks, memory = BATCH_BYTES // block, self.fio_buffers[block].memory
+        turns = itertools.islice(itertools.cycle(range(DEPTH)), blocks)
+        return self._extents(block, blocks), [memory[turn * block : (turn + 1) * block] for turn in turns]
+
+    def _extents(self, block: int, count: int) -> list[Extent]:
+        geometry = self.geometry
         extents: list[Extent] = []
-        for _ in range(blocks):
+        for _ in range(count):
             file = self.random.randrange(geometry.files - 1)  # the last one may be shorter
             at = self.random.randrange(0, geometry.file_bytes - block, 4096)
             extents.append(Extent(file * geometry.file_bytes + at, block))
-        slots = self.random.sample(range(MEMORY_BYTES // block), blocks)
-        return extents, [self.memory[slot * block : (slot + 1) * block] for slot in slots]
+        return extents
 
-    def fio(self, write: bool, block: int, cost: Cost) -> Figure:
+    def chains(self, block: int) -> Batch:
+        """Cells in a row, each a header and a payload; their memory is anywhere."""
+        blocks, cell = BATCH_BYTES // block, HEADER_BYTES + block
+        starts = self._extents(cell * CHAIN, blocks // CHAIN)
+        extents = [Extent(start.offset + i * cell, cell) for start in starts for i in range(CHAIN)]
+        slots = self.random.sample(range(MEMORY_BYTES // block), blocks)
+        headers = self.random.sample(range(POOL_PAGES), blocks)
+        pool, memory = self.pages.memory, self.memory
+        pieces: list[Pieces] = [
+            (pool[page * PAGE_BYTES : (page + 1) * PAGE_BYTES], memory[slot * block : (slot + 1) * block])
+            for page, slot in zip(headers, slots, strict=True)
+        ]
+        return extents, pieces
+
+    def fio(self, kind: str, block: int, cost: Cost | None = None, memory: fio.Buffers | None = None) -> Figure:
         paths = sorted(self.directory.glob("slots-*"))[: self.geometry.files - 1]
-        verb = "write" if write else "read"
-        command = ["fio", "--name=limit", f"--filename={':'.join(map(str, paths))}", f"--rw=rand{verb}"]
-        command += [f"--bs={block}", f"--iodepth={DEPTH}", "--direct=1", "--ioengine=io_uring", "--registerfiles"]
-        command += ["--fixedbufs"] if self.medium.features["registered_memory"] else []
-        command += ["--time_based", f"--runtime={int(self.seconds * 1000)}ms", "--output-format=json"]
-        command += ["--norandommap", "--file_service_type=random"]
+        fixed = bool(self.medium.features["registered_memory"])
 
         def once() -> float:
-            done = subprocess.run(command, capture_output=True, check=True, text=True)
-            job = json.loads(done.stdout)["jobs"][0]
-            rate = float(job[verb]["bw_bytes"]) / GIB
-            cost.add(job["usr_cpu"] / 100, job["sys_cpu"] / 100, rate)  # both are shares of the time that it ran
-            return rate
+            told = fio.run(paths, kind, block=block, depth=DEPTH, seconds=self.seconds, fixed=fixed, memory=memory)
+            if cost is not None:
+                cost.add(told.user, told.system, told.rate)
+            return told.rate
 
         return once
 
@@ -153,37 +177,45 @@ def opened(seconds: float, under: Path | None) -> Iterator[Bench]:
     memory[:] = random.Random(1).randbytes(1 << 20) * (MEMORY_BYTES >> 20)
     geometry = Geometry.of(TIER_BYTES)
     pages = PagePool(POOL_PAGES)
-    motion = MotionConfig(depth=DEPTH)
-    medium = FileMedium(data_dir, geometry, motion, SystemClock(), [memory, pages.memory])
-    try:
-        data_dir.acquire()
-        loop.run_until_complete(medium.open())
-        bench = Bench(directory, geometry, loop, medium, memory, pages, seconds)
-        bench.fill()
-        yield bench
-        loop.run_until_complete(medium.close())
-    finally:
-        loop.close()
-        data_dir.release()
-        shutil.rmtree(directory)
+    with ExitStack() as held:
+        fio_buffers = {block: held.enter_context(fio.buffers(block, DEPTH)) for _, block in BLOCKS}
+        regions = [memory, pages.memory, *(each.memory for each in fio_buffers.values())]
+        medium = FileMedium(data_dir, geometry, MotionConfig(depth=DEPTH), SystemClock(), regions)
+        try:
+            data_dir.acquire()
+            loop.run_until_complete(medium.open())
+            bench = Bench(directory, geometry, loop, medium, memory, pages, seconds, fio_buffers)
+            bench.fill()
+            yield bench
+            loop.run_until_complete(medium.close())
+        finally:
+            loop.close()
+            data_dir.release()
+            shutil.rmtree(directory)
 
 
-def _case(bench: Bench, name: str, write: bool, block: int, rounds: int) -> list[Row]:
+LIMIT_IS = f"fio, io_uring, direct, depth {DEPTH}"
+
+
+def _case(bench: Bench, name: str, write: bool, block: int, rounds: int, chains: bool) -> list[Row]:
     """The same rounds give all three."""
-    ours, fio = Cost(), Cost()
+    ours, fios = Cost(), Cost()
+    verb = "write" if write else "read"
+    kind = verb if chains else f"rand{verb}"
     speed = measure(
         name,
         unit="GiB/s",
-        ours=bench.ours(write, block, ours),
-        limit=bench.fio(write, block, fio),
-        limit_is=f"fio, io_uring, direct, depth {DEPTH}; ours by {bench.medium.name}",
+        ours=bench.ours(write, block, ours, bench.chains if chains else bench.anywhere),
+        limit=bench.fio(kind, block, fios),
+        limit_is=f"{LIMIT_IS}; ours by {bench.medium.name}",
         target=ratio_at_least(0.9),
+        peers={"fio, 1 MiB": bench.fio(f"rand{verb}", 1 << 20)} if chains else {},
         rounds=rounds,
     )
     out = [speed]
     for what, target, mine, theirs in (
-        ("CPU", at_most(0.05, "s/GiB"), ours.whole[1:], fio.whole[1:]),
-        ("CPU outside of the kernel", no_target(), ours.user[1:], fio.user[1:]),
+        ("CPU", at_most(0.05, "s/GiB"), ours.whole[1:], fios.whole[1:]),
+        ("CPU outside of the kernel", no_target(), ours.user[1:], fios.user[1:]),
     ):
         out.append(
             row_of(
@@ -201,19 +233,33 @@ def _case(bench: Bench, name: str, write: bool, block: int, rounds: int) -> list
     return out
 
 
+def _same_memory(bench: Bench, name: str, write: bool, block: int, rounds: int) -> Row:
+    verb = "randwrite" if write else "randread"
+    return measure(
+        f"{name}, over the memory of fio's buffers",
+        unit="GiB/s",
+        ours=bench.ours(write, block, Cost(), bench.in_fios_memory),
+        limit=bench.fio(verb, block, memory=bench.fio_buffers[block]),
+        limit_is=LIMIT_IS,
+        target=ratio_at_least(0.9),
+        rounds=rounds,
+    )
+
+
 def _tier(bench: Bench, label: str, block: int, rounds: int) -> Iterator[Row]:
     blocks = Blocks(bench.loop, bench.medium, bench.geometry, bench.pages, bench.memory, block, bench.seconds)
     try:
-        for write, verb, figure in (
-            (False, "blocks of {} read and verified", blocks.reads),
-            (True, "blocks of {} written", blocks.writes),
+        for kind, what, figure in (
+            ("randread", "blocks of {} read and verified", blocks.reads),
+            ("read", "chains of {} read and verified", blocks.reads_of_chains),
+            ("randwrite", "chains of {} written", blocks.writes),  # last: fio writes over what is to be read
         ):
             yield measure(
-                f"file tier, {verb.format(label)}",
+                f"file tier, {what.format(label)}",
                 unit="GiB/s",
                 ours=figure(),
-                limit=bench.fio(write, block, Cost()),
-                limit_is=f"fio, io_uring, direct, depth {DEPTH}",
+                limit=bench.fio(kind, block),
+                limit_is=LIMIT_IS,
                 target=ratio_at_least(0.9),
                 rounds=rounds,
             )
@@ -224,11 +270,15 @@ def _tier(bench: Bench, label: str, block: int, rounds: int) -> Iterator[Row]:
 def rows(quick: bool) -> list[Row]:
     if shutil.which("fio") is None:
         raise SystemExit("fio is not installed: apt-get install fio")
-    rounds = 1 if quick else 9
+    rounds, fewer = (1, 1) if quick else (5, 3)
     made: list[Row] = []
     with opened(0.3 if quick else 1.0, Path.cwd()) as bench:
-        for label, block in (("2 MiB", 2 << 20), ("64 KiB", 64 << 10)):
+        for label, block in BLOCKS:
             for verb, write in (("read", False), ("write", True)):
-                made += _case(bench, f"file medium, {verb} of {label}", write, block, rounds)
+                name = f"file medium, {verb} of {label}"
+                made += _case(bench, name, write, block, rounds, chains=False)
+                made.append(_same_memory(bench, name, write, block, fewer))
+                if BATCH_BYTES // block >= CHAIN:
+                    made += _case(bench, f"{name} in chains", write, block, rounds, chains=True)
             made += _tier(bench, label, block, rounds)
     return made
