@@ -147,7 +147,7 @@ class IoEngine {
             {"read_bytes", s.read_bytes}, {"written_bytes", s.written_bytes},
             {"failed", s.failed},         {"late", s.late},
             {"cancelled", s.cancelled},   {"continued", s.continued},
-            {"cpu_ns", s.cpu_ns}};
+            {"operations", s.operations}, {"cpu_ns", s.cpu_ns}};
   }
 
  private:

@@ -81,6 +81,7 @@ struct EngineStats {
   std::uint64_t waiting = 0, running = 0;                                      // now, requests
   std::uint64_t reads = 0, writes = 0, read_bytes = 0, written_bytes = 0;      // ever, done well
   std::uint64_t failed = 0, late = 0, cancelled = 0, continued = 0;            // ever
+  std::uint64_t operations = 0;                                                // ever started: fewer than requests, if they join
   std::uint64_t cpu_ns = 0;                                                    // of the engine's own threads, ever
 };
 

@@ -163,6 +163,7 @@ std::optional<Task> Ledger::take(Nanos now) {
       continue;
     }
     stats_.running += waiting.requests.count;
+    ++stats_.operations;
     return task_of(waiting);
   }
   return std::nullopt;

@@ -120,6 +120,7 @@ void test_a_joined_operation() {
   }
   const auto done = ledger.reap();
   CHECK(done.size() == 1 && (done[0].results == std::vector<std::int64_t>{4096, 4096, -EIO, 4096}));
+  CHECK(ledger.stats().operations == 4);
   CHECK(ledger.idle() && ledger.stats().failed == 1 && ledger.stats().writes == 3 && ledger.stats().written_bytes == 3 * 4096);
 }
 

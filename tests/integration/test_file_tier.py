@@ -59,6 +59,32 @@ async def test_down_and_up_again(medium: FileMedium, parts: tuple[int, ...]) -> 
     storage.check()
 
 
+async def test_a_chain_moves_in_few_operations(medium: FileMedium) -> None:
+    """Its cells lie in a row; up to 1 MiB of them is one operation. A slab of 256 KiB has 12 cells of this size."""
+    storage = Storage(medium, write_behind_bytes=4 << 20)
+    storage.open_namespace()
+    await fill_and_demote(storage, 1, 48)
+    assert medium.stats["writes"] == 48
+    assert medium.stats["operations"] == 4
+    storage.forget_memory()
+    storage.mover.start()
+    assert await storage.get(chain_of(0, 48)) == 48
+    assert medium.stats["reads"] == 48
+    assert medium.stats["operations"] == 8
+    await storage.mover.stop()
+
+
+async def test_a_chain_in_the_room_of_others_moves_in_few_operations(medium: FileMedium) -> None:
+    storage = Storage(medium, write_behind_bytes=4 << 20)
+    storage.open_namespace()
+    await fill_and_demote(storage, 20, 48)  # the tier has room for 16
+    before = medium.stats
+    await storage.put(chain_of("new", 48))
+    await storage.demotion()
+    assert medium.stats["writes"] - before["writes"] == 48
+    assert medium.stats["operations"] - before["operations"] <= 6
+
+
 async def test_many_blocks_by_write_behind_alone(medium: FileMedium) -> None:
     """Puts several times the memory; what is evicted is found below."""
     storage = Storage(medium, memory_bytes=2 << 20, write_behind_bytes=512 << 10)
