@@ -144,8 +144,14 @@ class Bench:
     def chains(self, block: int) -> Batch:
         """Cells in a row, each a header and a payload; their memory is anywhere."""
         blocks, cell = BATCH_BYTES // block, HEADER_BYTES + block
-        starts = self._extents(cell * CHAIN, blocks // CHAIN)
-        extents = [Extent(start.offset + i * cell, cell) for start in starts for i in range(CHAIN)]
+        geometry, chain = self.geometry, CHAIN * cell
+        per = geometry.file_bytes // chain  # of a file
+        places = range((geometry.files - 1) * per)  # none over another, as cells never are
+        extents = [
+            Extent(at // per * geometry.file_bytes + at % per * chain + i * cell, cell)
+            for at in self.random.sample(places, blocks // CHAIN)
+            for i in range(CHAIN)
+        ]
         slots = self.random.sample(range(MEMORY_BYTES // block), blocks)
         headers = self.random.sample(range(POOL_PAGES), blocks)
         pool, memory = self.pages.memory, self.memory
