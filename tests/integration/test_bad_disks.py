@@ -32,7 +32,7 @@ class OnDisk(NodeProcess):
     """A node that sees `mounts` done first, by a shell."""
 
     def __init__(self, home: Path, mounts: str, *sets: str, memory: str = "4MiB") -> None:
-        super().__init__(home, *sets, memory=memory)
+        super().__init__(home, "memory.keep=false", *sets, memory=memory)  # a refused start leaves no segment
         self.mounts = mounts
 
     def command(self) -> list[str]:
