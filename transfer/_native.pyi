@@ -134,3 +134,57 @@ def keep_forever(object: object) -> None:
     """
     For memory that a lost thread may still touch: never unmapped, not even at exit.
     """
+
+class TcpJob:
+    def __init__(self, token: int, writing: bool, locals: Sequence[tuple[int, int, bool]], accesses: Sequence[tuple[int, int, bytes]], rows: Annotated[NDArray[numpy.int64], dict(shape=(None, 5), order='C', device='cpu', writable=False)], slices: Annotated[NDArray[numpy.int64], dict(shape=(None, 4), order='C', device='cpu', writable=False)], parts: Annotated[NDArray[numpy.int64], dict(shape=(None,), order='C', device='cpu', writable=False)]) -> None: ...
+
+    @staticmethod
+    def probe(token: int, accesses: Sequence[tuple[int, int, bytes]]) -> TcpJob:
+        """Moves nothing; its states say of each access whether it is live."""
+
+    @property
+    def whole(self) -> bool: ...
+
+    def states(self) -> Annotated[NDArray[numpy.uint8], dict(shape=(None,))]: ...
+
+    def leaves(self) -> Annotated[NDArray[numpy.uint64], dict(shape=(None,))]: ...
+
+    def checksums(self) -> Annotated[NDArray[numpy.uint64], dict(shape=(None,))]: ...
+
+class TcpEngine:
+    def __init__(self, workers: int, grants_max: int, requests_max: int, incarnation: bytes) -> None: ...
+
+    @property
+    def fd(self) -> int: ...
+
+    def events(self) -> list[tuple[int, int, bytes]]:
+        """
+        (kind, id, text): 1 opened, with its incarnation; 2 closed, and why; 3 a finished job's token; 4 a grant is quiet.
+        """
+
+    def add_plain(self, connection: int, peer: int, fd: int) -> None:
+        """
+        Takes the descriptor over. connection: from 1, never again. peer 0: not known yet.
+        """
+
+    def set_peer(self, connection: int, peer: int) -> None: ...
+
+    def drop(self, connection: int) -> None: ...
+
+    def issue(self, slot: int, generation: int, expiry_ns: int, address: int, bytes: int, readable: bool, writable: bool, proof: bytes, ranges: Annotated[NDArray[numpy.int64], dict(shape=(None, 2), order='C', device='cpu', writable=False)]) -> None: ...
+
+    def end(self, slot: int) -> None: ...
+
+    def quiet(self, slot: int) -> bool: ...
+
+    def submit(self, job: TcpJob, peer: int) -> None: ...
+
+    def stop(self, token: int, reason: int) -> None: ...
+
+    def stats(self) -> tuple[int, int, int, int]:
+        """
+        Bytes that our batches read and wrote, and that peers read and wrote by our grants.
+        """
+
+    def close(self, wait_s: float) -> bool:
+        """False: a thread has not come back; it is left to itself."""

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-__all__ = ["COLUMNS", "EXTENTS_MAX", "Batch", "Extent", "Table"]
+__all__ = ["COLUMNS", "EXTENTS_MAX", "Batch", "Extent", "Table", "dense"]
 
 Table = npt.NDArray[np.int64]
 Column = npt.NDArray[np.int64] | int
@@ -73,3 +73,14 @@ class Batch:
                 raise ValueError(f"pairs[{i}]: {local.length} bytes here and {remote.length} there")
             rows.append((local.region, local.offset, remote.region, remote.offset, local.length))
         return cls(np.array(rows, dtype=np.int64).reshape(-1, COLUMNS))
+
+
+def dense(ids: Table) -> tuple[list[int], Column]:
+    """The distinct ids, ascending, and each row's index among them (0 where they are all one)."""
+    if not len(ids):
+        return [], 0
+    first = int(ids[0])
+    if len(ids) == 1 or bool((ids == first).all()):
+        return [first], 0
+    distinct, index = np.unique(ids, return_inverse=True)
+    return distinct.tolist(), index

@@ -6,8 +6,8 @@
 #include <limits>
 #include <tuple>
 
-#include "buffers.hpp"
 #include "transfer/copy_pool.hpp"
+#include "transfer_rows.hpp"
 
 namespace kvstore::bind {
 
@@ -28,23 +28,6 @@ struct JobHandle {
   std::shared_ptr<CopyJob> held;
 };
 
-template <int Columns>
-using Table = nb::ndarray<const std::int64_t, nb::shape<-1, Columns>, nb::c_contig, nb::device::cpu>;
-using Column = nb::ndarray<const std::int64_t, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
-using Local = std::tuple<std::uint64_t, std::uint64_t, bool>;  // address, bytes, writable
-
-std::byte* at(std::uint64_t address) { return reinterpret_cast<std::byte*>(address); }
-
-std::uint64_t natural(std::int64_t value) {
-  if (value < 0) throw std::invalid_argument("a row has a negative field");
-  return static_cast<std::uint64_t>(value);
-}
-
-std::uint32_t index(std::int64_t value) {
-  if (value < 0 || value > std::numeric_limits<std::uint32_t>::max()) throw std::invalid_argument("a row's index is out of range");
-  return static_cast<std::uint32_t>(value);
-}
-
 Spans spans_of(bool writing, const std::vector<Local>& locals, const std::vector<SpanHandle*>& remotes) {
   Spans spans;
   spans.direction = writing ? Direction::kWrite : Direction::kRead;
@@ -54,31 +37,6 @@ Spans spans_of(bool writing, const std::vector<Local>& locals, const std::vector
     spans.remotes.push_back(remote->held);
   }
   return spans;
-}
-
-std::vector<Row> rows_of(const Table<5>& table) {
-  std::vector<Row> rows(table.shape(0));
-  const std::int64_t* p = table.data();
-  for (Row& row : rows) {
-    row = {index(p[0]), index(p[2]), natural(p[1]), natural(p[3]), natural(p[4])};
-    p += 5;
-  }
-  return rows;
-}
-
-std::vector<Slice> slices_of(const Table<4>& table) {
-  std::vector<Slice> slices(table.shape(0));
-  const std::int64_t* p = table.data();
-  for (Slice& slice : slices) {
-    slice = {natural(p[0]), index(p[1]), index(p[2]), index(p[3])};
-    p += 4;
-  }
-  return slices;
-}
-
-template <typename Scalar>
-auto copied(std::span<const Scalar> values) {
-  return to_array(std::vector<Scalar>(values.begin(), values.end()));
 }
 
 void bind_grants(nb::module_& m) {
@@ -118,10 +76,8 @@ void bind_grants(nb::module_& m) {
           "__init__",
           [](SpanHandle* self, const PeerHandle& peer, std::uint32_t slot, std::uint32_t generation, std::uint64_t base,
              std::uint64_t bytes, bool readable, bool writable, const Table<2>& ranges) {
-            std::vector<Range> list(ranges.shape(0));
-            for (std::size_t i = 0; i < list.size(); ++i) list[i] = {natural(ranges(i, 0)), natural(ranges(i, 1))};
             new (self) SpanHandle{std::make_shared<RemoteSpan>(peer.held, slot, generation, at(base), bytes, readable, writable,
-                                                               std::move(list))};
+                                                               ranges_of(ranges))};
           },
           "peer"_a, "slot"_a, "generation"_a, "base"_a, "bytes"_a, "readable"_a, "writable"_a, "ranges"_a)
       .def(
@@ -162,10 +118,8 @@ void bind_jobs(nb::module_& m) {
           [](JobHandle* self, bool writing, const std::vector<Local>& locals,
              const std::vector<SpanHandle*>& remotes, const Table<5>& rows, const Table<4>& slices,
              const Column& parts, std::int64_t deadline_ns) {
-            std::vector<std::uint64_t> lengths(parts.shape(0));
-            for (std::size_t i = 0; i < lengths.size(); ++i) lengths[i] = natural(parts(i));
-            new (self) JobHandle{std::make_shared<CopyJob>(spans_of(writing, locals, remotes), rows_of(rows), slices_of(slices),
-                                                           lengths, deadline_ns)};
+            Layout layout = layout_of(rows, slices, parts);
+            new (self) JobHandle{std::make_shared<CopyJob>(spans_of(writing, locals, remotes), std::move(layout), deadline_ns)};
           },
           "writing"_a, "locals"_a, "remotes"_a, "rows"_a, "slices"_a, "parts"_a, "deadline_ns"_a)
       .def(
@@ -178,10 +132,10 @@ void bind_jobs(nb::module_& m) {
             job.finish();
           },
           nb::call_guard<nb::gil_scoped_release>(), "Copies all of it in the calling thread.")
-      .def_prop_ro("whole", [](const JobHandle& self) { return self.held->whole(); })
-      .def("states", [](const JobHandle& self) { return copied(self.held->states()); })
-      .def("leaves", [](const JobHandle& self) { return copied(self.held->leaves()); })
-      .def("checksums", [](const JobHandle& self) { return copied(self.held->checksums()); });
+      .def_prop_ro("whole", [](const JobHandle& self) { return self.held->layout().whole(); })
+      .def("states", [](const JobHandle& self) { return copied(self.held->layout().states()); })
+      .def("leaves", [](const JobHandle& self) { return copied(self.held->layout().leaves()); })
+      .def("checksums", [](const JobHandle& self) { return copied(self.held->layout().checksums()); });
   nb::class_<CopyPool>(m, "CopyPool")
       .def(nb::init<std::uint32_t, std::uint32_t>(), "workers"_a, "turn_slices"_a)
       .def_prop_ro("fd", &CopyPool::fd)

@@ -6,6 +6,7 @@ namespace nb = nanobind;
 namespace kvstore::bind {
 void bind_transfer_segment(nb::module_& m);
 void bind_transfer_local(nb::module_& m);
+void bind_transfer_tcp(nb::module_& m);
 }  // namespace kvstore::bind
 
 NB_MODULE(_native, m) {
@@ -13,4 +14,5 @@ NB_MODULE(_native, m) {
   m.doc() = "Native core of transfer. Import it through transfer.native only.";
   kvstore::bind::bind_transfer_segment(m);
   kvstore::bind::bind_transfer_local(m);
+  kvstore::bind::bind_transfer_tcp(m);
 }

@@ -88,16 +88,16 @@ void test_hashed_copy() {
   // Two odd rows, two parts whose border lies inside the first row, cut in two slices at a leaf of the second part.
   const std::uint64_t first = 10'001, second = 20'000, part = 5'001, cut = part + 2 * kLeafBytes;
   std::vector<Row> rows{{0, 0, 3, 77, cut}, {0, 0, 3 + cut, 77 + cut, first + second - cut}};
-  CopyJob job(f.spans(f.grant(0, 1, {{0, f.bytes}})), rows, {{0, 0, 1, 0}, {cut, 1, 2, 1}}, {part, first + second - part}, kNever);
+  CopyJob job(f.spans(f.grant(0, 1, {{0, f.bytes}})), Layout(rows, {{0, 0, 1, 0}, {cut, 1, 2, 1}}, {part, first + second - part}), kNever);
   CHECK(job.rails() == 2);
   CHECK(job.advance(1, 10));
   CHECK(job.advance(0, 10));
   job.finish();
-  CHECK(job.whole());
+  CHECK(job.layout().whole());
   CHECK(std::memcmp(f.target + 3, f.source + 77, first + second) == 0);
-  CHECK(job.checksums()[0] == part_checksum(f.source + 77, part));
-  CHECK(job.checksums()[1] == part_checksum(f.source + 77 + part, first + second - part));
-  CHECK(job.leaves()[0] == xxh3(f.source + 77, kLeafBytes));
+  CHECK(job.layout().checksums()[0] == part_checksum(f.source + 77, part));
+  CHECK(job.layout().checksums()[1] == part_checksum(f.source + 77 + part, first + second - part));
+  CHECK(job.layout().leaves()[0] == xxh3(f.source + 77, kLeafBytes));
   CHECK(f.target[2] == std::byte{0} && f.target[3 + first + second] == std::byte{0});
 }
 
@@ -105,7 +105,7 @@ void test_refusals() {
   Fixture f;
   const auto span = f.grant(1, 1, {{0, 8192}});
   const auto make = [&](std::vector<Row> rows, std::vector<Slice> slices, std::vector<std::uint64_t> parts) {
-    CopyJob job(f.spans(span), std::move(rows), std::move(slices), parts, kNever);
+    CopyJob job(f.spans(span), Layout(std::move(rows), std::move(slices), parts), kNever);
   };
   CHECK(throws<std::invalid_argument>([&] { make({{0, 0, 0, 4096, 4097}}, {{0, 0, 1, 0}}, {}); }));         // beyond the grant
   CHECK(throws<std::invalid_argument>([&] { make({{0, 0, f.bytes, 0, 1}}, {{0, 0, 1, 0}}, {}); }));         // beyond the target
@@ -117,18 +117,18 @@ void test_refusals() {
   // A revoked grant fails its slices only, and names them.
   const auto other = f.grant(2, 1, {{0, 8192}});
   Spans both{Direction::kRead, {{f.target, f.bytes, true}}, {span, other}};
-  CopyJob job(both, {{0, 0, 0, 0, 100}, {0, 1, 200, 0, 100}}, {{0, 0, 1, 0}, {100, 1, 2, 0}}, {100, 100}, kNever);
+  CopyJob job(both, Layout({{0, 0, 0, 0, 100}, {0, 1, 200, 0, 100}}, {{0, 0, 1, 0}, {100, 1, 2, 0}}, {100, 100}), kNever);
   f.table.end(1);
   CHECK(job.advance(0, 9));
   job.finish();
-  CHECK(!job.whole());
-  CHECK(job.states()[0] == static_cast<std::uint8_t>(Reason::kRevoked));
-  CHECK(job.states()[1] == static_cast<std::uint8_t>(Reason::kLanded));
-  CHECK(job.checksums()[0] == 0 && job.checksums()[1] == part_checksum(f.source, 100));
-  CopyJob late(f.spans(other), {{0, 0, 0, 0, 100}}, {{0, 0, 1, 0}}, {}, monotonic_ns() - 1);
+  CHECK(!job.layout().whole());
+  CHECK(job.layout().states()[0] == static_cast<std::uint8_t>(Reason::kRevoked));
+  CHECK(job.layout().states()[1] == static_cast<std::uint8_t>(Reason::kLanded));
+  CHECK(job.layout().checksums()[0] == 0 && job.layout().checksums()[1] == part_checksum(f.source, 100));
+  CopyJob late(f.spans(other), Layout({{0, 0, 0, 0, 100}}, {{0, 0, 1, 0}}, {}), monotonic_ns() - 1);
   CHECK(late.advance(0, 1));
   late.finish();
-  CHECK(late.states()[0] == static_cast<std::uint8_t>(Reason::kLate));
+  CHECK(late.layout().states()[0] == static_cast<std::uint8_t>(Reason::kLate));
 }
 
 // Hundreds of jobs, stopped at random moments: after a job is reported its target is overwritten and must stay so.
@@ -146,7 +146,7 @@ void test_pool_is_quiet() {
         rows.push_back({0, 0, at, at, slice});
         cut.push_back({i * slice, i, i + 1, i % 2});
       }
-      pool.submit(j, std::make_shared<CopyJob>(f.spans(span), rows, cut, std::vector<std::uint64_t>{}, kNever));
+      pool.submit(j, std::make_shared<CopyJob>(f.spans(span), Layout(rows, cut, {}), kNever));
     }
     for (std::uint64_t j = 0; j < jobs; j += 2) pool.stop(j, Reason::kCancelled);
     std::vector<std::uint64_t> back;
@@ -165,7 +165,7 @@ void test_pool_is_quiet() {
   }
   CHECK(pool.close(std::chrono::seconds(10)));
   CHECK(throws<std::logic_error>([&] {
-    pool.submit(1, std::make_shared<CopyJob>(f.spans(span), std::vector<Row>{}, std::vector<Slice>{}, std::vector<std::uint64_t>{}, kNever));
+    pool.submit(1, std::make_shared<CopyJob>(f.spans(span), Layout({}, {}, {}), kNever));
   }));
 }
 

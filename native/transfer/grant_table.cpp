@@ -98,20 +98,24 @@ RemoteSpan::RemoteSpan(std::shared_ptr<Peer> peer, std::uint32_t slot, std::uint
   activity_ = std::launder(reinterpret_cast<std::atomic<std::uint32_t>*>(peer_->activity)) + slot_;
 }
 
-Reason RemoteSpan::covers(std::uint64_t offset, std::uint64_t length, bool writing) const noexcept {
-  if (writing ? !writable_ : !readable_) return Reason::kNotAllowed;
+bool covered(std::span<const Range> ranges, std::uint64_t offset, std::uint64_t length) noexcept {
   // The last range that starts at or before the offset; ranges that touch count as one.
-  auto it = std::upper_bound(ranges_.begin(), ranges_.end(), offset,
+  auto it = std::upper_bound(ranges.begin(), ranges.end(), offset,
                              [](std::uint64_t at, const Range& range) { return at < range.offset; });
-  if (it == ranges_.begin()) return Reason::kOutOfBounds;
+  if (it == ranges.begin()) return false;
   --it;
-  if (offset - it->offset > it->length) return Reason::kOutOfBounds;
+  if (offset - it->offset > it->length) return false;
   std::uint64_t room = it->length - (offset - it->offset);
-  for (auto next = it + 1; room < length && next != ranges_.end() && next->offset == it->offset + it->length; ++next) {
+  for (auto next = it + 1; room < length && next != ranges.end() && next->offset == it->offset + it->length; ++next) {
     room += next->length;
     it = next;
   }
-  return length <= room ? Reason::kNone : Reason::kOutOfBounds;
+  return length <= room;
+}
+
+Reason RemoteSpan::covers(std::uint64_t offset, std::uint64_t length, bool writing) const noexcept {
+  if (writing ? !writable_ : !readable_) return Reason::kNotAllowed;
+  return covered(ranges_, offset, length) ? Reason::kNone : Reason::kOutOfBounds;
 }
 
 Reason RemoteSpan::enter(std::int64_t now_ns) const noexcept {

@@ -12,6 +12,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <memory>
+#include <span>
 #include <vector>
 
 #include "reason.hpp"
@@ -56,6 +57,9 @@ std::uint32_t touches(const std::byte* activity, std::size_t size, std::uint32_t
 struct Range {
   std::uint64_t offset, length;
 };
+
+// Whether ranges (sorted, disjoint; those that touch count as one) hold all of [offset, offset + length).
+bool covered(std::span<const Range> ranges, std::uint64_t offset, std::uint64_t length) noexcept;
 
 // One end of a connection, shared by all grants used over it.
 struct Peer {

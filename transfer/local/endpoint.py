@@ -20,14 +20,15 @@ from typing import Protocol
 import numpy as np
 
 from transfer.base import Landed, Presented
-from transfer.batch import Batch
+from transfer.batch import Batch, dense
 from transfer.errors import GrantInvalid, LimitReached, PeerUnreachable, Reason, TransferError
 from transfer.grants import Descriptor, Rights, parse_descriptor
 from transfer.local.channel import Channel, Frame, FrameInvalid, Kind
-from transfer.local.motion import Motion, Resolved, Shown, dense, report_of
+from transfer.local.motion import Motion, Resolved, Shown
 from transfer.local.served import GRANTED, HELLO, PROTOCOL_VERSION, REGION_GONE, REQUEST
 from transfer.local.view import LocalView
 from transfer.native import MappedSegment, Peer, RemoteSpan, check_extents
+from transfer.outcome import report_of
 from transfer.pending import Pending, Report, answer, check_deadline
 from transfer.plan import plan
 from transfer.regions import Region

@@ -63,7 +63,8 @@ class Owner:
         self._loop.add_reader(self._quiet_fd, self._some_quiet)
         self._loop.add_reader(self._listener.fileno(), self._accept)
 
-    def publish(self, grant: Grant) -> None:
+    def publish(self, grant: Grant, region: Region) -> None:
+        del region  # peers find it by the grant
         self.table.issue(grant.slot, grant.generation, grant.expiry_ns)
 
     def end(self, grant: Grant) -> None:

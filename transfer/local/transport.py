@@ -9,14 +9,13 @@ import os
 import secrets
 import socket
 import tempfile
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from transfer.errors import LimitReached, PeerUnreachable, Reason, RegionPoisoned, StillTouched
-from transfer.grants import GRANTS_MAX, Grant, GrantBook, Rights
-from transfer.lending import deregister_all, issue
+from transfer.errors import LimitReached, PeerUnreachable, Reason, RegionPoisoned
+from transfer.grants import GRANTS_MAX, Grant, Rights
+from transfer.lending import Lender
 from transfer.local.channel import Channel
 from transfer.local.endpoint import LocalEndpoint
 from transfer.local.motion import Motion
@@ -24,7 +23,7 @@ from transfer.local.served import Owner
 from transfer.native import CopyPool, keep_forever
 from transfer.pending import check_deadline
 from transfer.plan import SLICE_BYTES
-from transfer.regions import REGIONS_MAX, Region, Regions, RegionState
+from transfer.regions import REGIONS_MAX, Region, RegionState
 
 __all__ = ["LocalConfig", "LocalTransport"]
 
@@ -60,7 +59,7 @@ class LocalConfig:
             raise ValueError(f"quiesce_max_s must be positive, not {self.quiesce_max_s}")
 
 
-class LocalTransport:
+class LocalTransport(Lender):
     """See transfer.base.Transport. Of one event loop, on which it is made and used.
 
     Regions that are granted must be segments: private memory cannot be mapped by a peer. Any memory can be the local
@@ -70,24 +69,28 @@ class LocalTransport:
     def __init__(self, config: LocalConfig | None = None) -> None:
         self._config = config or LocalConfig()
         self._loop = asyncio.get_running_loop()
-        self._regions = Regions(regions_max=self._config.regions_max)
+        super().__init__(
+            key=secrets.token_bytes(32),
+            incarnation=secrets.token_bytes(16),
+            regions_max=self._config.regions_max,
+            grants_max=self._config.grants_max,
+            quiesce_max_s=self._config.quiesce_max_s,
+        )
         self._directory = ""
         path = self._config.path
         if not path:
             self._directory = tempfile.mkdtemp(prefix="transfer-")
             path = str(Path(self._directory) / "local.sock")
         self._path = path
-        self._book = GrantBook(
-            secrets.token_bytes(32), secrets.token_bytes(16), self._quiet, grants_max=self._config.grants_max
-        )
         self._owner = Owner(
             path,
-            book=self._book,
+            book=self.book,
             find_region=self.find_region,
             trusted_uids=self._config.trusted_uids,
             slots=self._config.grants_max,
             connections_max=self._config.connections_max,
         )
+        self.ground = self._owner
         self._pool = CopyPool(self._config.workers, self._config.turn_slices)
         self._loop.add_reader(self._pool.fd, self._some_finished)
         self._tokens = itertools.count(1)
@@ -114,9 +117,6 @@ class LocalTransport:
     def quiesce_max_s(self) -> float:
         return self._config.quiesce_max_s
 
-    def find_region(self, region_id: int) -> Region | None:
-        return self._regions.get(region_id)
-
     def submit(self, motion: Motion) -> None:
         if len(self._motions) >= self._config.transfers_max:
             raise LimitReached(f"{self._config.transfers_max} batches are in motion", limit="transfers_max")
@@ -139,31 +139,6 @@ class LocalTransport:
             del self._token_of[motion]
             motion.back()
 
-    # -- memory
-
-    async def register(
-        self,
-        memory: object,
-        *,
-        name: str = "",
-        writable: bool = True,
-        on_poison: Callable[[Region], None] | None = None,
-    ) -> Region:
-        return self._regions.add(memory, name=name, writable=writable, on_poison=on_poison)
-
-    async def deregister(self, region: Region) -> None:
-        if region.state is RegionState.CLOSED:
-            return
-        self._end(self._book.of_region(region.id))
-        self._owner.region_gone(region)
-        await region.quiesce(self._config.quiesce_max_s)
-        grants = self._book.of_region(region.id)
-        if not await self._settle(grants):
-            region.poison()
-            raise RegionPoisoned(f"{region.name} is poisoned: a peer may still touch it")
-        self._regions.remove(region)
-        region.let_go()
-
     # -- grants
 
     async def grant(
@@ -171,29 +146,7 @@ class LocalTransport:
     ) -> Grant:
         if region.segment is None and region.state is RegionState.OPEN:
             raise ValueError(f"{region.name} is private memory: only a segment can be mapped by a local peer")
-        now_ns = time.monotonic_ns()
-        grant = issue(self._regions, self._book, region, ranges, rights=rights, lifetime_s=lifetime_s, now_ns=now_ns)
-        self._owner.publish(grant)
-        return grant
-
-    async def revoke(self, grants: Sequence[Grant]) -> None:
-        self._end(grants)
-        if not await self._settle(grants):
-            raise StillTouched("a peer may still touch what was granted")
-
-    def _end(self, grants: Sequence[Grant]) -> None:
-        for grant in grants:
-            if self._book.end(grant):
-                self._owner.end(grant)
-
-    async def _settle(self, grants: Sequence[Grant]) -> bool:
-        quiet = await self._owner.wait_quiet([grant.slot for grant in grants], self._config.quiesce_max_s)
-        for grant in grants:
-            self._book.settle(grant)
-        return quiet
-
-    def _quiet(self, slot: int) -> bool:
-        return self._owner.quiet(slot)
+        return await super().grant(region, ranges, rights=rights, lifetime_s=lifetime_s)
 
     # -- peers
 
@@ -230,7 +183,7 @@ class LocalTransport:
         self._closed = True
         for endpoint in list(self._endpoints):
             await endpoint.close()
-        poisoned = await deregister_all(self._regions, self.deregister)
+        poisoned = await self.deregister_all()
         self._loop.remove_reader(self._pool.fd)
         if not self._pool.close(1.0 if not self._motions else 0.0):
             keep_forever(list(self._motions.values()))  # what a lost thread still points at

@@ -11,9 +11,12 @@ import sys
 from collections.abc import Awaitable, Callable
 from typing import TypedDict, cast
 
+import numpy as np
+
 from transfer.base import Rights
 from transfer.local import LocalTransport
 from transfer.native import MappedSegment
+from transfer.tcp import TcpTransport
 from transfer.testing.parties import Bytes, OwnerHere
 
 __all__ = ["main"]
@@ -41,7 +44,16 @@ def _local() -> OwnerHere:
     return OwnerHere(LocalTransport(), _segment)
 
 
-TRANSPORTS: dict[str, Callable[[], OwnerHere]] = {"local": _local}
+def _private(size: int) -> tuple[object, Bytes]:
+    content = np.zeros(size, dtype=np.uint8)
+    return content, content
+
+
+def _tcp() -> OwnerHere:
+    return OwnerHere(TcpTransport(), _private)
+
+
+TRANSPORTS: dict[str, Callable[[], OwnerHere]] = {"local": _local, "tcp": _tcp}
 
 
 async def _answer(owner: OwnerHere, call: Call) -> str:

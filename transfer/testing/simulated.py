@@ -7,16 +7,16 @@ transports share a process, a loop and a `SimulatedNetwork`.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Sequence
+from collections.abc import Collection, Sequence
 
 import numpy as np
 import numpy.typing as npt
 
 from transfer.errors import Reason, RegionPoisoned
-from transfer.grants import Grant, GrantBook, Rights
-from transfer.lending import deregister_all, issue
+from transfer.grants import Grant, Rights
+from transfer.lending import Lender
 from transfer.pending import check_deadline
-from transfer.regions import Region, Regions, RegionState
+from transfer.regions import Region
 from transfer.testing.network import Network, Weather
 from transfer.testing.wire import SimulatedConfig, SimulatedEndpoint
 
@@ -31,7 +31,26 @@ class SimulatedNetwork(Network):
         self.transports: dict[str, SimulatedTransport] = {}
 
 
-class SimulatedTransport:
+class _AtOnce:
+    """Serving a slice is one step here, so nobody is ever in the middle of a touch."""
+
+    def publish(self, grant: Grant, region: Region) -> None:
+        """The book is what peers ask."""
+
+    def end(self, grant: Grant) -> None:
+        """As with `publish`."""
+
+    def quiet(self, slot: int) -> bool:
+        return True
+
+    async def wait_quiet(self, slots: Collection[int], wait_s: float) -> bool:
+        return True
+
+    def region_gone(self, region: Region) -> None:
+        """Nobody keeps anything of it."""
+
+
+class SimulatedTransport(Lender):
     """See transfer.base.Transport. Many of them share a process, a loop and a Network."""
 
     endpoint_kind: type[SimulatedEndpoint] = SimulatedEndpoint
@@ -43,9 +62,14 @@ class SimulatedTransport:
             raise ValueError(f"{address!r} is taken")
         network.transports[address] = self
         self._address = address
-        self._regions = Regions()
         chance = network.child()
-        self.book = GrantBook(chance.randbytes(32), chance.randbytes(16), lambda _: True)
+        super().__init__(
+            key=chance.randbytes(32),
+            incarnation=chance.randbytes(16),
+            quiesce_max_s=self.config.quiesce_max_s,
+            now_ns=self.now_ns,
+        )
+        self.ground = _AtOnce()
         self.endpoints: list[SimulatedEndpoint] = []
         self.flush_hangs = False  # a fault to inject: the wire does not come back
 
@@ -55,38 +79,6 @@ class SimulatedTransport:
 
     def now_ns(self) -> int:
         return int(asyncio.get_running_loop().time() * 1e9)
-
-    def find_region(self, region_id: int) -> Region | None:
-        return self._regions.get(region_id)
-
-    async def register(
-        self,
-        memory: object,
-        *,
-        name: str = "",
-        writable: bool = True,
-        on_poison: Callable[[Region], None] | None = None,
-    ) -> Region:
-        return self._regions.add(memory, name=name, writable=writable, on_poison=on_poison)
-
-    async def deregister(self, region: Region) -> None:
-        if region.state is RegionState.CLOSED:
-            return
-        await self.revoke(self.book.of_region(region.id))
-        await region.quiesce(self.config.quiesce_max_s)
-        self._regions.remove(region)
-        region.let_go()
-
-    async def grant(
-        self, region: Region, ranges: Sequence[tuple[int, int]], *, rights: Rights = Rights.READ, lifetime_s: float
-    ) -> Grant:
-        now_ns = self.now_ns()
-        return issue(self._regions, self.book, region, ranges, rights=rights, lifetime_s=lifetime_s, now_ns=now_ns)
-
-    async def revoke(self, grants: Sequence[Grant]) -> None:
-        for grant in grants:  # serving a slice is one step here, so nobody is ever in the middle of a touch
-            self.book.end(grant)
-            self.book.settle(grant)
 
     async def connect(self, address: str, *, deadline_s: float) -> SimulatedEndpoint:
         check_deadline(deadline_s)
@@ -98,7 +90,7 @@ class SimulatedTransport:
     async def close(self) -> None:
         for endpoint in list(self.endpoints):
             await endpoint.close()
-        poisoned = await deregister_all(self._regions, self.deregister)
+        poisoned = await self.deregister_all()
         if self.network.transports.get(self._address) is self:
             del self.network.transports[self._address]
         if poisoned:

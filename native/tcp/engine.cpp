@@ -1,0 +1,219 @@
+#include "engine.hpp"
+
+#include <pthread.h>
+#include <sys/eventfd.h>
+#include <unistd.h>
+
+#include <cerrno>
+#include <csignal>
+#include <stdexcept>
+#include <system_error>
+#include <thread>
+#include <utility>
+
+#include "shared.hpp"
+#include "worker.hpp"
+
+namespace kvstore::tcp {
+
+namespace {
+
+int new_event_fd() {
+  const int fd = ::eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
+  if (fd < 0) throw std::system_error(errno, std::generic_category(), "eventfd");
+  return fd;
+}
+
+void signal_fd(int fd) {
+  const std::uint64_t one = 1;
+  [[maybe_unused]] const auto written = ::write(fd, &one, sizeof one);  // cannot fail before 2^64 - 1 of them
+}
+
+void drain_fd(int fd) {
+  std::uint64_t count = 0;
+  [[maybe_unused]] const auto got = ::read(fd, &count, sizeof count);
+}
+
+}  // namespace
+
+// ---- what is shared
+
+Inbox::Inbox() : fd_(new_event_fd()) {}
+Inbox::~Inbox() { ::close(fd_); }
+
+void Inbox::post(Order order) {
+  bool first = false;
+  {
+    const std::lock_guard lock(mutex_);
+    first = orders_.empty();
+    orders_.push_back(std::move(order));
+  }
+  if (first) signal_fd(fd_);
+}
+
+std::vector<Inbox::Order> Inbox::take() {
+  drain_fd(fd_);
+  const std::lock_guard lock(mutex_);
+  return std::exchange(orders_, {});
+}
+
+Shared::Shared(const EngineConfig& config_) : config(config_), grants(config_.grants_max), event_fd(new_event_fd()) {
+  for (std::uint32_t i = 0; i < config.workers; ++i) inboxes.push_back(std::make_unique<Inbox>());
+}
+
+Shared::~Shared() { ::close(event_fd); }
+
+void Shared::tell(Event event) {
+  bool first = false;
+  {
+    const std::lock_guard lock(mutex);
+    first = events.empty();
+    events.push_back(std::move(event));
+  }
+  if (first) signal_fd(event_fd);
+}
+
+void Shared::settled(const std::shared_ptr<Job>& job, std::size_t slice, Reason reason) {
+  if (!job->settle(slice, reason)) return;
+  job->finish();
+  {
+    const std::lock_guard lock(mutex);
+    jobs.erase(job->token());
+  }
+  tell({EventKind::kFinished, job->token(), {}});
+}
+
+void Shared::lost(std::uint64_t peer, const std::shared_ptr<Job>& job, std::size_t slice, std::uint32_t tries) {
+  if (job->stopped() != Reason::kNone) return settled(job, slice, Reason::kNone);
+  Lane lane{};
+  {
+    const std::lock_guard lock(mutex);
+    const auto found = lanes.find(peer);
+    if (!stopping && tries + 1 < kTriesMax && found != lanes.end()) lane = found->second[slice % found->second.size()];
+  }
+  if (lane.connection == 0) return settled(job, slice, Reason::kPeerGone);
+  inboxes[lane.worker]->post([=](Worker& worker) { worker.ask(lane, job, {slice}, tries + 1); });
+}
+
+void Shared::lane_opened(const Lane& lane) {
+  const std::lock_guard lock(mutex);
+  lanes[lane.peer].push_back(lane);
+}
+
+void Shared::lane_closed(std::uint64_t peer, std::uint64_t connection) {
+  const std::lock_guard lock(mutex);
+  const auto found = lanes.find(peer);
+  if (found == lanes.end()) return;
+  std::erase_if(found->second, [&](const Lane& lane) { return lane.connection == connection; });
+  if (found->second.empty()) lanes.erase(found);
+}
+
+// ---- the engine
+
+Engine::Engine(const EngineConfig& config) {
+  if (config.workers == 0 || config.requests_max == 0) throw std::invalid_argument("workers and requests_max are at least 1");
+  shared_ = std::make_shared<Shared>(config);
+  sigset_t all, before;  // signals belong to the interpreter's threads
+  sigfillset(&all);
+  pthread_sigmask(SIG_SETMASK, &all, &before);
+  for (std::uint32_t i = 0; i < config.workers; ++i) {
+    {
+      const std::lock_guard lock(shared_->mutex);
+      ++shared_->threads;
+    }
+    std::thread thread([shared = shared_, i] {
+      Worker(shared, i).run();
+      const std::lock_guard lock(shared->mutex);
+      --shared->threads;
+      shared->idle.notify_all();
+    });
+    pthread_setname_np(thread.native_handle(), "transfer-tcp");
+    thread.detach();
+  }
+  pthread_sigmask(SIG_SETMASK, &before, nullptr);
+}
+
+Engine::~Engine() { close(std::chrono::seconds(0)); }
+
+int Engine::fd() const noexcept { return shared_->event_fd; }
+
+std::vector<Event> Engine::events() {
+  drain_fd(shared_->event_fd);
+  const std::lock_guard lock(shared_->mutex);
+  return std::exchange(shared_->events, {});
+}
+
+EngineStats Engine::stats() const {
+  return {shared_->bytes_read, shared_->bytes_written, shared_->bytes_served, shared_->bytes_taken};
+}
+
+void Engine::add(std::uint64_t connection, std::uint64_t peer, std::unique_ptr<Stream> stream) {
+  const auto held = std::make_shared<std::unique_ptr<Stream>>(std::move(stream));  // orders are copied about, streams are not
+  shared_->inboxes[connection % shared_->config.workers]->post(
+      [=](Worker& worker) { worker.add(connection, peer, std::move(*held)); });
+}
+
+void Engine::set_peer(std::uint64_t connection, std::uint64_t peer) {
+  shared_->inboxes[connection % shared_->config.workers]->post([=](Worker& worker) { worker.set_peer(connection, peer); });
+}
+
+void Engine::drop(std::uint64_t connection) {
+  shared_->inboxes[connection % shared_->config.workers]->post([=](Worker& worker) { worker.drop(connection); });
+}
+
+void Engine::issue(std::shared_ptr<Served> grant) { shared_->grants.issue(std::move(grant)); }
+
+void Engine::end(std::uint32_t slot) {
+  shared_->grants.end(slot);
+  if (shared_->grants.quiet(slot)) return;
+  for (const auto& inbox : shared_->inboxes) inbox->post([](Worker& worker) { worker.detach_ended(); });
+}
+
+bool Engine::quiet(std::uint32_t slot) const { return shared_->grants.quiet(slot); }
+
+void Engine::submit(const std::shared_ptr<Job>& job, std::uint64_t peer) {
+  std::vector<Lane> lanes;
+  {
+    const std::lock_guard lock(shared_->mutex);
+    const auto found = shared_->lanes.find(peer);
+    if (found != shared_->lanes.end() && !shared_->stopping) lanes = found->second;
+    if (job->slices() > 0 && !shared_->jobs.emplace(job->token(), job).second) throw std::invalid_argument("token: in motion already");
+  }
+  if (job->slices() == 0) {
+    job->finish();
+    return shared_->tell({EventKind::kFinished, job->token(), {}});
+  }
+  if (lanes.empty()) {
+    for (std::size_t i = 0; i < job->slices(); ++i) shared_->settled(job, i, Reason::kPeerGone);
+    return;
+  }
+  std::vector<std::vector<std::size_t>> dealt(lanes.size());
+  for (std::size_t i = 0; i < job->slices(); ++i) dealt[job->slice(i).rail % lanes.size()].push_back(i);
+  for (std::size_t i = 0; i < lanes.size(); ++i) {
+    if (dealt[i].empty()) continue;
+    const Lane lane = lanes[i];
+    shared_->inboxes[lane.worker]->post(
+        [lane, job, some = std::move(dealt[i])](Worker& worker) { worker.ask(lane, job, some, 0); });
+  }
+}
+
+void Engine::stop(std::uint64_t token, Reason reason) {
+  std::shared_ptr<Job> job;
+  {
+    const std::lock_guard lock(shared_->mutex);
+    const auto found = shared_->jobs.find(token);
+    if (found == shared_->jobs.end()) return;
+    job = found->second;
+  }
+  job->stop(reason);
+  for (const auto& inbox : shared_->inboxes) inbox->post([job](Worker& worker) { worker.withdraw(*job); });
+}
+
+bool Engine::close(std::chrono::nanoseconds wait) {
+  shared_->stopping = true;
+  for (const auto& inbox : shared_->inboxes) inbox->post([](Worker&) {});
+  std::unique_lock lock(shared_->mutex);
+  return shared_->idle.wait_for(lock, wait, [this] { return shared_->threads == 0; });
+}
+
+}  // namespace kvstore::tcp

@@ -1,0 +1,130 @@
+#include "worker.hpp"
+
+#include <sys/epoll.h>
+
+#include <array>
+#include <cerrno>
+#include <system_error>
+
+namespace kvstore::tcp {
+
+namespace {
+
+constexpr std::uint64_t kInboxTag = 0;  // connections count from 1
+
+}  // namespace
+
+Worker::Worker(std::shared_ptr<Shared> shared, std::uint32_t index)
+    : shared_(std::move(shared)), index_(index), epoll_(epoll_create1(EPOLL_CLOEXEC)) {
+  if (epoll_ < 0) throw std::system_error(errno, std::generic_category(), "epoll_create1");
+  epoll_event event{};
+  event.events = EPOLLIN;
+  event.data.u64 = kInboxTag;
+  epoll_ctl(epoll_, EPOLL_CTL_ADD, shared_->inboxes[index_]->fd(), &event);
+}
+
+Worker::~Worker() { ::close(epoll_); }
+
+void Worker::run() {
+  std::array<epoll_event, 64> events;
+  while (!shared_->stopping) {
+    const int count = epoll_wait(epoll_, events.data(), static_cast<int>(events.size()), holding_.empty() ? -1 : 0);
+    for (int i = 0; i < count; ++i) {
+      const epoll_event& event = events[static_cast<std::size_t>(i)];
+      if (event.data.u64 == kInboxTag) {
+        obey();
+      } else if (Connection* connection = find(event.data.u64)) {
+        ready(*connection, event.events);
+      }
+    }
+    for (const std::uint64_t id : std::vector<std::uint64_t>(holding_.begin(), holding_.end()))
+      if (Connection* connection = find(id)) ready(*connection, EPOLLIN);
+  }
+  obey();
+  while (!connections_.empty()) end(connections_.begin()->first, "this side has closed");
+  obey();  // nothing is posted any more that holds a job: see Shared::elsewhere and Engine::submit
+}
+
+void Worker::obey() {
+  for (const Inbox::Order& order : shared_->inboxes[index_]->take()) order(*this);
+}
+
+Connection* Worker::find(std::uint64_t id) {
+  const auto found = connections_.find(id);
+  return found == connections_.end() ? nullptr : found->second.get();
+}
+
+void Worker::ready(Connection& connection, std::uint32_t events) {
+  const bool in = (events & (EPOLLIN | EPOLLHUP | EPOLLERR)) != 0;
+  if ((in && !connection.receive()) || !connection.send()) return end(connection.id(), connection.why());
+  arm(connection);
+}
+
+void Worker::arm(Connection& connection) {
+  if (connection.holds_input()) {
+    holding_.insert(connection.id());
+  } else {
+    holding_.erase(connection.id());
+  }
+  const std::uint32_t wanted = connection.events();
+  if (wanted == connection.armed) return;
+  epoll_event event{};
+  event.events = wanted;
+  event.data.u64 = connection.id();
+  epoll_ctl(epoll_, connection.armed == 0 ? EPOLL_CTL_ADD : EPOLL_CTL_MOD, connection.fd(), &event);
+  connection.armed = wanted;
+}
+
+void Worker::end(std::uint64_t id, const std::string& why) {
+  const auto found = connections_.find(id);
+  const std::unique_ptr<Connection> last = std::move(found->second);
+  connections_.erase(found);
+  holding_.erase(id);
+  last->end(std::string(why));
+}
+
+// ---- orders
+
+void Worker::add(std::uint64_t id, std::uint64_t peer, std::unique_ptr<Stream> stream) {
+  auto made = std::make_unique<Connection>(*shared_, id, peer, index_, std::move(stream));
+  Connection& connection = *made;
+  connections_.emplace(id, std::move(made));
+  ready(connection, 0);
+}
+
+void Worker::set_peer(std::uint64_t id, std::uint64_t peer) {
+  if (Connection* connection = find(id)) connection->set_peer(peer);
+}
+
+void Worker::drop(std::uint64_t id) {
+  if (find(id) != nullptr) end(id, "this side has closed");
+}
+
+void Worker::ask(const Lane& lane, const std::shared_ptr<Job>& job, const std::vector<std::size_t>& slices, std::uint32_t tries) {
+  Connection* connection = find(lane.connection);
+  if (connection == nullptr) {  // it has ended since the slices were dealt out
+    for (const std::size_t slice : slices) shared_->lost(lane.peer, job, slice, tries);
+    return;
+  }
+  for (const std::size_t slice : slices) connection->ask(job, slice, tries);
+  if (!connection->flush()) return end(lane.connection, connection->why());
+  arm(*connection);
+}
+
+void Worker::withdraw(const Job& job) {
+  std::vector<std::uint64_t> ended;
+  for (const auto& [id, connection] : connections_) {
+    if (connection->withdraw(job)) {
+      arm(*connection);
+    } else {
+      ended.push_back(id);
+    }
+  }
+  for (const std::uint64_t id : ended) end(id, connections_.at(id)->why());
+}
+
+void Worker::detach_ended() {
+  for (const auto& [id, connection] : connections_) connection->detach_ended();
+}
+
+}  // namespace kvstore::tcp

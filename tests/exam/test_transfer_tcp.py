@@ -1,0 +1,64 @@
+"""The TCP transport passes the exam, in one process and between two, over one lane and several, IPv4 and IPv6."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+
+import numpy as np
+
+from transfer.tcp import TcpConfig, TcpTransport
+from transfer.testing.exam import ExamBase, PeerFailureExam, TransportExam
+from transfer.testing.parties import Bytes, OwnerHere, OwnerProcess, Pair
+
+
+class Tcp(ExamBase):
+    config = TcpConfig()
+
+    def run(self, main: Callable[[], Awaitable[None]]) -> None:
+        async def body() -> None:
+            await main()
+
+        asyncio.run(body())
+
+    async def pause(self, turn: int) -> None:
+        await asyncio.sleep(0.002 * (turn % 4))
+
+    async def settle(self) -> None:
+        await asyncio.sleep(0.03)
+
+
+def memory_of(size: int) -> tuple[object, Bytes]:
+    content = np.zeros(size, dtype=np.uint8)
+    return content, content
+
+
+class TestOneProcess(Tcp, TransportExam):
+    @asynccontextmanager
+    async def pair(self) -> AsyncIterator[Pair]:
+        owner = OwnerHere(TcpTransport(self.config), memory_of)
+        reader = TcpTransport(self.config)
+        try:
+            yield Pair(owner, reader, await reader.connect(owner.address, deadline_s=10.0))
+        finally:
+            await reader.close()
+            await owner.close()
+
+
+class TestManyLanes(TestOneProcess):
+    """Small slices over several lanes and threads, IPv6: more borders, more races."""
+
+    config = TcpConfig(host="::1", lanes=5, workers=3, slice_bytes=16_384, requests_max=3)
+
+
+class TestTwoProcesses(Tcp, TransportExam, PeerFailureExam):
+    @asynccontextmanager
+    async def pair(self) -> AsyncIterator[Pair]:
+        owner = await OwnerProcess.start("tcp")
+        reader = TcpTransport(self.config)
+        try:
+            yield Pair(owner, reader, await reader.connect(owner.address, deadline_s=10.0))
+        finally:
+            await reader.close()
+            await owner.close()

@@ -1,0 +1,101 @@
+"""Settings and addresses of the TCP transport."""
+
+from __future__ import annotations
+
+import ipaddress
+import socket
+from dataclasses import dataclass
+
+from transfer.grants import GRANTS_MAX
+from transfer.plan import SLICE_BYTES
+from transfer.regions import REGIONS_MAX
+
+__all__ = ["SCHEME", "TcpConfig", "address_of", "is_loopback", "parse_address", "tune"]
+
+SCHEME = "tcp://"
+_AT_LEAST_ONE = (
+    "workers",
+    "lanes",
+    "requests_max",
+    "transfers_max",
+    "regions_max",
+    "connections_max",
+)
+
+
+@dataclass(frozen=True, slots=True)
+class TcpConfig:
+    """`host`, `port`: where to listen; port 0 takes a free one. `listens` False: this side only connects.
+
+    `lanes`: connections to each peer. `workers`: threads that move bytes. `requests_max`: what a peer may have
+    outstanding on one connection. `greeting_s`: how long a new connection may take to say who it is. `keepalive_s`: a
+    peer whose machine is gone is noticed after about twice that, or when bytes sent stay unacknowledged for that long.
+    `reconnect_s`: how long a lost lane is tried again.
+    """
+
+    host: str = "127.0.0.1"
+    port: int = 0
+    listens: bool = True
+    lanes: int = 2
+    workers: int = 1
+    slice_bytes: int = SLICE_BYTES
+    requests_max: int = 64
+    greeting_s: float = 5.0
+    keepalive_s: float = 10.0
+    reconnect_s: float = 60.0
+    quiesce_max_s: float = 30.0
+    transfers_max: int = 4_096
+    regions_max: int = REGIONS_MAX
+    grants_max: int = 16_384
+    connections_max: int = 1_024
+
+    def __post_init__(self) -> None:
+        for name in _AT_LEAST_ONE:
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, not {getattr(self, name)}")
+        if not 0 <= self.port <= 65_535:
+            raise ValueError(f"port must be within 0..65535, not {self.port}")
+        if not 1 <= self.grants_max <= GRANTS_MAX:
+            raise ValueError(f"grants_max must be within 1..{GRANTS_MAX}, not {self.grants_max}")
+        for name in ("greeting_s", "keepalive_s", "reconnect_s", "quiesce_max_s"):
+            if getattr(self, name) <= 0:
+                raise ValueError(f"{name} must be positive, not {getattr(self, name)}")
+        if not is_loopback(self.host):
+            raise ValueError(f"host: {self.host} is not a loopback address, and bytes would travel in the clear")
+
+
+def is_loopback(host: str) -> bool:
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host.partition("%")[0]).is_loopback
+    except ValueError:
+        return False
+
+
+def address_of(host: str, port: int) -> str:
+    return f"{SCHEME}[{host}]:{port}" if ":" in host else f"{SCHEME}{host}:{port}"
+
+
+def parse_address(address: str) -> tuple[str, int]:
+    """Host and port of `tcp://HOST:PORT`, an IPv6 host in brackets. Raises ValueError naming `address`."""
+    host, colon, port = address.removeprefix(SCHEME).rpartition(":")
+    if not address.startswith(SCHEME) or not colon or not port.isascii() or not port.isdigit() or int(port) > 65_535:
+        raise ValueError(f"address must be {SCHEME}HOST:PORT, not {address!r}")
+    if host.startswith("[") and host.endswith("]"):
+        host = host[1:-1]
+    elif ":" in host or not host:
+        raise ValueError(f"address must be {SCHEME}HOST:PORT with an IPv6 host in brackets, not {address!r}")
+    return host, int(port)
+
+
+def tune(sock: socket.socket, keepalive_s: float) -> None:
+    """No delay for small frames; a peer whose machine has gone is noticed."""
+    seconds = max(1, round(keepalive_s))
+    sock.setblocking(False)
+    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, seconds)
+    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, max(1, seconds // 3))
+    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPCNT, 3)
+    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, int(keepalive_s * 1000))

@@ -1,0 +1,234 @@
+"""One peer over TCP: its lanes, the grants shown to it, the batches in motion.
+
+Rules
+- A batch's slices are dealt out over the lanes; what a lost lane had not finished goes to another. When the last one is
+  gone, what is out fails with PEER_GONE.
+- A lost lane is tried again, more and more seldom, for `reconnect_s`. A peer that has started anew is another peer:
+  its incarnation differs, and this endpoint stays without lanes.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from transfer.base import Presented
+from transfer.batch import Batch, dense
+from transfer.errors import GrantInvalid, LimitReached, PeerUnreachable, Reason
+from transfer.grants import parse_descriptor
+from transfer.native import TcpJob
+from transfer.pending import Pending, Report, check_deadline
+from transfer.plan import Plan, plan
+from transfer.refusals import Reasons, refusals
+from transfer.regions import Region
+from transfer.tcp.motion import Access, Motion, Shown, access_of
+
+if TYPE_CHECKING:
+    from transfer.tcp.transport import TcpTransport
+
+__all__ = ["TcpEndpoint"]
+
+PRESENTED_MAX = 65_536
+_AGAIN_S = 0.05
+_AGAIN_S_MAX = 5.0
+
+
+class TcpEndpoint:
+    """See transfer.base.Endpoint; made by TcpTransport.connect."""
+
+    def __init__(self, host: TcpTransport, peer_host: str, peer_port: int) -> None:
+        self._host = host
+        self._at = (peer_host, peer_port)
+        self.peer = host.number()
+        self._incarnation = b""
+        self._lanes = 0
+        self._lost = ""  # why the last lane that was lost was
+        self._repairing: asyncio.Task[None] | None = None
+        self._shown: dict[int, Shown] = {}
+        self._handles: dict[bytes, int] = {}
+        self._next_handle = 1
+        self._moving: dict[Pending, None] = {}
+        self._idle = asyncio.Event()
+        self._closing = False
+
+    # -- lanes
+
+    async def open(self) -> None:
+        """Opens all lanes. Raises OSError, PeerUnreachable."""
+        self._incarnation = await self._host.open_lane(self, *self._at)
+        self._lanes = 1
+        more = [self._one_more() for _ in range(self._host.config.lanes - 1)]
+        for told in await asyncio.gather(*more, return_exceptions=True):
+            if isinstance(told, BaseException):
+                raise told
+
+    async def _one_more(self) -> None:
+        incarnation = await self._host.open_lane(self, *self._at)
+        if incarnation != self._incarnation:
+            raise PeerUnreachable("the peer has started anew")
+        self._lanes += 1
+
+    def lane_lost(self, why: str) -> None:
+        self._lanes = max(0, self._lanes - 1)
+        self._lost = why
+        if not self._closing and self._incarnation and (self._repairing is None or self._repairing.done()):
+            self._repairing = asyncio.get_running_loop().create_task(self._repair())
+
+    async def _repair(self) -> None:
+        loop = asyncio.get_running_loop()
+        until, pause = loop.time() + self._host.config.reconnect_s, _AGAIN_S
+        while self._lanes < self._host.config.lanes and loop.time() < until:
+            await asyncio.sleep(pause)
+            pause = min(2 * pause, _AGAIN_S_MAX)
+            try:
+                async with asyncio.timeout(self._host.config.greeting_s):
+                    await self._one_more()
+            except (OSError, TimeoutError):
+                continue
+            except PeerUnreachable as error:
+                if "anew" in str(error):
+                    return
+            else:
+                until, pause = loop.time() + self._host.config.reconnect_s, _AGAIN_S
+
+    # -- grants
+
+    async def present(self, descriptors: Sequence[bytes], *, deadline_s: float) -> Sequence[Presented]:
+        check_deadline(deadline_s)
+        asked = [bytes(descriptor) for descriptor in descriptors]
+        parsed = {one: parse_descriptor(one) for one in asked if one not in self._handles}
+        if any(said.incarnation != self._incarnation for said in parsed.values()):
+            raise GrantInvalid("grant: of another peer, or of an earlier life of this one")
+        if len(self._shown) + len(parsed) > PRESENTED_MAX:
+            raise LimitReached(f"{PRESENTED_MAX} grants are presented on one connection", limit="presented_max")
+        accesses = {one: access_of(said, one) for one, said in parsed.items()}
+        states = await self._probe(list(accesses.values()), deadline_s)
+        for (one, access), state in zip(accesses.items(), states, strict=True):
+            if state in (Reason.PEER_GONE, Reason.LATE):
+                gone = "the connection has ended" if state == Reason.PEER_GONE else "the peer did not answer in time"
+                raise PeerUnreachable(gone)
+            if state != Reason.LANDED:
+                raise GrantInvalid(f"grant: {Reason(state).name.lower()}, or never one of this peer's")
+            said = parsed[one]
+            presented = Presented(self._next_handle, said.rights, said.ranges, said.region_bytes)
+            self._next_handle += 1
+            self._shown[presented.handle] = Shown(presented, access)
+            self._handles[one] = presented.handle
+        return [self._shown[self._handles[one]].presented for one in asked]
+
+    async def _probe(self, accesses: list[Access], deadline_s: float) -> Reasons:
+        """A Reason each: LANDED for what the peer says is live."""
+        if not accesses:
+            return np.empty(0, dtype=np.uint8)
+        if self._closing:
+            return np.full(len(accesses), Reason.PEER_GONE, dtype=np.uint8)
+        token = self._host.number()
+        job = TcpJob.probe(token, accesses)
+        probe = _Probe(asyncio.get_running_loop().create_future())
+        self._host.submit(token, probe, job, self.peer)
+        try:
+            async with asyncio.timeout(deadline_s):
+                await asyncio.shield(probe.done)
+        except TimeoutError:
+            self._host.stop(token, Reason.LATE)
+            await asyncio.shield(probe.done)
+        return job.states()
+
+    # -- bytes
+
+    def read(self, batch: Batch, *, deadline_s: float, parts: Sequence[int] | None = None) -> Pending:
+        return self._begin(batch, False, deadline_s, parts)
+
+    def write(self, batch: Batch, *, deadline_s: float) -> Pending:
+        return self._begin(batch, True, deadline_s, None)
+
+    def _begin(self, batch: Batch, writing: bool, deadline_s: float, parts: Sequence[int] | None) -> Pending:
+        regions, refused = self._resolve(batch, writing)
+        made: Plan | None = None
+        if refused is None:
+            config = self._host.config
+            made = plan(batch, slice_bytes=config.slice_bytes, rails=(1,) * config.lanes, parts=parts)
+        token = self._host.number()
+        pending = Pending(
+            list(regions.values()),
+            len(batch),
+            deadline_s=deadline_s,
+            quiesce_max_s=self._host.config.quiesce_max_s,
+            stop_bytes=lambda reason: self._host.stop(token, reason),
+        )
+        if made is None:
+            pending.quiet(Report(0, refused))
+            return pending
+        try:
+            job = self._job(token, made, regions, writing)
+            self._host.submit(token, Motion(pending, job, made, self._settled), job, self.peer)
+        except BaseException:
+            pending.quiet(Report(0, np.zeros(len(batch), dtype=np.uint8)))
+            raise
+        self._moving[pending] = None
+        return pending
+
+    def _resolve(self, batch: Batch, writing: bool) -> tuple[dict[int, Region], Reasons | None]:
+        """The local regions of a batch, and what is wrong with it at once. Raises ValueError for a local region that
+        is not registered, or a handle that was never presented.
+        """
+        regions: dict[int, Region] = {}
+        for region_id in dense(batch.table[:, 0])[0]:
+            region = self._host.find_region(region_id)
+            if region is None:
+                raise ValueError(f"extents name local region {region_id}, which is not registered")
+            regions[region_id] = region
+        handles = dense(batch.table[:, 2])[0]
+        if any(handle not in self._shown for handle in handles):
+            raise ValueError("extents name a remote handle that was never presented here")
+        if self._closing:
+            return regions, np.full(len(batch), Reason.PEER_GONE, dtype=np.uint8)
+        shown = {handle: self._shown[handle].presented for handle in handles}
+        return regions, refusals(batch, regions, shown, writing=writing)
+
+    def _job(self, token: int, made: Plan, regions: dict[int, Region], writing: bool) -> TcpJob:
+        locals_at = dense(made.batch.table[:, 0])[0]
+        handles = dense(made.batch.table[:, 2])[0]
+        rows = made.rows.copy()
+        rows[:, 0] = np.searchsorted(locals_at, rows[:, 0])
+        rows[:, 2] = np.searchsorted(handles, rows[:, 2])
+        spans = [(regions[i].address, regions[i].bytes, regions[i].writable) for i in locals_at]
+        accesses = [self._shown[handle].access for handle in handles]
+        return TcpJob(token, writing, spans, accesses, rows, made.slices, made.parts)
+
+    def _settled(self, pending: Pending) -> None:
+        self._moving.pop(pending, None)
+        if not self._moving:
+            self._idle.set()
+
+    async def close(self) -> None:
+        if self._closing:
+            return
+        self._closing = True
+        if self._repairing is not None:
+            self._repairing.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await self._repairing
+        for pending in list(self._moving):
+            pending.cancel()
+        while self._moving:
+            self._idle.clear()
+            try:
+                async with asyncio.timeout(self._host.config.quiesce_max_s):
+                    await self._idle.wait()
+            except TimeoutError:
+                break  # poisoned, and its owner told
+        self._host.endpoint_closed(self)
+
+
+class _Probe:
+    def __init__(self, done: asyncio.Future[None]) -> None:
+        self.done = done
+
+    def finished(self) -> None:
+        if not self.done.done():
+            self.done.set_result(None)

@@ -1,0 +1,275 @@
+"""The TCP transport of one process: its regions and grants, its listener, its connections, its engine."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import secrets
+import socket
+from collections.abc import Collection
+from typing import Protocol
+
+import numpy as np
+
+from transfer.errors import LimitReached, PeerUnreachable, Reason, RegionPoisoned
+from transfer.grants import Grant, Rights
+from transfer.lending import Lender
+from transfer.native import TcpEngine, TcpJob, keep_forever
+from transfer.pending import check_deadline
+from transfer.regions import Region
+from transfer.tcp.config import TcpConfig, address_of, is_loopback, parse_address, tune
+from transfer.tcp.endpoint import TcpEndpoint
+from transfer.tcp.motion import proof_of
+
+__all__ = ["TcpTransport"]
+
+_BACKLOG = 128
+_OPENED, _CLOSED, _FINISHED, _QUIET = 1, 2, 3, 4
+_CLOSE_S = 1.0
+
+
+class _Motion(Protocol):
+    def finished(self) -> None: ...
+
+
+class TcpTransport(Lender):
+    """See transfer.base.Transport. Of one event loop, on which it is made and used."""
+
+    def __init__(self, config: TcpConfig | None = None) -> None:
+        self.config = config or TcpConfig()
+        self._loop = asyncio.get_running_loop()
+        incarnation = secrets.token_bytes(16)
+        super().__init__(
+            key=secrets.token_bytes(32),
+            incarnation=incarnation,
+            regions_max=self.config.regions_max,
+            grants_max=self.config.grants_max,
+            quiesce_max_s=self.config.quiesce_max_s,
+        )
+        self._listener, self._address = _listen(self.config)
+        self.engine = TcpEngine(self.config.workers, self.config.grants_max, self.config.requests_max, incarnation)
+        self.ground = self._served = _Served(self.engine)
+        self._loop.add_reader(self.engine.fd, self._some_events)
+        if self._listener is not None:
+            self._loop.add_reader(self._listener.fileno(), self._accept)
+        self._numbers = itertools.count(1)  # of connections, peers and jobs
+        self._motions: dict[int, _Motion] = {}
+        self._opening: dict[int, asyncio.Future[bytes]] = {}
+        self._lanes: dict[int, TcpEndpoint] = {}  # by connection
+        self._accepted: dict[int, asyncio.TimerHandle | None] = {}  # by connection: its greeting's time limit
+        self._endpoints: dict[TcpEndpoint, None] = {}
+        self._closed = False
+
+    @property
+    def address(self) -> str:
+        return self._address
+
+    # -- what endpoints use
+
+    def number(self) -> int:
+        return next(self._numbers)
+
+    def submit(self, token: int, motion: _Motion, job: TcpJob, peer: int) -> None:
+        """Has the job moved; its motion's `finished` follows. Raises LimitReached(transfers_max)."""
+        if len(self._motions) >= self.config.transfers_max:
+            raise LimitReached(f"{self.config.transfers_max} batches are in motion", limit="transfers_max")
+        self._motions[token] = motion
+        self.engine.submit(job, peer)
+
+    def stop(self, token: int, reason: Reason) -> None:
+        self.engine.stop(token, int(reason))
+
+    async def open_lane(self, endpoint: TcpEndpoint, host: str, port: int) -> bytes:
+        """A connection more; the incarnation that its peer has told. Raises OSError, TimeoutError of the caller's
+        time limit, and PeerUnreachable where the peer hung up.
+        """
+        sock = await _connected(host, port)
+        tune(sock, self.config.keepalive_s)
+        connection = self.number()
+        opened: asyncio.Future[bytes] = self._loop.create_future()
+        self._opening[connection] = opened
+        self._lanes[connection] = endpoint
+        self.engine.add_plain(connection, endpoint.peer, sock.detach())
+        try:
+            return await opened
+        except BaseException:
+            self.engine.drop(connection)
+            raise
+        finally:
+            self._opening.pop(connection, None)
+
+    def endpoint_closed(self, endpoint: TcpEndpoint) -> None:
+        self._endpoints.pop(endpoint, None)
+        for connection, owner in self._lanes.items():
+            if owner is endpoint:
+                self.engine.drop(connection)
+
+    # -- events
+
+    def _some_events(self) -> None:
+        for kind, number, text in self.engine.events():
+            if kind == _FINISHED:
+                self._motions.pop(number).finished()
+            elif kind == _OPENED:
+                self._opened(number, text)
+            elif kind == _CLOSED:
+                self._ended(number, text.decode(errors="replace"))
+            elif kind == _QUIET:
+                self._served.changed.set()
+
+    def _opened(self, connection: int, incarnation: bytes) -> None:
+        if connection in self._accepted:
+            timer, self._accepted[connection] = self._accepted[connection], None
+            if timer is not None:
+                timer.cancel()
+            return
+        opening = self._opening.get(connection)
+        if opening is not None and not opening.done():
+            opening.set_result(incarnation)
+
+    def _ended(self, connection: int, why: str) -> None:
+        timer = self._accepted.pop(connection, None)
+        if timer is not None:
+            timer.cancel()
+        opening = self._opening.get(connection)
+        if opening is not None and not opening.done():
+            opening.set_exception(PeerUnreachable(why))
+        endpoint = self._lanes.pop(connection, None)
+        if endpoint is not None:
+            endpoint.lane_lost(why)
+
+    def _accept(self) -> None:
+        assert self._listener is not None
+        while True:
+            try:
+                sock, _ = self._listener.accept()
+            except (BlockingIOError, ConnectionError):
+                return
+            except OSError:  # no descriptors left: those that wait are asked for again when the loop comes by
+                return
+            if len(self._accepted) >= self.config.connections_max:
+                sock.close()
+                continue
+            tune(sock, self.config.keepalive_s)
+            connection = self.number()
+            self._accepted[connection] = self._loop.call_later(self.config.greeting_s, self.engine.drop, connection)
+            self.engine.add_plain(connection, 0, sock.detach())
+
+    # -- peers
+
+    async def connect(self, address: str, *, deadline_s: float) -> TcpEndpoint:
+        """Raises ValueError for an address that is not `tcp://HOST:PORT`, or not loopback: nothing is encrypted."""
+        check_deadline(deadline_s)
+        host, port = parse_address(address)
+        if not is_loopback(host):
+            raise ValueError(f"address: {host} is not a loopback address, and bytes would travel in the clear")
+        endpoint = TcpEndpoint(self, host, port)
+        self._endpoints[endpoint] = None
+        try:
+            async with asyncio.timeout(deadline_s):
+                await endpoint.open()
+        except (OSError, TimeoutError) as error:
+            await endpoint.close()
+            raise PeerUnreachable(f"{address}: {error or 'no answer in time'}") from error
+        except BaseException:
+            await endpoint.close()
+            raise
+        return endpoint
+
+    async def close(self) -> None:
+        """Raises RegionPoisoned where some memory could not be made quiet; all else is closed then, too."""
+        if self._closed:
+            return
+        self._closed = True
+        if self._listener is not None:
+            self._loop.remove_reader(self._listener.fileno())
+            self._listener.close()
+        for endpoint in list(self._endpoints):
+            await endpoint.close()
+        poisoned = await self.deregister_all()
+        for timer in self._accepted.values():
+            if timer is not None:
+                timer.cancel()
+        self._loop.remove_reader(self.engine.fd)
+        if not self.engine.close(_CLOSE_S):
+            keep_forever([self.engine, list(self._motions.values())])  # what a lost thread still points at
+        if poisoned:
+            raise RegionPoisoned(f"not quiet at close: {', '.join(poisoned)}")
+
+
+class _Served:
+    """The engine's table of grants, as the lender uses it."""
+
+    def __init__(self, engine: TcpEngine) -> None:
+        self._engine = engine
+        self.changed = asyncio.Event()
+
+    def publish(self, grant: Grant, region: Region) -> None:
+        self._engine.issue(
+            grant.slot,
+            grant.generation,
+            grant.expiry_ns,
+            region.address,
+            region.bytes,
+            bool(grant.rights & Rights.READ),
+            bool(grant.rights & Rights.WRITE),
+            proof_of(grant.descriptor),
+            np.array(grant.ranges, dtype=np.int64).reshape(-1, 2),
+        )
+
+    def end(self, grant: Grant) -> None:
+        self._engine.end(grant.slot)
+
+    def quiet(self, slot: int) -> bool:
+        return self._engine.quiet(slot)
+
+    async def wait_quiet(self, slots: Collection[int], wait_s: float) -> bool:
+        deadline = asyncio.get_running_loop().time() + wait_s
+        left = [slot for slot in slots if not self.quiet(slot)]
+        while left:
+            self.changed.clear()
+            try:
+                async with asyncio.timeout_at(deadline):
+                    await self.changed.wait()
+            except TimeoutError:
+                return False
+            left = [slot for slot in left if not self.quiet(slot)]
+        return True
+
+    def region_gone(self, region: Region) -> None:
+        """Peers keep nothing of a region."""
+
+
+def _listen(config: TcpConfig) -> tuple[socket.socket | None, str]:
+    """Raises OSError naming the address."""
+    if not config.listens:
+        return None, ""
+    family = socket.AF_INET6 if ":" in config.host else socket.AF_INET
+    sock = socket.socket(family, socket.SOCK_STREAM | socket.SOCK_CLOEXEC | socket.SOCK_NONBLOCK)
+    try:
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        sock.bind((config.host, config.port))
+        sock.listen(_BACKLOG)
+    except OSError as error:
+        sock.close()
+        raise OSError(error.errno, f"{address_of(config.host, config.port)}: {error.strerror}") from error
+    return sock, address_of(config.host, sock.getsockname()[1])
+
+
+async def _connected(host: str, port: int) -> socket.socket:
+    """The first of the host's addresses that answers. Raises OSError."""
+    loop = asyncio.get_running_loop()
+    last: OSError | None = None
+    for family, _, _, _, where in await loop.getaddrinfo(host, port, type=socket.SOCK_STREAM):
+        sock = socket.socket(family, socket.SOCK_STREAM | socket.SOCK_CLOEXEC | socket.SOCK_NONBLOCK)
+        try:
+            await loop.sock_connect(sock, where)
+        except OSError as error:
+            sock.close()
+            last = error
+        except BaseException:
+            sock.close()
+            raise
+        else:
+            return sock
+    raise last or OSError(f"{host} has no address")
