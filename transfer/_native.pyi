@@ -135,6 +135,12 @@ def keep_forever(object: object) -> None:
     For memory that a lost thread may still touch: never unmapped, not even at exit.
     """
 
+class TcpTls:
+    def __init__(self, certificate: str, key: str, ca: str) -> None:
+        """
+        Paths of PEM files. RuntimeError names the one at fault, or what is not installed.
+        """
+
 class TcpJob:
     def __init__(self, token: int, writing: bool, locals: Sequence[tuple[int, int, bool]], accesses: Sequence[tuple[int, int, bytes]], rows: Annotated[NDArray[numpy.int64], dict(shape=(None, 5), order='C', device='cpu', writable=False)], slices: Annotated[NDArray[numpy.int64], dict(shape=(None, 4), order='C', device='cpu', writable=False)], parts: Annotated[NDArray[numpy.int64], dict(shape=(None,), order='C', device='cpu', writable=False)]) -> None: ...
 
@@ -152,7 +158,7 @@ class TcpJob:
     def checksums(self) -> Annotated[NDArray[numpy.uint64], dict(shape=(None,))]: ...
 
 class TcpEngine:
-    def __init__(self, workers: int, grants_max: int, requests_max: int, incarnation: bytes) -> None: ...
+    def __init__(self, workers: int, grants_max: int, requests_max: int, spin_s_max: float, incarnation: bytes) -> None: ...
 
     @property
     def fd(self) -> int: ...
@@ -167,6 +173,9 @@ class TcpEngine:
         Takes the descriptor over. connection: from 1, never again. peer 0: not known yet.
         """
 
+    def add_tls(self, connection: int, peer: int, fd: int, context: TcpTls, name: str) -> None:
+        """name: whom the peer's certificate must be of; "": we accept."""
+
     def set_peer(self, connection: int, peer: int) -> None: ...
 
     def drop(self, connection: int) -> None: ...
@@ -178,6 +187,9 @@ class TcpEngine:
     def quiet(self, slot: int) -> bool: ...
 
     def submit(self, job: TcpJob, peer: int) -> None: ...
+
+    def run(self, job: TcpJob, peer: int, deadline_ns: int) -> None:
+        """Submits and waits in the calling thread; no event."""
 
     def stop(self, token: int, reason: int) -> None: ...
 

@@ -35,7 +35,7 @@ from transfer.errors import (
 )
 from transfer.regions import Region
 
-__all__ = ["NO_DIGESTS", "Pending", "Report", "answer", "check_deadline"]
+__all__ = ["NO_DIGESTS", "Inline", "Pending", "Report", "answer", "check_deadline"]
 
 NO_DIGESTS: npt.NDArray[np.uint64] = np.empty(0, dtype=np.uint64)
 DEADLINE_S_MAX = 24 * 3600.0
@@ -74,6 +74,13 @@ def answer(report: Report, *, poisoned: bool = False) -> Landed | TransferError:
 def check_deadline(deadline_s: float) -> None:
     if not 0 <= deadline_s <= DEADLINE_S_MAX:
         raise ValueError(f"deadline_s must be within 0..{DEADLINE_S_MAX:.0f}, not {deadline_s}")
+
+
+class Inline:
+    """A copy in the calling thread, as its regions see it: nobody can stop it from there."""
+
+    def stop(self, reason: Reason) -> None:
+        raise AssertionError(f"a copy in the calling thread was stopped by it ({reason})")
 
 
 class Pending:

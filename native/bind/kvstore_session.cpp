@@ -59,7 +59,7 @@
 #include <algorithm>
 #include <cmath>
 
-#include "core/clock.hpp"
+#include "base/clock.hpp"
 #include "door/reservation.hpp"
 #include "kvstore_core_types.hpp"
 

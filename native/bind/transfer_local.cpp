@@ -6,6 +6,7 @@
 #include <limits>
 #include <tuple>
 
+#include "base/clock.hpp"
 #include "transfer/copy_pool.hpp"
 #include "transfer_rows.hpp"
 
@@ -86,7 +87,7 @@ void bind_grants(nb::module_& m) {
             return static_cast<int>(self.held->covers(natural(offset), natural(length), writing));
           },
           "offset"_a, "length"_a, "writing"_a)
-      .def("enter", [](const SpanHandle& self) { return static_cast<int>(self.held->enter(monotonic_ns())); },
+      .def("enter", [](const SpanHandle& self) { return static_cast<int>(self.held->enter(monotonic_now())); },
            "Counts the caller in and returns 0, or a Reason why not. leave() must follow a 0.")
       .def("leave", [](const SpanHandle& self) { self.held->leave(); });
 }

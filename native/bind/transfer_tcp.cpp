@@ -6,6 +6,7 @@
 #include <chrono>
 
 #include "tcp/engine.hpp"
+#include "tcp/tls.hpp"
 #include "transfer_rows.hpp"
 
 namespace kvstore::bind {
@@ -28,6 +29,10 @@ std::array<std::uint8_t, N> exactly(nb::handle object, const char* name) {
   std::memcpy(bytes.data(), buffer.data(), N);
   return bytes;
 }
+
+struct TlsHandle {
+  std::shared_ptr<const TlsContext> held;
+};
 
 using AccessArguments = std::tuple<std::uint32_t, std::uint32_t, nb::bytes>;  // slot, generation, proof
 
@@ -65,10 +70,11 @@ void bind_engine(nb::module_& m) {
   nb::class_<Engine>(m, "TcpEngine")
       .def(
           "__init__",
-          [](Engine* self, std::uint32_t workers, std::uint32_t grants_max, std::uint32_t requests_max, nb::bytes incarnation) {
-            new (self) Engine({workers, grants_max, requests_max, exactly<16>(incarnation, "incarnation")});
+          [](Engine* self, std::uint32_t workers, std::uint32_t grants_max, std::uint32_t requests_max, double spin_s_max,
+             nb::bytes incarnation) {
+            new (self) Engine({workers, grants_max, requests_max, static_cast<std::int64_t>(spin_s_max * 1e9), exactly<16>(incarnation, "incarnation")});
           },
-          "workers"_a, "grants_max"_a, "requests_max"_a, "incarnation"_a)
+          "workers"_a, "grants_max"_a, "requests_max"_a, "spin_s_max"_a, "incarnation"_a)
       .def_prop_ro("fd", &Engine::fd)
       .def(
           "events",
@@ -83,6 +89,12 @@ void bind_engine(nb::module_& m) {
       .def(
           "add_plain", [](Engine& self, std::uint64_t connection, std::uint64_t peer, int fd) { self.add(connection, peer, plain_stream(fd)); },
           "connection"_a, "peer"_a, "fd"_a, "Takes the descriptor over. connection: from 1, never again. peer 0: not known yet.")
+      .def(
+          "add_tls",
+          [](Engine& self, std::uint64_t connection, std::uint64_t peer, int fd, const TlsHandle& context, const std::string& name) {
+            self.add(connection, peer, name.empty() ? tls_server(context.held, fd) : tls_client(context.held, fd, name));
+          },
+          "connection"_a, "peer"_a, "fd"_a, "context"_a, "name"_a, "name: whom the peer's certificate must be of; \"\": we accept.")
       .def("set_peer", &Engine::set_peer, "connection"_a, "peer"_a)
       .def("drop", &Engine::drop, "connection"_a)
       .def(
@@ -106,6 +118,10 @@ void bind_engine(nb::module_& m) {
       .def("quiet", &Engine::quiet, "slot"_a)
       .def("submit", [](Engine& self, const TcpJobHandle& job, std::uint64_t peer) { self.submit(job.held, peer); }, "job"_a, "peer"_a)
       .def(
+          "run",
+          [](Engine& self, const TcpJobHandle& job, std::uint64_t peer, std::int64_t deadline_ns) { self.run(job.held, peer, deadline_ns); },
+          "job"_a, "peer"_a, "deadline_ns"_a, nb::call_guard<nb::gil_scoped_release>(), "Submits and waits in the calling thread; no event.")
+      .def(
           "stop", [](Engine& self, std::uint64_t token, std::uint8_t reason) { self.stop(token, static_cast<Reason>(reason)); },
           "token"_a, "reason"_a)
       .def(
@@ -127,6 +143,13 @@ void bind_engine(nb::module_& m) {
 }  // namespace
 
 void bind_transfer_tcp(nb::module_& m) {
+  nb::class_<TlsHandle>(m, "TcpTls")
+      .def(
+          "__init__",
+          [](TlsHandle* self, const std::string& certificate, const std::string& key, const std::string& ca) {
+            new (self) TlsHandle{std::make_shared<const TlsContext>(certificate, key, ca)};
+          },
+          "certificate"_a, "key"_a, "ca"_a, "Paths of PEM files. RuntimeError names the one at fault, or what is not installed.");
   bind_jobs(m);
   bind_engine(m);
 }

@@ -10,7 +10,7 @@
 #include <chrono>
 
 #include "answers.hpp"
-#include "core/clock.hpp"
+#include "base/clock.hpp"
 
 namespace kvstore::door {
 namespace {

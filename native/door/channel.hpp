@@ -15,7 +15,7 @@
 #include <mutex>
 #include <unordered_map>
 
-#include "core/spin_window.hpp"
+#include "base/spin_window.hpp"
 #include "frame.hpp"
 
 namespace kvstore::door {

@@ -1,7 +1,7 @@
 // One window of a put. In place where the segment is mapped; else the bytes are sent, and the node takes the checksums.
 #include <numeric>
 
-#include "core/clock.hpp"
+#include "base/clock.hpp"
 #include "operation.hpp"
 
 namespace kvstore::door {

@@ -3,7 +3,7 @@
 #include <numeric>
 
 #include "base/checksum.hpp"
-#include "core/clock.hpp"
+#include "base/clock.hpp"
 
 namespace kvstore::door {
 namespace {

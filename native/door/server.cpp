@@ -9,7 +9,7 @@
 #include <stdexcept>
 #include <system_error>
 
-#include "core/clock.hpp"
+#include "base/clock.hpp"
 #include "core/process.hpp"
 #include "server_impl.hpp"
 

@@ -10,7 +10,7 @@
 #include <unordered_set>
 #include <variant>
 
-#include "core/spin_window.hpp"
+#include "base/spin_window.hpp"
 #include "connection.hpp"
 #include "server.hpp"
 #include "transfer/mapped_segment.hpp"

@@ -12,7 +12,7 @@
 #include <system_error>
 #include <utility>
 
-#include "core/clock.hpp"
+#include "base/clock.hpp"
 #include "session_impl.hpp"
 
 namespace kvstore::door {

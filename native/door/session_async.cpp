@@ -5,7 +5,7 @@
 #include <chrono>
 #include <utility>
 
-#include "core/clock.hpp"
+#include "base/clock.hpp"
 #include "session_impl.hpp"
 
 namespace kvstore::door {

@@ -2,7 +2,7 @@
 
 #include <chrono>
 
-#include "core/clock.hpp"
+#include "base/clock.hpp"
 
 namespace kvstore::door {
 namespace {

@@ -3,7 +3,7 @@
 #include <sys/socket.h>
 #include <unistd.h>
 
-#include "core/clock.hpp"
+#include "base/clock.hpp"
 #include "server_impl.hpp"
 
 namespace kvstore::door {

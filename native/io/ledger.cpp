@@ -10,7 +10,7 @@
 #include <system_error>
 #include <utility>
 
-#include "clock.hpp"
+#include "base/clock.hpp"
 
 namespace kvstore::io {
 

@@ -4,7 +4,7 @@
 #include <cerrno>
 
 #include "advance.hpp"
-#include "clock.hpp"
+#include "base/clock.hpp"
 #include "crew.hpp"
 #include "ledger.hpp"
 

@@ -21,7 +21,7 @@
 #include <thread>
 
 #include "advance.hpp"
-#include "clock.hpp"
+#include "base/clock.hpp"
 #include "crew.hpp"
 #include "ledger.hpp"
 #include "registered.hpp"

@@ -32,6 +32,7 @@ class Connection {
   int fd() const noexcept { return stream_->fd(); }
   std::uint32_t events() const noexcept;  // to wait for
   bool holds_input() const noexcept { return stream_->holds_input(); }
+  bool reads_by_writing() const noexcept { return stream_->reads_by_writing(); }
   const std::string& why() const noexcept { return why_; }
 
   // Each is false once the connection is over.
@@ -44,7 +45,10 @@ class Connection {
   void detach_ended();            // some grant has ended
   void end(const std::string& why);  // everything out is handed over or settled; no call after it
 
+  std::uint64_t received() const noexcept { return received_; }
+
   std::uint32_t armed = 0;  // the worker's: what epoll was told
+  bool driven = false;      // and whether some thread takes what comes in its place
 
  private:
   struct Asked {  // of the peer
@@ -111,6 +115,7 @@ class Connection {
   std::unique_ptr<Stream> stream_;
   std::string why_;
   bool open_ = false;  // HELLO has come
+  std::uint64_t received_ = 0;  // bytes
 
   std::vector<std::uint8_t> in_;
   std::size_t in_begin_ = 0, in_end_ = 0;

@@ -6,7 +6,7 @@
 #include <cstring>
 
 #include "connection.hpp"
-#include "transfer/grant_table.hpp"
+#include "base/clock.hpp"
 
 namespace kvstore::tcp {
 
@@ -50,6 +50,7 @@ bool Connection::receive() {
     const std::int64_t got = stream_->read(std::span(list).first(count));
     const std::uint64_t moved = got > 0 ? static_cast<std::uint64_t>(got) : 0;
     const std::uint64_t payload = std::min(moved, direct);
+    received_ += moved;
     landed(payload);
     if (got == -EAGAIN) return true;
     if (got == 0) return fail("the peer has ended the connection");
@@ -138,7 +139,7 @@ bool Connection::on_request(const Header& header) {
   serving.total = header.position;
   serving.rows = std::move(request->rows);
   Reason why = Reason::kNone;
-  serving.grant = shared_.grants.open(request->access, serving.rows, writing, transfer::monotonic_ns(), why);
+  serving.grant = shared_.grants.open(request->access, serving.rows, writing, monotonic_now(), why);
   if (!serving.grant) serving.reason = why;
   const auto [at, fresh] = serving_.emplace(header.request, std::move(serving));
   if (!fresh) return fail("a request's number twice");
@@ -203,7 +204,7 @@ std::size_t Connection::target(std::span<iovec> out) {
     return job.pieces(into_asked_->place, std::min(left_, job.layout().hashes() ? kHashBytes : kTurnBytes), out);
   }
   if (into_served_ != nullptr && into_served_->grant) {
-    const Reason refused = touching_ ? Reason::kNone : into_served_->grant->enter(transfer::monotonic_ns());
+    const Reason refused = touching_ ? Reason::kNone : into_served_->grant->enter(monotonic_now());
     if (refused == Reason::kNone) {
       touching_ = true;
       return pieces(*into_served_, left_, out);

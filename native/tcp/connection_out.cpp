@@ -5,6 +5,7 @@
 #include <cerrno>
 #include <cstring>
 
+#include "base/clock.hpp"
 #include "connection.hpp"
 
 namespace kvstore::tcp {
@@ -28,7 +29,8 @@ Connection::~Connection() = default;
 
 std::uint32_t Connection::events() const noexcept {
   const bool has = out_.size() > out_sent_ || frame_.active || !later_.empty() || !to_serve_.empty() || !to_write_.empty();
-  return EPOLLIN | (has || stream_->wants_write() ? static_cast<std::uint32_t>(EPOLLOUT) : 0u);
+  const bool out = stream_->reads_by_writing() || (has && !stream_->writes_by_reading());
+  return EPOLLIN | (out ? static_cast<std::uint32_t>(EPOLLOUT) : 0u);
 }
 
 void Connection::set_peer(std::uint64_t peer) {
@@ -153,7 +155,7 @@ bool Connection::next_frame() {
 bool Connection::begin_served(std::uint64_t request) {
   Serving& serving = serving_.at(request);
   if (!serving.stopped) {
-    const Reason refused = serving.grant->enter(transfer::monotonic_ns());
+    const Reason refused = serving.grant->enter(monotonic_now());
     if (refused != Reason::kNone) serving.reason = refused;
   }
   if (serving.reason != Reason::kLanded) {

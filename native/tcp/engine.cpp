@@ -11,6 +11,7 @@
 #include <thread>
 #include <utility>
 
+#include "base/clock.hpp"
 #include "shared.hpp"
 #include "worker.hpp"
 
@@ -75,12 +76,29 @@ void Shared::tell(Event event) {
 
 void Shared::settled(const std::shared_ptr<Job>& job, std::size_t slice, Reason reason) {
   if (!job->settle(slice, reason)) return;
-  job->finish();
   {
     const std::lock_guard lock(mutex);
     jobs.erase(job->token());
   }
-  tell({EventKind::kFinished, job->token(), {}});
+  ended(job);
+}
+
+void Shared::ended(const std::shared_ptr<Job>& job) {
+  if (!job->waited_in_a_thread()) {
+    job->finish();
+    return tell({EventKind::kFinished, job->token(), {}});
+  }
+  const std::lock_guard lock(mutex);  // who waits looks at it under the lock
+  job->finish();
+  finished.notify_all();
+}
+
+bool Shared::wait(const Job& job, std::optional<std::int64_t> until_ns) {
+  std::unique_lock lock(mutex);
+  const auto done = [&job] { return job.finished(); };
+  if (until_ns) return finished.wait_for(lock, std::chrono::nanoseconds(*until_ns - monotonic_now()), done);
+  finished.wait(lock, done);
+  return true;
 }
 
 void Shared::lost(std::uint64_t peer, const std::shared_ptr<Job>& job, std::size_t slice, std::uint32_t tries) {
@@ -121,8 +139,9 @@ Engine::Engine(const EngineConfig& config) {
       const std::lock_guard lock(shared_->mutex);
       ++shared_->threads;
     }
-    std::thread thread([shared = shared_, i] {
-      Worker(shared, i).run();
+    workers_.push_back(std::make_shared<Worker>(shared_, i));
+    std::thread thread([shared = shared_, worker = workers_.back()] {
+      worker->run();
       const std::lock_guard lock(shared->mutex);
       --shared->threads;
       shared->idle.notify_all();
@@ -171,18 +190,17 @@ void Engine::end(std::uint32_t slot) {
 
 bool Engine::quiet(std::uint32_t slot) const { return shared_->grants.quiet(slot); }
 
-void Engine::submit(const std::shared_ptr<Job>& job, std::uint64_t peer) {
-  std::vector<Lane> lanes;
-  {
-    const std::lock_guard lock(shared_->mutex);
-    const auto found = shared_->lanes.find(peer);
-    if (found != shared_->lanes.end() && !shared_->stopping) lanes = found->second;
-    if (job->slices() > 0 && !shared_->jobs.emplace(job->token(), job).second) throw std::invalid_argument("token: in motion already");
-  }
-  if (job->slices() == 0) {
-    job->finish();
-    return shared_->tell({EventKind::kFinished, job->token(), {}});
-  }
+std::vector<Lane> Engine::enter(const std::shared_ptr<Job>& job, std::uint64_t peer) {
+  const std::lock_guard lock(shared_->mutex);
+  if (job->slices() > 0 && !shared_->jobs.emplace(job->token(), job).second) throw std::invalid_argument("token: in motion already");
+  const auto found = shared_->lanes.find(peer);
+  return found != shared_->lanes.end() && !shared_->stopping ? found->second : std::vector<Lane>();
+}
+
+void Engine::submit(const std::shared_ptr<Job>& job, std::uint64_t peer) { deal(job, enter(job, peer)); }
+
+void Engine::deal(const std::shared_ptr<Job>& job, const std::vector<Lane>& lanes) {
+  if (job->slices() == 0) return shared_->ended(job);
   if (lanes.empty()) {
     for (std::size_t i = 0; i < job->slices(); ++i) shared_->settled(job, i, Reason::kPeerGone);
     return;
@@ -192,9 +210,22 @@ void Engine::submit(const std::shared_ptr<Job>& job, std::uint64_t peer) {
   for (std::size_t i = 0; i < lanes.size(); ++i) {
     if (dealt[i].empty()) continue;
     const Lane lane = lanes[i];
+    // A small request goes out from here, if the worker has nothing to do: that spares the wake of a thread.
+    if (job->small() && workers_[lane.worker]->ask_now(lane, job, dealt[i])) continue;
     shared_->inboxes[lane.worker]->post(
         [lane, job, some = std::move(dealt[i])](Worker& worker) { worker.ask(lane, job, some, 0); });
   }
+}
+
+void Engine::run(const std::shared_ptr<Job>& job, std::uint64_t peer, std::int64_t deadline_ns) {
+  job->wait_in_a_thread();
+  const std::vector<Lane> lanes = enter(job, peer);
+  const bool driven = job->slices() == 1 && job->small() && !lanes.empty() &&
+                      workers_[lanes.front().worker]->drive(lanes.front(), job, deadline_ns);
+  if (!driven) deal(job, lanes);
+  if (shared_->wait(*job, deadline_ns)) return;
+  stop(job->token(), Reason::kLate);
+  shared_->wait(*job, std::nullopt);  // a turn of the workers
 }
 
 void Engine::stop(std::uint64_t token, Reason reason) {

@@ -1,7 +1,8 @@
 // Moves batches over TCP connections that Python has made; serves what was granted over the same connections.
 //
 // Rules
-// - Nothing here waits: submit, stop, issue and end post orders to worker threads, which own the sockets.
+// - Nothing here waits, but run(): submit, stop, issue and end post orders to worker threads, which own the sockets. Whoever holds a
+//   worker's turn may work in its place.
 // - A job is finished when no thread touches its local memory any more, whatever came of it; then, and once, Python is told.
 // - A connection belongs to one worker. Connections to one peer are its lanes: a batch's rails are dealt out over them, and what a
 //   lane that fails had not finished goes to another one, kTriesMax times in all.
@@ -28,6 +29,7 @@ struct EngineConfig {
   std::uint32_t workers = 1;
   std::uint32_t grants_max = 16'384;
   std::uint32_t requests_max = 64;      // that a peer may have outstanding on one connection
+  std::int64_t spin_ns_max = 100'000;   // how long a worker looks again before it sleeps; 0: never
   std::array<std::uint8_t, 16> incarnation{};
 };
 
@@ -50,6 +52,8 @@ struct EngineStats {
 };
 
 struct Shared;
+struct Lane;
+class Worker;
 
 class Engine {
  public:
@@ -69,13 +73,20 @@ class Engine {
   bool quiet(std::uint32_t slot) const;
 
   void submit(const std::shared_ptr<Job>& job, std::uint64_t peer);  // throws std::invalid_argument where its token is in motion
+  // Submits, and returns when it is finished: a single small slice is asked for and received by the calling thread itself. Past the
+  // deadline (CLOCK_MONOTONIC) it is stopped as late.
+  void run(const std::shared_ptr<Job>& job, std::uint64_t peer, std::int64_t deadline_ns);
   void stop(std::uint64_t token, Reason reason);
 
   // Ends all connections and jobs. False: a thread has not come back within `wait`; it is left to itself, and so is what it touches.
   bool close(std::chrono::nanoseconds wait);
 
  private:
+  std::vector<Lane> enter(const std::shared_ptr<Job>& job, std::uint64_t peer);
+  void deal(const std::shared_ptr<Job>& job, const std::vector<Lane>& lanes);
+
   std::shared_ptr<Shared> shared_;
+  std::vector<std::shared_ptr<Worker>> workers_;
 };
 
 }  // namespace kvstore::tcp

@@ -89,6 +89,7 @@ void Job::finish() noexcept {
   layout_.finish(stopped());
   for (std::uint8_t& state : probes_)
     if (state == 0) state = static_cast<std::uint8_t>(stopped());
+  finished_.store(true);
 }
 
 }  // namespace kvstore::tcp

@@ -45,6 +45,9 @@ class Job {
     return accesses_[probes_.empty() ? layout_.rows()[this->slice(slice).row_first].remote : slice];
   }
 
+  // Asking for it costs no more than waking a thread, and so does receiving it.
+  bool small() const noexcept { return direction_ == Direction::kRead && layout_.bytes() <= kSmallBytes && layout_.rows().size() <= kSmallRows; }
+
   Place begin(const Slice& slice) const noexcept { return {slice.row_first, 0}; }
   // Up to `bytes` from `place` on, in at most out.size() pieces of local memory; returns how many pieces.
   std::size_t pieces(Place place, std::uint64_t bytes, std::span<iovec> out) const noexcept;
@@ -57,6 +60,10 @@ class Job {
   // kNone: not moved, because the job was stopped. True: it was the last slice.
   bool settle(std::size_t slice, Reason reason) noexcept;
   void finish() noexcept;  // after the last slice
+  bool finished() const noexcept { return finished_.load(); }
+  // Before it is submitted: a thread waits for its end, so nobody else is told.
+  void wait_in_a_thread() noexcept { waited_ = true; }
+  bool waited_in_a_thread() const noexcept { return waited_; }
   std::span<const std::uint8_t> states() const noexcept { return probes_.empty() ? layout_.states() : probes_; }  // after finish()
 
  private:
@@ -65,10 +72,14 @@ class Job {
   std::vector<LocalSpan> locals_;
   std::vector<Access> accesses_;
   static constexpr Slice kNoRows{};
+  static constexpr std::uint64_t kSmallBytes = 64u << 10;
+  static constexpr std::size_t kSmallRows = 64;
   Layout layout_;
   std::vector<std::uint8_t> probes_;  // a Reason each
   std::atomic<std::uint8_t> stop_{0};
   std::atomic<std::size_t> left_;
+  std::atomic<bool> finished_{false};
+  bool waited_ = false;
 };
 
 }  // namespace kvstore::tcp

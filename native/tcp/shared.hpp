@@ -5,6 +5,7 @@
 #include <functional>
 #include <memory>
 #include <mutex>
+#include <optional>
 #include <string>
 #include <unordered_map>
 #include <vector>
@@ -45,8 +46,11 @@ struct Shared {
 
   void tell(Event event);
   void settled(const std::shared_ptr<Job>& job, std::size_t slice, Reason reason);
+  void ended(const std::shared_ptr<Job>& job);  // its last slice is settled, or it has none
   // A connection that was to move the slice has ended: another lane of the peer takes it over, or it is settled.
   void lost(std::uint64_t peer, const std::shared_ptr<Job>& job, std::size_t slice, std::uint32_t tries);
+  // Until the job, which is waited for in a thread, is finished (true), or the time is over.
+  bool wait(const Job& job, std::optional<std::int64_t> until_ns);
   void lane_opened(const Lane& lane);
   void lane_closed(std::uint64_t peer, std::uint64_t connection);
 
@@ -60,7 +64,7 @@ struct Shared {
   std::unordered_map<std::uint64_t, std::vector<Lane>> lanes;  // by peer
   std::unordered_map<std::uint64_t, std::shared_ptr<Job>> jobs;
   std::uint32_t threads = 0;
-  std::condition_variable idle;
+  std::condition_variable idle, finished;
 
   std::atomic<bool> stopping{false};
   std::atomic<std::uint64_t> bytes_read{0}, bytes_written{0}, bytes_served{0}, bytes_taken{0};

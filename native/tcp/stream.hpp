@@ -17,8 +17,10 @@ class Stream {
   // How many bytes moved; 0 from read: the peer has ended; negative: -errno, -EAGAIN where it would wait.
   virtual std::int64_t read(std::span<const iovec> into) noexcept = 0;
   virtual std::int64_t write(std::span<const iovec> from) noexcept = 0;
-  // What a would-be wait is for, besides what the caller asked for: TLS may need to write in order to read.
-  virtual bool wants_write() const noexcept { return false; }
+  // What the last call waits for, where that is the other direction: TLS may have to write in order to read, and to read in order to
+  // write.
+  virtual bool reads_by_writing() const noexcept { return false; }
+  virtual bool writes_by_reading() const noexcept { return false; }
   // Bytes that can be read though the descriptor is not readable.
   virtual bool holds_input() const noexcept { return false; }
   // Why the last call failed, for people.

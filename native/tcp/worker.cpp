@@ -1,21 +1,25 @@
 #include "worker.hpp"
 
-#include <sys/epoll.h>
+#include <poll.h>
 
 #include <array>
 #include <cerrno>
 #include <system_error>
+
+#include "base/clock.hpp"
 
 namespace kvstore::tcp {
 
 namespace {
 
 constexpr std::uint64_t kInboxTag = 0;  // connections count from 1
+constexpr int kDriveMs = 5;             // then the deadline is looked at again
 
 }  // namespace
 
 Worker::Worker(std::shared_ptr<Shared> shared, std::uint32_t index)
-    : shared_(std::move(shared)), index_(index), epoll_(epoll_create1(EPOLL_CLOEXEC)) {
+    : shared_(std::move(shared)), index_(index), epoll_(epoll_create1(EPOLL_CLOEXEC)),
+      spin_(shared_->config.spin_ns_max) {
   if (epoll_ < 0) throw std::system_error(errno, std::generic_category(), "epoll_create1");
   epoll_event event{};
   event.events = EPOLLIN;
@@ -27,8 +31,12 @@ Worker::~Worker() { ::close(epoll_); }
 
 void Worker::run() {
   std::array<epoll_event, 64> events;
+  std::unique_lock turn(turn_);
   while (!shared_->stopping) {
-    const int count = epoll_wait(epoll_, events.data(), static_cast<int>(events.size()), holding_.empty() ? -1 : 0);
+    const bool more = !holding_.empty();
+    turn.unlock();
+    const int count = await(events, more);
+    turn.lock();
     for (int i = 0; i < count; ++i) {
       const epoll_event& event = events[static_cast<std::size_t>(i)];
       if (event.data.u64 == kInboxTag) {
@@ -45,6 +53,21 @@ void Worker::run() {
   obey();  // nothing is posted any more that holds a job: see Shared::elsewhere and Engine::submit
 }
 
+// Looks again for a while, if that has paid lately, and then sleeps.
+int Worker::await(std::span<epoll_event> events, bool more) {
+  const auto room = static_cast<int>(events.size());
+  if (more) return epoll_wait(epoll_, events.data(), room, 0);
+  const std::int64_t start = monotonic_now();
+  int count = 0;
+  for (std::int64_t now = start; count == 0 && now - start < spin_.window(); now = monotonic_now()) {
+    count = epoll_wait(epoll_, events.data(), room, 0);
+    if (count == 0 && !spin_.give_way()) break;
+  }
+  if (count == 0) count = epoll_wait(epoll_, events.data(), room, -1);
+  spin_.waited(monotonic_now() - start);
+  return count;
+}
+
 void Worker::obey() {
   for (const Inbox::Order& order : shared_->inboxes[index_]->take()) order(*this);
 }
@@ -55,7 +78,7 @@ Connection* Worker::find(std::uint64_t id) {
 }
 
 void Worker::ready(Connection& connection, std::uint32_t events) {
-  const bool in = (events & (EPOLLIN | EPOLLHUP | EPOLLERR)) != 0;
+  const bool in = (events & (EPOLLIN | EPOLLHUP | EPOLLERR)) != 0 || connection.reads_by_writing();
   if ((in && !connection.receive()) || !connection.send()) return end(connection.id(), connection.why());
   arm(connection);
 }
@@ -66,7 +89,7 @@ void Worker::arm(Connection& connection) {
   } else {
     holding_.erase(connection.id());
   }
-  const std::uint32_t wanted = connection.events();
+  const std::uint32_t wanted = connection.driven ? static_cast<std::uint32_t>(EPOLLERR) : connection.events();
   if (wanted == connection.armed) return;
   epoll_event event{};
   event.events = wanted;
@@ -81,6 +104,53 @@ void Worker::end(std::uint64_t id, const std::string& why) {
   connections_.erase(found);
   holding_.erase(id);
   last->end(std::string(why));
+}
+
+// ---- from other threads
+
+bool Worker::ask_now(const Lane& lane, const std::shared_ptr<Job>& job, const std::vector<std::size_t>& slices) {
+  const std::unique_lock turn(turn_, std::try_to_lock);
+  if (!turn || find(lane.connection) == nullptr) return false;
+  ask(lane, job, slices, 0);
+  return true;
+}
+
+bool Worker::drive(const Lane& lane, const std::shared_ptr<Job>& job, std::int64_t deadline_ns) {
+  thread_local SpinWindow spin(shared_->config.spin_ns_max);
+  std::unique_lock turn(turn_, std::try_to_lock);
+  Connection* connection = turn ? find(lane.connection) : nullptr;
+  if (connection == nullptr || connection->driven) return false;
+  connection->driven = true;
+  ask(lane, job, {0}, 0);
+  while (!job->finished() && monotonic_now() < deadline_ns && step(lane.connection, turn, spin)) {
+  }
+  connection = find(lane.connection);
+  if (connection == nullptr) return true;
+  connection->driven = false;
+  arm(*connection);
+  return true;
+}
+
+// Takes what has come, or waits a little for it. False: the connection has ended.
+bool Worker::step(std::uint64_t id, std::unique_lock<std::mutex>& turn, SpinWindow& spin) {
+  Connection* connection = find(id);
+  if (connection == nullptr) return false;
+  const std::uint64_t before = connection->received();
+  ready(*connection, EPOLLIN);
+  connection = find(id);
+  if (connection == nullptr || connection->received() != before) return connection != nullptr;
+  pollfd one{connection->fd(), static_cast<short>(connection->events()), 0};
+  turn.unlock();
+  const std::int64_t start = monotonic_now();
+  int ready_now = 0;
+  while (ready_now == 0 && monotonic_now() - start < spin.window()) {
+    ready_now = ::poll(&one, 1, 0);
+    if (ready_now == 0 && !spin.give_way()) break;
+  }
+  if (ready_now == 0) ::poll(&one, 1, kDriveMs);
+  spin.waited(monotonic_now() - start);
+  turn.lock();
+  return true;
 }
 
 // ---- orders

@@ -11,7 +11,7 @@
 #include <string>
 #include <vector>
 
-#include "core/clock.hpp"
+#include "base/clock.hpp"
 #include "core/node_core.hpp"
 #include "door/operation.hpp"
 #include "door/server.hpp"

@@ -16,7 +16,7 @@
 
 #include "check.hpp"
 #include "io/advance.hpp"
-#include "io/clock.hpp"
+#include "base/clock.hpp"
 #include "io/engine.hpp"
 
 using namespace kvstore::io;

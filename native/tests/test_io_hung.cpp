@@ -22,7 +22,7 @@
 #include <vector>
 
 #include "check.hpp"
-#include "io/clock.hpp"
+#include "base/clock.hpp"
 #include "io/engine.hpp"
 
 namespace {

@@ -9,6 +9,7 @@
 #include <limits>
 #include <thread>
 
+#include "base/clock.hpp"
 #include "base/checksum.hpp"
 #include "check.hpp"
 #include "transfer/copy_pool.hpp"
@@ -54,7 +55,7 @@ struct Fixture {
 
 void test_grants() {
   Fixture f;
-  const auto span = f.grant(3, 1, {{4096, 4096}, {8192, 100}, {65536, 10}}, monotonic_ns() + 3'600'000'000'000);
+  const auto span = f.grant(3, 1, {{4096, 4096}, {8192, 100}, {65536, 10}}, monotonic_now() + 3'600'000'000'000);
   CHECK(span->covers(4096, 4196, false) == Reason::kNone);  // ranges that touch count as one
   CHECK(span->covers(4096, 4197, false) == Reason::kOutOfBounds);
   CHECK(span->covers(4095, 1, false) == Reason::kOutOfBounds);
@@ -62,11 +63,11 @@ void test_grants() {
   CHECK(span->covers(65546, 0, false) == Reason::kNone);
   CHECK(span->covers(65540, std::numeric_limits<std::uint64_t>::max(), false) == Reason::kOutOfBounds);
   CHECK(span->covers(4096, 1, true) == Reason::kNotAllowed);
-  CHECK(span->enter(monotonic_ns()) == Reason::kNone);
+  CHECK(span->enter(monotonic_now()) == Reason::kNone);
   CHECK(touches(f.peer->activity, 4096, 3) == 1);
   CHECK(span->enter(kNever) == Reason::kExpired);
   f.table.end(3);
-  CHECK(span->enter(monotonic_ns()) == Reason::kRevoked);
+  CHECK(span->enter(monotonic_now()) == Reason::kRevoked);
   std::uint64_t signal = 0;
   CHECK(read(f.peer->quiet_fd, &signal, 8) < 0);  // somebody still touches it
   span->leave();
@@ -125,7 +126,7 @@ void test_refusals() {
   CHECK(job.layout().states()[0] == static_cast<std::uint8_t>(Reason::kRevoked));
   CHECK(job.layout().states()[1] == static_cast<std::uint8_t>(Reason::kLanded));
   CHECK(job.layout().checksums()[0] == 0 && job.layout().checksums()[1] == part_checksum(f.source, 100));
-  CopyJob late(f.spans(other), Layout({{0, 0, 0, 0, 100}}, {{0, 0, 1, 0}}, {}), monotonic_ns() - 1);
+  CopyJob late(f.spans(other), Layout({{0, 0, 0, 0, 100}}, {{0, 0, 1, 0}}, {}), monotonic_now() - 1);
   CHECK(late.advance(0, 1));
   late.finish();
   CHECK(late.layout().states()[0] == static_cast<std::uint8_t>(Reason::kLate));

@@ -1,3 +1,4 @@
+#include "base/clock.hpp"
 #include "copy_job.hpp"
 
 #include <algorithm>
@@ -34,7 +35,7 @@ bool CopyJob::advance(std::uint32_t index, std::size_t slices_max) noexcept {
   Rail& rail = rails_[index];
   for (; slices_max > 0 && rail.next < rail.slices.size(); --slices_max, ++rail.next) {
     if (stop_.load(std::memory_order_relaxed) != 0) return true;
-    if (monotonic_ns() >= deadline_ns_) {
+    if (monotonic_now() >= deadline_ns_) {
       stop(Reason::kLate);
       return true;
     }
@@ -47,7 +48,7 @@ bool CopyJob::advance(std::uint32_t index, std::size_t slices_max) noexcept {
 Reason CopyJob::copy(const Slice& slice, Rail& rail) noexcept {
   const std::vector<Row>& rows = layout_.rows();
   const RemoteSpan& remote = *spans_.remotes[rows[slice.row_first].remote];
-  if (const Reason refused = remote.enter(monotonic_ns()); refused != Reason::kNone) return refused;
+  if (const Reason refused = remote.enter(monotonic_now()); refused != Reason::kNone) return refused;
   const bool reading = spans_.direction == Direction::kRead;
   rail.from.clear();
   rail.to.clear();

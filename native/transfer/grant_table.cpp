@@ -4,7 +4,6 @@
 
 #include <algorithm>
 #include <cstring>
-#include <ctime>
 #include <new>
 #include <stdexcept>
 
@@ -23,12 +22,6 @@ TableHeader read_header(const std::byte* table) noexcept {
 bool aligned(const std::byte* p) noexcept { return reinterpret_cast<std::uintptr_t>(p) % 64 == 0; }
 
 }  // namespace
-
-std::int64_t monotonic_ns() noexcept {
-  timespec t{};
-  clock_gettime(CLOCK_MONOTONIC, &t);
-  return static_cast<std::int64_t>(t.tv_sec) * 1'000'000'000 + t.tv_nsec;
-}
 
 GrantTable::GrantTable(std::byte* memory, std::size_t size, std::uint32_t slots) : memory_(memory), slots_(slots) {
   if (size < bytes(slots) || !aligned(memory)) throw std::invalid_argument("grant table: memory too small or not aligned");

@@ -33,8 +33,6 @@ struct TableHeader {
   std::uint32_t magic, version, slots;
 };
 
-std::int64_t monotonic_ns() noexcept;
-
 // The owner's side, over memory that is kept by the caller.
 class GrantTable {
  public:

@@ -29,7 +29,7 @@ from transfer.local.served import GRANTED, HELLO, PROTOCOL_VERSION, REGION_GONE,
 from transfer.local.view import LocalView
 from transfer.native import MappedSegment, Peer, RemoteSpan, check_extents
 from transfer.outcome import report_of
-from transfer.pending import Pending, Report, answer, check_deadline
+from transfer.pending import Inline, Pending, Report, answer, check_deadline
 from transfer.plan import plan
 from transfer.regions import Region
 
@@ -62,13 +62,6 @@ class Host(Protocol):
 
 
 _ChannelFactory = Callable[[Callable[[Frame, list[int]], None], Callable[[], None]], Channel]
-
-
-class _Inline:
-    """A copy in the calling thread, as its regions see it: nobody can stop it from there."""
-
-    def stop(self, reason: Reason) -> None:
-        raise AssertionError(f"a copy in the calling thread was stopped by it ({reason})")
 
 
 class LocalEndpoint:
@@ -253,7 +246,7 @@ class LocalEndpoint:
         check_deadline(deadline_s)
         deadline_ns = time.monotonic_ns() + int(deadline_s * 1e9)
         regions, made = self._resolve(batch, writing)
-        moving = _Inline()
+        moving = Inline()
         for region in regions:
             region.enter(moving)
         try:

@@ -10,7 +10,7 @@ from transfer.grants import GRANTS_MAX
 from transfer.plan import SLICE_BYTES
 from transfer.regions import REGIONS_MAX
 
-__all__ = ["SCHEME", "TcpConfig", "address_of", "is_loopback", "parse_address", "tune"]
+__all__ = ["SCHEME", "TcpConfig", "TlsFiles", "address_of", "is_loopback", "parse_address", "tune"]
 
 SCHEME = "tcp://"
 _AT_LEAST_ONE = (
@@ -24,22 +24,35 @@ _AT_LEAST_ONE = (
 
 
 @dataclass(frozen=True, slots=True)
+class TlsFiles:
+    """Paths of PEM files: our certificate and its key, and the CA by which peers are believed. Both sides verify."""
+
+    certificate: str
+    key: str
+    ca: str
+
+
+@dataclass(frozen=True, slots=True)
 class TcpConfig:
-    """`host`, `port`: where to listen; port 0 takes a free one. `listens` False: this side only connects.
+    """`host`, `port`: where to listen; port 0 takes a free one. `listens` False: this side only connects. `tls`: else
+    nothing leaves loopback.
 
     `lanes`: connections to each peer. `workers`: threads that move bytes. `requests_max`: what a peer may have
-    outstanding on one connection. `greeting_s`: how long a new connection may take to say who it is. `keepalive_s`: a
-    peer whose machine is gone is noticed after about twice that, or when bytes sent stay unacknowledged for that long.
-    `reconnect_s`: how long a lost lane is tried again.
+    outstanding on one connection. `spin_s_max`: how long an idle worker looks again before it sleeps (halt polling),
+    which spares a wake an answer; 0: never. `greeting_s`: how long a new connection may take to say who it is.
+    `keepalive_s`: a peer whose machine is gone is noticed after about twice that, or when bytes sent stay
+    unacknowledged for that long. `reconnect_s`: how long a lost lane is tried again.
     """
 
     host: str = "127.0.0.1"
     port: int = 0
     listens: bool = True
+    tls: TlsFiles | None = None
     lanes: int = 2
     workers: int = 1
     slice_bytes: int = SLICE_BYTES
     requests_max: int = 64
+    spin_s_max: float = 0.000_1
     greeting_s: float = 5.0
     keepalive_s: float = 10.0
     reconnect_s: float = 60.0
@@ -60,8 +73,16 @@ class TcpConfig:
         for name in ("greeting_s", "keepalive_s", "reconnect_s", "quiesce_max_s"):
             if getattr(self, name) <= 0:
                 raise ValueError(f"{name} must be positive, not {getattr(self, name)}")
-        if not is_loopback(self.host):
-            raise ValueError(f"host: {self.host} is not a loopback address, and bytes would travel in the clear")
+        if not 0 <= self.spin_s_max <= 0.01:
+            raise ValueError(f"spin_s_max must be within 0..0.01, not {self.spin_s_max}")
+        self.check_clear("host", self.host)
+
+    def check_clear(self, name: str, host: str) -> None:
+        """Raises ValueError where bytes to or from this host would travel in the clear."""
+        if self.tls is None and not is_loopback(host):
+            raise ValueError(
+                f"{name}: {host} is not a loopback address; give `tls`, or bytes would travel in the clear"
+            )
 
 
 def is_loopback(host: str) -> bool:

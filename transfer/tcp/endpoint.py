@@ -11,17 +11,19 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import time
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from transfer.base import Presented
+from transfer.base import Landed, Presented
 from transfer.batch import Batch, dense
-from transfer.errors import GrantInvalid, LimitReached, PeerUnreachable, Reason
+from transfer.errors import GrantInvalid, LimitReached, PeerUnreachable, Reason, TransferError
 from transfer.grants import parse_descriptor
 from transfer.native import TcpJob
-from transfer.pending import Pending, Report, check_deadline
+from transfer.outcome import report_of
+from transfer.pending import Inline, Pending, Report, answer, check_deadline
 from transfer.plan import Plan, plan
 from transfer.refusals import Reasons, refusals
 from transfer.regions import Region
@@ -30,11 +32,15 @@ from transfer.tcp.motion import Access, Motion, Shown, access_of
 if TYPE_CHECKING:
     from transfer.tcp.transport import TcpTransport
 
-__all__ = ["TcpEndpoint"]
+__all__ = ["AnotherPeer", "TcpEndpoint"]
 
 PRESENTED_MAX = 65_536
 _AGAIN_S = 0.05
 _AGAIN_S_MAX = 5.0
+
+
+class AnotherPeer(PeerUnreachable):
+    """At the peer's address there is a process that has started since."""
 
 
 class TcpEndpoint:
@@ -45,8 +51,7 @@ class TcpEndpoint:
         self._at = (peer_host, peer_port)
         self.peer = host.number()
         self._incarnation = b""
-        self._lanes = 0
-        self._lost = ""  # why the last lane that was lost was
+        self._lanes: dict[int, None] = {}  # open ones, by connection
         self._repairing: asyncio.Task[None] | None = None
         self._shown: dict[int, Shown] = {}
         self._handles: dict[bytes, int] = {}
@@ -59,39 +64,42 @@ class TcpEndpoint:
 
     async def open(self) -> None:
         """Opens all lanes. Raises OSError, PeerUnreachable."""
-        self._incarnation = await self._host.open_lane(self, *self._at)
-        self._lanes = 1
+        first, self._incarnation = await self._host.open_lane(self, *self._at, b"")
+        self._lanes[first] = None
         more = [self._one_more() for _ in range(self._host.config.lanes - 1)]
         for told in await asyncio.gather(*more, return_exceptions=True):
             if isinstance(told, BaseException):
                 raise told
 
     async def _one_more(self) -> None:
-        incarnation = await self._host.open_lane(self, *self._at)
-        if incarnation != self._incarnation:
-            raise PeerUnreachable("the peer has started anew")
-        self._lanes += 1
+        connection, _ = await self._host.open_lane(self, *self._at, self._incarnation)
+        self._lanes[connection] = None
 
-    def lane_lost(self, why: str) -> None:
-        self._lanes = max(0, self._lanes - 1)
-        self._lost = why
-        if not self._closing and self._incarnation and (self._repairing is None or self._repairing.done()):
+    @property
+    def lanes(self) -> int:
+        """Those that are open."""
+        return len(self._lanes)
+
+    def lane_lost(self, connection: int) -> None:
+        if connection not in self._lanes:
+            return  # whoever opens it is told
+        del self._lanes[connection]
+        if not self._closing and (self._repairing is None or self._repairing.done()):
             self._repairing = asyncio.get_running_loop().create_task(self._repair())
 
     async def _repair(self) -> None:
         loop = asyncio.get_running_loop()
         until, pause = loop.time() + self._host.config.reconnect_s, _AGAIN_S
-        while self._lanes < self._host.config.lanes and loop.time() < until:
+        while self.lanes < self._host.config.lanes and loop.time() < until:
             await asyncio.sleep(pause)
             pause = min(2 * pause, _AGAIN_S_MAX)
             try:
                 async with asyncio.timeout(self._host.config.greeting_s):
                     await self._one_more()
-            except (OSError, TimeoutError):
+            except AnotherPeer:
+                return
+            except (OSError, TimeoutError, PeerUnreachable):
                 continue
-            except PeerUnreachable as error:
-                if "anew" in str(error):
-                    return
             else:
                 until, pause = loop.time() + self._host.config.reconnect_s, _AGAIN_S
 
@@ -146,12 +154,38 @@ class TcpEndpoint:
     def write(self, batch: Batch, *, deadline_s: float) -> Pending:
         return self._begin(batch, True, deadline_s, None)
 
+    def read_now(self, batch: Batch, *, deadline_s: float, parts: Sequence[int] | None = None) -> Landed:
+        """`read` in the calling thread, without the event loop; the GIL is given back. For few bytes, where waking
+        other threads would take longer than moving them.
+        """
+        check_deadline(deadline_s)
+        deadline_ns = time.monotonic_ns() + int(deadline_s * 1e9)
+        regions, refused = self._resolve(batch, False)
+        moving = Inline()
+        for region in regions.values():
+            region.enter(moving)
+        try:
+            if refused is not None:
+                told = answer(Report(0, refused))
+            else:
+                made = self._plan(batch, parts)
+                job = self._job(self._host.number(), made, regions, False)
+                self._host.engine.run(job, self.peer, deadline_ns)
+                told = answer(report_of(job, made))
+        finally:
+            for region in regions.values():
+                region.leave(moving)
+        if isinstance(told, TransferError):
+            raise told
+        return told
+
+    def _plan(self, batch: Batch, parts: Sequence[int] | None) -> Plan:
+        config = self._host.config
+        return plan(batch, slice_bytes=config.slice_bytes, rails=(1,) * config.lanes, parts=parts)
+
     def _begin(self, batch: Batch, writing: bool, deadline_s: float, parts: Sequence[int] | None) -> Pending:
         regions, refused = self._resolve(batch, writing)
-        made: Plan | None = None
-        if refused is None:
-            config = self._host.config
-            made = plan(batch, slice_bytes=config.slice_bytes, rails=(1,) * config.lanes, parts=parts)
+        made = self._plan(batch, parts) if refused is None else None
         token = self._host.number()
         pending = Pending(
             list(regions.values()),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import os
 import secrets
 import socket
 from collections.abc import Collection
@@ -14,11 +15,11 @@ import numpy as np
 from transfer.errors import LimitReached, PeerUnreachable, Reason, RegionPoisoned
 from transfer.grants import Grant, Rights
 from transfer.lending import Lender
-from transfer.native import TcpEngine, TcpJob, keep_forever
+from transfer.native import TcpEngine, TcpJob, TcpTls, keep_forever
 from transfer.pending import check_deadline
 from transfer.regions import Region
-from transfer.tcp.config import TcpConfig, address_of, is_loopback, parse_address, tune
-from transfer.tcp.endpoint import TcpEndpoint
+from transfer.tcp.config import TcpConfig, address_of, parse_address, tune
+from transfer.tcp.endpoint import AnotherPeer, TcpEndpoint
 from transfer.tcp.motion import proof_of
 
 __all__ = ["TcpTransport"]
@@ -46,8 +47,16 @@ class TcpTransport(Lender):
             grants_max=self.config.grants_max,
             quiesce_max_s=self.config.quiesce_max_s,
         )
+        tls = self.config.tls
+        self._tls = TcpTls(tls.certificate, tls.key, tls.ca) if tls is not None else None
         self._listener, self._address = _listen(self.config)
-        self.engine = TcpEngine(self.config.workers, self.config.grants_max, self.config.requests_max, incarnation)
+        self.engine = TcpEngine(
+            self.config.workers,
+            self.config.grants_max,
+            self.config.requests_max,
+            self.config.spin_s_max,
+            incarnation,
+        )
         self.ground = self._served = _Served(self.engine)
         self._loop.add_reader(self.engine.fd, self._some_events)
         if self._listener is not None:
@@ -79,9 +88,10 @@ class TcpTransport(Lender):
     def stop(self, token: int, reason: Reason) -> None:
         self.engine.stop(token, int(reason))
 
-    async def open_lane(self, endpoint: TcpEndpoint, host: str, port: int) -> bytes:
-        """A connection more; the incarnation that its peer has told. Raises OSError, TimeoutError of the caller's
-        time limit, and PeerUnreachable where the peer hung up.
+    async def open_lane(self, endpoint: TcpEndpoint, host: str, port: int, expected: bytes) -> tuple[int, bytes]:
+        """A connection more; its number, and the incarnation that its peer has told, which must be the expected one
+        (b"": any). Raises OSError, TimeoutError of the caller's time limit, AnotherPeer, and PeerUnreachable where the
+        peer hung up.
         """
         sock = await _connected(host, port)
         tune(sock, self.config.keepalive_s)
@@ -89,14 +99,26 @@ class TcpTransport(Lender):
         opened: asyncio.Future[bytes] = self._loop.create_future()
         self._opening[connection] = opened
         self._lanes[connection] = endpoint
-        self.engine.add_plain(connection, endpoint.peer, sock.detach())
+        self._add(connection, endpoint.peer, sock, host)
         try:
-            return await opened
+            incarnation = await opened
+            if expected not in (b"", incarnation):
+                raise AnotherPeer("the peer has started anew")
+            if connection not in self._lanes:
+                raise PeerUnreachable("the peer has hung up")
+            return connection, incarnation
         except BaseException:
             self.engine.drop(connection)
             raise
         finally:
             self._opening.pop(connection, None)
+
+    def _add(self, connection: int, peer: int, sock: socket.socket, name: str) -> None:
+        """Hands the connection to the engine. name: whom we connect to; "": it came in."""
+        if self._tls is None:
+            self.engine.add_plain(connection, peer, sock.detach())
+        else:
+            self.engine.add_tls(connection, peer, sock.detach(), self._tls, name)
 
     def endpoint_closed(self, endpoint: TcpEndpoint) -> None:
         self._endpoints.pop(endpoint, None)
@@ -136,7 +158,7 @@ class TcpTransport(Lender):
             opening.set_exception(PeerUnreachable(why))
         endpoint = self._lanes.pop(connection, None)
         if endpoint is not None:
-            endpoint.lane_lost(why)
+            endpoint.lane_lost(connection)
 
     def _accept(self) -> None:
         assert self._listener is not None
@@ -153,24 +175,27 @@ class TcpTransport(Lender):
             tune(sock, self.config.keepalive_s)
             connection = self.number()
             self._accepted[connection] = self._loop.call_later(self.config.greeting_s, self.engine.drop, connection)
-            self.engine.add_plain(connection, 0, sock.detach())
+            self._add(connection, 0, sock, "")
 
     # -- peers
 
     async def connect(self, address: str, *, deadline_s: float) -> TcpEndpoint:
-        """Raises ValueError for an address that is not `tcp://HOST:PORT`, or not loopback: nothing is encrypted."""
+        """Raises ValueError for an address that is not `tcp://HOST:PORT`, or not loopback where there is no TLS."""
         check_deadline(deadline_s)
         host, port = parse_address(address)
-        if not is_loopback(host):
-            raise ValueError(f"address: {host} is not a loopback address, and bytes would travel in the clear")
+        self.config.check_clear("address", host)
         endpoint = TcpEndpoint(self, host, port)
         self._endpoints[endpoint] = None
         try:
             async with asyncio.timeout(deadline_s):
                 await endpoint.open()
-        except (OSError, TimeoutError) as error:
+        except TimeoutError as error:
             await endpoint.close()
-            raise PeerUnreachable(f"{address}: {error or 'no answer in time'}") from error
+            raise PeerUnreachable(f"{address}: no answer in time") from error
+        except OSError as error:
+            await endpoint.close()
+            why = os.strerror(error.errno) if error.errno else str(error)
+            raise PeerUnreachable(f"{address}: {why}") from error
         except BaseException:
             await endpoint.close()
             raise

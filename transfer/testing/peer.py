@@ -16,7 +16,7 @@ import numpy as np
 from transfer.base import Rights
 from transfer.local import LocalTransport
 from transfer.native import MappedSegment
-from transfer.tcp import TcpTransport
+from transfer.tcp import TcpConfig, TcpTransport, TlsFiles
 from transfer.testing.parties import Bytes, OwnerHere
 
 __all__ = ["main"]
@@ -53,6 +53,14 @@ def _tcp() -> OwnerHere:
     return OwnerHere(TcpTransport(), _private)
 
 
+def _owner(named: str) -> OwnerHere:
+    """`local`, `tcp`, or `tcp+tls:CERTIFICATE:KEY:CA` with paths of PEM files."""
+    kind, _, files = named.partition(":")
+    if kind == "tcp+tls":
+        return OwnerHere(TcpTransport(TcpConfig(tls=TlsFiles(*files.split(":")))), _private)
+    return TRANSPORTS[kind]()
+
+
 TRANSPORTS: dict[str, Callable[[], OwnerHere]] = {"local": _local, "tcp": _tcp}
 
 
@@ -83,7 +91,7 @@ async def _told(answer: Awaitable[str]) -> dict[str, str]:
 
 
 async def serve(transport: str) -> None:
-    owner = TRANSPORTS[transport]()
+    owner = _owner(transport)
     loop = asyncio.get_running_loop()
     lines = asyncio.StreamReader()
     await loop.connect_read_pipe(lambda: asyncio.StreamReaderProtocol(lines), sys.stdin)

@@ -1,7 +1,7 @@
 // A window opens for short waits, closes for long ones, and never passes its limit.
 #include <sched.h>
 
-#include "core/spin_window.hpp"
+#include "base/spin_window.hpp"
 #include "check.hpp"
 
 using kvstore::SpinWindow;

@@ -1,0 +1,74 @@
+#include "openssl.hpp"
+
+#include <dlfcn.h>
+
+#include <stdexcept>
+
+namespace kvstore::tcp {
+
+namespace {
+
+constexpr const char* kNames[] = {"libssl.so.3", "libssl.so"};
+
+template <class Function>
+void find(void* library, const char* name, Function& into) {
+  void* symbol = dlsym(library, name);
+  if (symbol == nullptr) throw std::runtime_error(std::string("TLS needs OpenSSL 3: libssl has no ") + name);
+  into = reinterpret_cast<Function>(symbol);
+}
+
+OpenSsl load() {
+  void* library = nullptr;
+  for (const char* name : kNames)
+    if (library = dlopen(name, RTLD_NOW | RTLD_LOCAL); library != nullptr) break;
+  if (library == nullptr) throw std::runtime_error("TLS needs OpenSSL 3: libssl.so.3 is not installed (apt-get install libssl3)");
+  OpenSsl found{};
+  find(library, "TLS_method", found.tls_method);
+  find(library, "SSL_CTX_new", found.ctx_new);
+  find(library, "SSL_CTX_free", found.ctx_free);
+  find(library, "SSL_CTX_ctrl", found.ctx_ctrl);
+  find(library, "SSL_CTX_use_certificate_chain_file", found.ctx_use_certificate_chain_file);
+  find(library, "SSL_CTX_use_PrivateKey_file", found.ctx_use_private_key_file);
+  find(library, "SSL_CTX_check_private_key", found.ctx_check_private_key);
+  find(library, "SSL_CTX_load_verify_locations", found.ctx_load_verify_locations);
+  find(library, "SSL_CTX_set_verify", found.ctx_set_verify);
+  find(library, "SSL_new", found.ssl_new);
+  find(library, "SSL_free", found.ssl_free);
+  find(library, "SSL_set_fd", found.set_fd);
+  find(library, "SSL_set_accept_state", found.set_accept_state);
+  find(library, "SSL_set_connect_state", found.set_connect_state);
+  find(library, "SSL_set1_host", found.set1_host);
+  find(library, "SSL_get0_param", found.get0_param);
+  find(library, "X509_VERIFY_PARAM_set1_ip_asc", found.param_set1_ip_asc);  // of libcrypto, which libssl brings along
+  find(library, "SSL_ctrl", found.ssl_ctrl);
+  find(library, "SSL_read_ex", found.read_ex);
+  find(library, "SSL_write_ex", found.write_ex);
+  find(library, "SSL_get_error", found.get_error);
+  find(library, "SSL_has_pending", found.has_pending);
+  find(library, "SSL_shutdown", found.shutdown);
+  find(library, "SSL_get_verify_result", found.get_verify_result);
+  find(library, "X509_verify_cert_error_string", found.verify_error_string);
+  find(library, "ERR_get_error", found.err_get);
+  find(library, "ERR_clear_error", found.err_clear);
+  find(library, "ERR_error_string_n", found.err_text);
+  return found;
+}
+
+}  // namespace
+
+std::string OpenSsl::complaint() const {
+  std::string last;
+  for (unsigned long error = err_get(); error != 0; error = err_get()) {
+    char text[256];
+    err_text(error, text, sizeof text);
+    last = text;
+  }
+  return last;
+}
+
+const OpenSsl& OpenSsl::get() {
+  static const OpenSsl loaded = load();
+  return loaded;
+}
+
+}  // namespace kvstore::tcp

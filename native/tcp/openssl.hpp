@@ -1,0 +1,49 @@
+// What of OpenSSL 3 the TLS streams use, found at run time: building needs no headers of it, and a process that seals nothing does
+// not load it. Prototypes are those of the manual pages (ssl(7)); the ABI of libssl.so.3 is stable within OpenSSL 3.
+#pragma once
+#include <cstddef>
+#include <string>
+
+namespace kvstore::tcp {
+
+struct OpenSsl {
+  using Ctx = void;
+  using Ssl = void;
+
+  const void* (*tls_method)();
+  Ctx* (*ctx_new)(const void* method);
+  void (*ctx_free)(Ctx*);
+  long (*ctx_ctrl)(Ctx*, int command, long number, void* pointer);
+  int (*ctx_use_certificate_chain_file)(Ctx*, const char* path);
+  int (*ctx_use_private_key_file)(Ctx*, const char* path, int type);
+  int (*ctx_check_private_key)(const Ctx*);
+  int (*ctx_load_verify_locations)(Ctx*, const char* file, const char* folder);
+  void (*ctx_set_verify)(Ctx*, int mode, void* callback);
+  Ssl* (*ssl_new)(Ctx*);
+  void (*ssl_free)(Ssl*);
+  int (*set_fd)(Ssl*, int fd);
+  void (*set_accept_state)(Ssl*);
+  void (*set_connect_state)(Ssl*);
+  int (*set1_host)(Ssl*, const char* name);
+  void* (*get0_param)(Ssl*);
+  int (*param_set1_ip_asc)(void* param, const char* address);
+  long (*ssl_ctrl)(Ssl*, int command, long number, void* pointer);
+  int (*read_ex)(Ssl*, void* into, std::size_t bytes, std::size_t* got);
+  int (*write_ex)(Ssl*, const void* from, std::size_t bytes, std::size_t* put);
+  int (*get_error)(const Ssl*, int result);
+  int (*has_pending)(const Ssl*);
+  int (*shutdown)(Ssl*);
+  long (*get_verify_result)(const Ssl*);
+  const char* (*verify_error_string)(long error);
+  unsigned long (*err_get)();
+  void (*err_clear)();
+  void (*err_text)(unsigned long error, char* into, std::size_t bytes);
+
+  // The newest complaint of this thread, for people; clears all.
+  std::string complaint() const;
+
+  // Loaded once a process. Throws std::runtime_error that says what is missing.
+  static const OpenSsl& get();
+};
+
+}  // namespace kvstore::tcp

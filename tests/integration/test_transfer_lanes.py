@@ -1,0 +1,198 @@
+"""Lanes of the TCP transport: a cut one costs time only and comes back; a peer that starts anew is another one."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+
+import numpy as np
+import pytest
+
+from transfer.base import Rights
+from transfer.errors import GrantInvalid, PeerUnreachable, Reason, TransferFailed
+from transfer.tcp import TcpConfig, TcpEndpoint, TcpTransport
+from transfer.tcp.config import parse_address
+from transfer.testing.parties import OwnerHere, Pair, pairs, pattern
+
+MIB = 1 << 20
+SIZE = 32 * MIB
+
+
+class Proxy:
+    """Between an endpoint and its peer, a pair of sockets a lane, so that single lanes can be cut."""
+
+    def __init__(self, port: int) -> None:
+        self._port = port
+        self._server: asyncio.Server | None = None
+        self.lanes: list[tuple[asyncio.StreamWriter, asyncio.StreamWriter]] = []
+        self.refuses = False
+
+    async def start(self) -> str:
+        self._server = await asyncio.start_server(self._lane, "127.0.0.1", 0, limit=4 * MIB)
+        return f"tcp://127.0.0.1:{self._server.sockets[0].getsockname()[1]}"
+
+    async def _lane(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        if self.refuses:
+            writer.close()
+            return
+        there, back = await asyncio.open_connection("127.0.0.1", self._port, limit=4 * MIB)
+        self.lanes.append((writer, back))
+        await asyncio.gather(self._pump(reader, back), self._pump(there, writer))
+
+    async def _pump(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        with contextlib.suppress(ConnectionError):
+            while data := await reader.read(MIB):
+                writer.write(data)
+                await writer.drain()
+        writer.close()
+
+    def cut(self, index: int) -> None:
+        """At once, with what is under way."""
+        for writer in self.lanes[index]:
+            writer.transport.abort()
+
+    async def close(self) -> None:
+        assert self._server is not None
+        self._server.close()
+        for index in range(len(self.lanes)):
+            self.cut(index)
+
+
+@asynccontextmanager
+async def proxied(lanes: int) -> AsyncIterator[tuple[Pair, Proxy, TcpEndpoint]]:
+    owner = OwnerHere(TcpTransport(), lambda size: (memory := np.zeros(size, np.uint8), memory))
+    proxy = Proxy(parse_address(owner.address)[1])
+    reader = TcpTransport(TcpConfig(lanes=lanes, listens=False, reconnect_s=30.0))
+    try:
+        endpoint = await reader.connect(await proxy.start(), deadline_s=10.0)
+        yield Pair(owner, reader, endpoint), proxy, endpoint
+    finally:
+        await reader.close()
+        await owner.close()
+        await proxy.close()
+
+
+async def until(holds: Callable[[], bool]) -> None:
+    async with asyncio.timeout(20.0):
+        while not holds():
+            await asyncio.sleep(0.01)
+
+
+def run(main: Callable[[], Awaitable[None]]) -> None:
+    async def body() -> None:
+        await main()
+
+    asyncio.run(body())
+
+
+def test_a_batch_survives_a_lane() -> None:
+    async def main() -> None:
+        async with proxied(3) as (pair, proxy, endpoint):
+            await pair.owner.memory("m", SIZE, seed=1)
+            region, memory = await pair.memory(SIZE)
+            presented, _ = await pair.shown("m", [(0, SIZE)])
+            for lane in range(3):
+                memory[:] = 0
+                batch = pairs(region, presented, [(i * MIB, i * MIB, MIB) for i in range(SIZE // MIB)])
+                transfer = endpoint.read(batch, deadline_s=60.0, parts=[MIB] * (SIZE // MIB))
+                await until(lambda: bool(memory.any()))  # it has begun
+                proxy.cut(lane)
+                landed = await transfer
+                assert landed.bytes == SIZE
+                assert (memory == pattern(SIZE, 1)).all()
+            await until(lambda: endpoint.lanes == 3)  # and they come back
+            await endpoint.read(pairs(region, presented, [(0, 0, SIZE)]), deadline_s=60.0)
+
+    run(main)
+
+
+def test_the_last_lane_ends_what_is_out_and_grants_outlive_it() -> None:
+    async def main() -> None:
+        async with proxied(1) as (pair, proxy, endpoint):
+            await pair.owner.memory("m", SIZE, seed=2)
+            region, memory = await pair.memory(SIZE)
+            presented, _ = await pair.shown("m", [(0, SIZE)])
+            batch = pairs(region, presented, [(0, 0, SIZE)])
+            transfer = endpoint.read(batch, deadline_s=60.0)
+            await until(lambda: bool(memory.any()))
+            proxy.cut(0)
+            with pytest.raises(TransferFailed) as caught:
+                await transfer
+            assert {failure.reason for failure in caught.value.failures} == {Reason.PEER_GONE}
+            assert caught.value.elsewhere
+            memory[:] = 0xA5
+            await until(lambda: endpoint.lanes == 1)
+            assert (memory == 0xA5).all()
+            await endpoint.read(batch, deadline_s=60.0)
+            assert (memory == pattern(SIZE, 2)).all()
+
+    run(main)
+
+
+def test_a_peer_that_has_started_anew_is_another_one() -> None:
+    async def main() -> None:
+        first = OwnerHere(TcpTransport(), lambda size: (memory := np.zeros(size, np.uint8), memory))
+        reader = TcpTransport(TcpConfig(lanes=2, listens=False))
+        endpoint = await reader.connect(first.address, deadline_s=10.0)
+        await first.memory("m", MIB, seed=1)
+        descriptor = await first.grant("m", [(0, MIB)], rights=Rights.READ, lifetime_s=60.0)
+        (presented,) = await endpoint.present([descriptor], deadline_s=10.0)
+        port = parse_address(first.address)[1]
+        await first.close()
+        second = TcpTransport(TcpConfig(port=port))
+        await asyncio.sleep(0.5)  # it is found, and found to be another
+        assert endpoint.lanes == 0
+        region = await reader.register(np.zeros(MIB, np.uint8))
+        with pytest.raises(TransferFailed):
+            await endpoint.read(pairs(region, presented, [(0, 0, MIB)]), deadline_s=5.0)
+        anew = await reader.connect(second.address, deadline_s=10.0)
+        with pytest.raises(GrantInvalid):
+            await anew.present([descriptor], deadline_s=5.0)
+        await reader.close()
+        await second.close()
+
+    run(main)
+
+
+def test_who_refuses_costs_one_deadline() -> None:
+    async def main() -> None:
+        reader = TcpTransport(TcpConfig(listens=False))
+        nobody = TcpTransport()
+        await nobody.close()
+        with pytest.raises(PeerUnreachable, match=r"(?i)refused"):
+            await reader.connect(nobody.address, deadline_s=5.0)
+        silent = await asyncio.start_server(lambda _reader, _writer: None, "127.0.0.1", 0)
+        with pytest.raises(PeerUnreachable, match="in time"):
+            await reader.connect(f"tcp://127.0.0.1:{silent.sockets[0].getsockname()[1]}", deadline_s=0.3)
+        silent.close()
+        await reader.close()
+
+    run(main)
+
+
+def test_reads_in_the_calling_thread() -> None:
+    async def main() -> None:
+        async with proxied(2) as (pair, proxy, endpoint):
+            await pair.owner.memory("m", SIZE, seed=3)
+            region, memory = await pair.memory(SIZE)
+            presented, _ = await pair.shown("m", [(0, SIZE)])
+            del proxy
+            loop = asyncio.get_running_loop()
+            for size in (1, 4096, 100_000, 5 * MIB):
+                batch = pairs(region, presented, [(7, 3, size)])
+                # In a thread, since the proxy lives on this loop.
+                landed = await loop.run_in_executor(
+                    None, lambda batch=batch, size=size: endpoint.read_now(batch, deadline_s=20.0, parts=[size])
+                )
+                assert landed.bytes == size and len(landed.checksums) == 1
+                assert (memory[7 : 7 + size] == pattern(SIZE, 3)[3 : 3 + size]).all()
+            batch = pairs(region, presented, [(0, 0, SIZE)])
+            with pytest.raises(Exception, match="late"):
+                await loop.run_in_executor(None, lambda: endpoint.read_now(batch, deadline_s=0.0))
+            memory[:] = 0xA5
+            await asyncio.sleep(0.1)
+            assert (memory == 0xA5).all()
+
+    run(main)
