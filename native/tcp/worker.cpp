@@ -128,6 +128,7 @@ bool Worker::drive(const Lane& lane, const std::shared_ptr<Job>& job, std::int64
   if (connection == nullptr) return true;
   connection->driven = false;
   arm(*connection);
+  if (connection->holds_input()) shared_->inboxes[index_]->post([](Worker&) {});  // nothing else would tell the worker
   return true;
 }
 

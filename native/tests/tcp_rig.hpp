@@ -1,10 +1,12 @@
 // Connections without sockets: two ends in one process over pipes that take and give a few bytes at a time.
 #pragma once
+#include <algorithm>
 #include <cerrno>
 #include <cstring>
 #include <memory>
 #include <random>
 #include <span>
+#include <utility>
 #include <vector>
 
 #include "tcp/connection.hpp"

@@ -199,7 +199,7 @@ void test_many_small(bool uring) {
 
 void test_deadline(bool uring) {
   Bench b(uring, 1);
-  const auto before = monotonic_now();
+  const auto before = kvstore::monotonic_now();
   const auto late = b.wait(b.submit(Op::kRead, {{0, 0, {{b.memory, 4096}}}, {0, 4096, {{b.memory + (4096), 4096}}}}, before - 1));
   CHECK(late[0] == -ETIME && late[1] == -ETIME);
   CHECK(b.engine->stats().late == 2);
@@ -235,7 +235,7 @@ void test_cancel(bool uring) {
 // io_uring reads from a pipe wait in the kernel until there is something: a stand-in for a device that hangs.
 void test_hung_device() {
   Bench b(true, 2);
-  const BatchId stuck = b.submit(Op::kRead, {{1, 0, {{b.memory, 4096}}}}, monotonic_now() + 50'000'000);
+  const BatchId stuck = b.submit(Op::kRead, {{1, 0, {{b.memory, 4096}}}}, kvstore::monotonic_now() + 50'000'000);
   const auto results = b.wait(stuck);  // pollable files can be called back, so the answer is prompt
   CHECK(results[0] == -ETIME);
   const BatchId again = b.submit(Op::kRead, {{1, 0, {{b.memory, 4096}}}});

@@ -354,7 +354,8 @@ class TransportExam(ExamBase):
             place = slice(i * 4096, (i + 1) * 4096)
             assert not error.arrived[i] or (memory[place] == source[place]).all()
         with pytest.raises(GrantInvalid):
-            await pair.endpoint.present([descriptor[:-1] + b"\0", descriptor], deadline_s=10.0)
+            forged = descriptor[:-1] + bytes((descriptor[-1] ^ 1,))
+            await pair.endpoint.present([forged, descriptor], deadline_s=10.0)
         await self.stays_quiet(memory)
 
     @examined
