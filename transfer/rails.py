@@ -24,7 +24,7 @@ from __future__ import annotations
 
 from bisect import bisect_right
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
 from itertools import accumulate
@@ -90,20 +90,26 @@ class Rails:
 
     # -- what carries bytes
 
-    def usable(self) -> tuple[int, ...]:
-        """The rails that carry bytes now; none: the peer cannot be reached over any."""
-        return tuple(number for number, rail in enumerate(self._rails) if rail.state is RailState.OK)
+    def usable(self, near: Collection[int] = ()) -> tuple[int, ...]:
+        """The rails that carry bytes now; none: the peer cannot be reached over any.
 
-    def weights(self) -> tuple[int, ...]:
+        near: those to prefer, since they lie near the memory; the others are spare, for when none of these is OK.
+        """
+        ok = tuple(number for number, rail in enumerate(self._rails) if rail.state is RailState.OK)
+        return tuple(number for number in ok if number in near) or ok
+
+    def weights(self, near: Collection[int] = ()) -> tuple[int, ...]:
         """Of the usable rails, in their order: what transfer.plan takes."""
-        return tuple(rail.weight for rail in self._rails if rail.state is RailState.OK)
+        return tuple(self._rails[number].weight for number in self.usable(near))
 
-    def deal(self, lengths: Sequence[int], *, away_from: int | None = None) -> list[int]:
+    def deal(self, lengths: Sequence[int], *, away_from: int | None = None, near: Collection[int] = ()) -> list[int]:
         """A usable rail for each slice of these lengths, as many bytes each as the weights say; [] where none is left.
 
-        away_from: a rail to avoid, unless it is the only one.
+        away_from: a rail to avoid, unless it is the only one; rather a spare one than this.
         """
-        numbers = [number for number in self.usable() if number != away_from] or list(self.usable())
+        choices = (self.usable(near), self.usable())
+        others = [[number for number in choice if number != away_from] for choice in choices]
+        numbers = others[0] or others[1] or list(choices[1])
         if not numbers:
             return []
         borders = list(accumulate(self._rails[number].weight for number in numbers))

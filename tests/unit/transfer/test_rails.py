@@ -99,6 +99,18 @@ def test_slices_of_a_failed_rail_are_dealt_to_the_others() -> None:
     assert Rails([1, 1]).deal([]) == []
 
 
+def test_near_rails_come_first_and_the_others_are_spare() -> None:
+    rails = Rails([3, 1, 2, 7], CONFIG)
+    assert rails.usable((1, 2)) == (1, 2) and rails.weights((1, 2)) == (1, 2)
+    assert set(rails.deal([10] * 30, near=(1, 2))) == {1, 2}
+    assert set(rails.deal([10] * 30, away_from=1, near=(1, 2))) == {2}
+    paused(rails, 2, 0.0)
+    assert rails.usable((1, 2)) == (1,)
+    assert set(rails.deal([10] * 30, away_from=1, near=(1, 2))) == {0, 3}, "rather a spare rail than the one to avoid"
+    paused(rails, 1, 0.0)
+    assert rails.usable((1, 2)) == (0, 3)
+
+
 @given(st.lists(st.integers(0, 1 << 21), max_size=60), st.lists(st.integers(1, 9), min_size=1, max_size=5))
 def test_dealing_keeps_to_the_weights(lengths: list[int], weights: list[int]) -> None:
     dealt = Rails(weights).deal(lengths)
