@@ -8,14 +8,11 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-from collections.abc import Awaitable, Callable, Sequence
-from contextlib import AbstractAsyncContextManager
-from typing import TypeVar
 
 import numpy as np
 import pytest
 
-from transfer.base import LEAF_BYTES, Batch, Extent, Landed, Presented, Region, Rights, Transfer
+from transfer.base import LEAF_BYTES, Batch, Extent, Landed, Presented, Rights, Transfer
 from transfer.errors import (
     GrantInvalid,
     PeerUnreachable,
@@ -25,95 +22,26 @@ from transfer.errors import (
     TransferFailed,
     TransferLate,
 )
-from transfer.testing.parties import Bytes, Mortal, Pair, pairs, pattern
+from transfer.pending import NO_DIGESTS
+from transfer.testing.exam_base import (
+    FOREVER_S,
+    MIB,
+    OFFSETS,
+    SENTINEL,
+    SIZES,
+    ExamBase,
+    examined,
+    failed,
+    read_fails,
+)
+from transfer.testing.exam_writes import WriteExam, WritePeerFailureExam
+from transfer.testing.parties import Pair, pairs, pattern
 from transfer.testing.wire import digests_of
 
 __all__ = ["ExamBase", "PeerFailureExam", "TransportExam", "examined"]
 
-SIZES = (0, 1, 4095, 4096, 4097, (2 << 20) + 1)
-OFFSETS = (0, 1, 63, 4095)
-SENTINEL = 0xA5
-FOREVER_S = 60.0
-MIB = 1 << 20
 
-Self = TypeVar("Self", bound="ExamBase")
-
-
-class ExamBase:
-    """What a subclass gives."""
-
-    long_extents = 192  # a batch that takes a while: so many reads of long_bytes
-    long_bytes = 2 << 20
-
-    def run(self, main: Callable[[], Awaitable[None]]) -> None:
-        """Runs a test on a loop of its own."""
-        raise NotImplementedError
-
-    def pair(self) -> AbstractAsyncContextManager[Pair]:
-        """A connected pair; everything ends with it."""
-        raise NotImplementedError
-
-    async def pause(self, turn: int) -> None:
-        """A moment in the middle of a long batch; another for every turn."""
-        raise NotImplementedError
-
-    async def settle(self) -> None:
-        """Long enough for whatever is still under way to land."""
-        raise NotImplementedError
-
-    # -- helpers of the tests
-
-    async def stays_quiet(self, memory: Bytes) -> None:
-        memory[:] = SENTINEL
-        await self.settle()
-        assert (memory == SENTINEL).all(), "bytes landed after the answer"
-
-    async def long_batch(self, pair: Pair) -> tuple[Batch, Region, Bytes, bytes]:
-        """A batch that takes a while, its local region and memory, and the descriptor it reads by."""
-        size = 4 * self.long_bytes
-        await pair.owner.memory("long", size, seed=11)
-        region, memory = await pair.memory(size)
-        presented, descriptor = await pair.shown("long", [(0, size)])
-        places = [((i * 3) % 4 * self.long_bytes, i % 4 * self.long_bytes) for i in range(self.long_extents)]
-        return pairs(region, presented, [(a, b, self.long_bytes) for a, b in places]), region, memory, descriptor
-
-    async def answered(self, transfer: Awaitable[Landed]) -> Landed | TransferError:
-        try:
-            return await asyncio.wait_for(asyncio.ensure_future(transfer), FOREVER_S)
-        except TransferError as error:
-            assert not error.poisoned
-            return error
-
-
-def examined(test: Callable[[Self, Pair], Awaitable[None]]) -> Callable[[Self], None]:
-    """Makes a test of a method that takes a pair."""
-
-    def body(self: Self) -> None:
-        async def main() -> None:
-            async with self.pair() as pair:
-                await test(self, pair)
-
-        self.run(main)
-
-    body.__name__ = test.__name__
-    body.__doc__ = test.__doc__
-    return body
-
-
-def failed(error: TransferError) -> dict[Reason, tuple[int, ...]]:
-    return {failure.reason: failure.extents for failure in error.failures}
-
-
-async def read_fails(pair: Pair, batch: Batch, reason: Reason, extents: Sequence[int]) -> TransferFailed:
-    with pytest.raises(TransferFailed) as caught:
-        await pair.endpoint.read(batch, deadline_s=FOREVER_S)
-    assert failed(caught.value).get(reason) == tuple(extents), caught.value
-    assert not caught.value.arrived[list(extents)].any()
-    assert caught.value.elsewhere == reason.elsewhere
-    return caught.value
-
-
-class TransportExam(ExamBase):
+class TransportExam(WriteExam):
     """Bytes, answers, grants, regions."""
 
     @examined
@@ -383,6 +311,22 @@ class TransportExam(ExamBase):
         assert set(failed(caught.value)) <= {Reason.EXPIRED, Reason.REVOKED}
         assert caught.value.elsewhere and not memory.any()
 
+    @examined
+    async def test_expired_in_the_middle(self, pair: Pair) -> None:
+        """Batch after batch, until the grant's time is over: whichever it falls into ends with it."""
+        batch, region, memory, _ = await self.long_batch(pair)
+        presented, _ = await pair.shown("long", [(0, 4 * self.long_bytes)], lifetime_s=0.4)
+        places = [(here, there, length) for _, here, _, there, length in batch.table.tolist()]
+        batch = pairs(region, presented, places)
+        answer: Landed | TransferError = Landed(0, NO_DIGESTS, NO_DIGESTS)
+        while isinstance(answer, Landed):
+            answer = await self.answered(pair.endpoint.read(batch, deadline_s=FOREVER_S))
+        await self.stays_quiet(memory)
+        assert set(failed(answer)) <= {Reason.EXPIRED, Reason.REVOKED} and answer.elsewhere
+        again = await self.answered(pair.endpoint.read(batch, deadline_s=FOREVER_S))
+        assert isinstance(again, TransferFailed) and not again.arrived.any()
+        assert (memory == SENTINEL).all(), "bytes moved after the grant's end"
+
     # -- regions
 
     @examined
@@ -424,13 +368,8 @@ class TransportExam(ExamBase):
             pair.endpoint.read(Batch.of([]), deadline_s=-1.0)
 
 
-class PeerFailureExam(ExamBase):
+class PeerFailureExam(WritePeerFailureExam):
     """A peer that dies or stops. The pair's owner is Mortal."""
-
-    @staticmethod
-    def mortal(pair: Pair) -> Mortal:
-        owner: Mortal = pair.owner  # type: ignore[assignment]
-        return owner
 
     @examined
     async def test_peer_killed_in_the_middle(self, pair: Pair) -> None:

@@ -50,7 +50,11 @@ class Owner(Protocol):
     async def deregister(self, name: str) -> None: ...
 
     async def digest(self, name: str, offset: int, length: int) -> str:
-        """SHA-256 of what lies there now."""
+        """SHA-256 of what lies there now. Memory stays, also when its region is deregistered."""
+        ...
+
+    async def fill(self, name: str, value: int) -> None:
+        """Overwrites all of it."""
         ...
 
 
@@ -70,7 +74,8 @@ class OwnerHere:
     def __init__(self, transport: Transport, memory_of: Callable[[int], tuple[object, Bytes]]) -> None:
         self._transport = transport
         self._memory_of = memory_of
-        self._regions: dict[str, tuple[Region, Bytes]] = {}
+        self._regions: dict[str, Region] = {}
+        self._contents: dict[str, Bytes] = {}
         self._grants: dict[bytes, Grant] = {}
 
     @property
@@ -80,10 +85,11 @@ class OwnerHere:
     async def memory(self, name: str, size: int, seed: int) -> None:
         memory, content = self._memory_of(size)
         content[:] = pattern(size, seed)
-        self._regions[name] = await self._transport.register(memory, name=name), content
+        self._regions[name] = await self._transport.register(memory, name=name)
+        self._contents[name] = content
 
     async def grant(self, name: str, ranges: Ranges, *, rights: Rights, lifetime_s: float) -> bytes:
-        grant = await self._transport.grant(self._regions[name][0], ranges, rights=rights, lifetime_s=lifetime_s)
+        grant = await self._transport.grant(self._regions[name], ranges, rights=rights, lifetime_s=lifetime_s)
         self._grants[grant.descriptor] = grant
         return grant.descriptor
 
@@ -91,14 +97,17 @@ class OwnerHere:
         await self._transport.revoke([self._grants.pop(descriptor)])
 
     async def deregister(self, name: str) -> None:
-        region, _ = self._regions.pop(name)
-        await self._transport.deregister(region)
+        await self._transport.deregister(self._regions.pop(name))
 
     async def digest(self, name: str, offset: int, length: int) -> str:
-        return hashlib.sha256(self._regions[name][1][offset : offset + length].tobytes()).hexdigest()
+        return hashlib.sha256(self._contents[name][offset : offset + length].tobytes()).hexdigest()
+
+    async def fill(self, name: str, value: int) -> None:
+        self._contents[name][:] = value
 
     async def close(self) -> None:
         self._regions.clear()
+        self._contents.clear()
         await self._transport.close()
 
 
@@ -155,6 +164,9 @@ class OwnerProcess:
 
     async def digest(self, name: str, offset: int, length: int) -> str:
         return await self._call("digest", name=name, offset=offset, length=length)
+
+    async def fill(self, name: str, value: int) -> None:
+        await self._call("fill", name=name, value=value)
 
     async def kill(self) -> None:
         self._process.kill()

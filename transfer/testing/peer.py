@@ -29,6 +29,7 @@ class Call(TypedDict, total=False):
     seed: int
     offset: int
     length: int
+    value: int
     ranges: list[tuple[int, int]]
     rights: int
     lifetime_s: float
@@ -78,6 +79,8 @@ async def _answer(owner: OwnerHere, call: Call) -> str:
             await owner.deregister(call["name"])
         case "digest":
             return await owner.digest(call["name"], call["offset"], call["length"])
+        case "fill":
+            await owner.fill(call["name"], call["value"])
         case other:
             raise ValueError(f"no verb {other!r}")
     return ""
