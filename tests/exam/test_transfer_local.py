@@ -73,7 +73,15 @@ class Eager(TestOneProcess):
     transport = EagerLocalTransport
 
 
-@pytest.mark.parametrize("name", ["test_cancelled_batches_are_quiet", "test_our_region_deregistered_in_flight"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "test_cancelled_batches_are_quiet",
+        "test_our_region_deregistered_in_flight",
+        "test_cancelled_writes_are_quiet",
+        "test_writes_are_quiet_when_our_region_is_deregistered",
+    ],
+)
 def test_an_eager_twin_fails(name: str) -> None:
     with pytest.raises((AssertionError, KeyError)):
         getattr(Eager(), name)()

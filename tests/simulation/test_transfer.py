@@ -66,7 +66,7 @@ class Reader:
 
 async def storm(seed: int) -> tuple[str, int, int]:
     """One run: its trace, and how many batches landed and failed."""
-    network = SimulatedNetwork(seed, Weather(latency_s=(50e-6, 4e-3), loss=0.08))
+    network = SimulatedNetwork(seed, Weather(latency_s=(50e-6, 4e-3), loss=0.06, twice=0.1, burst=(0.002, 8)))
     owner = SimulatedTransport(network, "owner")
     source = pattern(SIZE, seed)
     region = await owner.register(source.copy())

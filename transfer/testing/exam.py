@@ -318,9 +318,13 @@ class TransportExam(WriteExam):
         presented, _ = await pair.shown("long", [(0, 4 * self.long_bytes)], lifetime_s=0.4)
         places = [(here, there, length) for _, here, _, there, length in batch.table.tolist()]
         batch = pairs(region, presented, places)
+        loop = asyncio.get_running_loop()
+        over = loop.time() + 0.4
         answer: Landed | TransferError = Landed(0, NO_DIGESTS, NO_DIGESTS)
         while isinstance(answer, Landed):
+            begun = loop.time()
             answer = await self.answered(pair.endpoint.read(batch, deadline_s=FOREVER_S))
+            assert begun < over or not isinstance(answer, Landed), "the grant's time was over"
         await self.stays_quiet(memory)
         assert set(failed(answer)) <= {Reason.EXPIRED, Reason.REVOKED} and answer.elsewhere
         again = await self.answered(pair.endpoint.read(batch, deadline_s=FOREVER_S))

@@ -16,7 +16,7 @@ from transfer.regions import Region
 from transfer.testing.simulated import SimulatedTransport
 from transfer.testing.wire import Bytes, Rows, SimulatedEndpoint, Work
 
-__all__ = ["FAULTY_SIMULATED", "EagerLocalTransport"]
+__all__ = ["FAULTY_SIMULATED", "EagerLocalTransport", "EagerSimulatedTransport", "ForgetfulSimulatedTransport"]
 
 
 class _EagerEndpoint(SimulatedEndpoint):
@@ -54,7 +54,41 @@ class _ShortEndpoint(SimulatedEndpoint):
         super().store(work, rows, data)
 
 
-class _EagerTransport(SimulatedTransport):
+class _ZeroCopyEndpoint(SimulatedEndpoint):
+    """Sends from memory that it has given back: a write holds what lies there when it arrives."""
+
+    def serve(self, work: Work, number: int, rows: Rows, payload: Bytes | None) -> None:
+        if payload is not None:
+            payload = np.concatenate([work.local(row) for row in rows])
+            work.out.setdefault(number, 0)
+        super().serve(work, number, rows, payload)
+        if payload is not None and work.pending.done:
+            work.out.pop(number, None)
+
+
+class _TwiceWritingEndpoint(SimulatedEndpoint):
+    """Writes what comes a second time once more, however long ago it was answered."""
+
+    def serve(self, work: Work, number: int, rows: Rows, payload: Bytes | None) -> None:
+        known = number in work.out
+        if payload is not None and not known:
+            work.out[number] = 0
+        super().serve(work, number, rows, payload)
+        if payload is not None and not known:
+            work.out.pop(number, None)
+
+
+class _HopefulEndpoint(SimulatedEndpoint):
+    """Takes a write that was sent often enough for one that arrived."""
+
+    def give_up(self, work: Work, number: int) -> None:
+        if work.writing:
+            self.land(work, number, Reason.NONE, work.rows(work.out[number]), None)
+        else:
+            super().give_up(work, number)
+
+
+class EagerSimulatedTransport(SimulatedTransport):
     endpoint_kind = _EagerEndpoint
 
 
@@ -69,7 +103,7 @@ class _CarelessTransport(SimulatedTransport):
         return Reason.NONE
 
 
-class _ForgetfulTransport(SimulatedTransport):
+class ForgetfulSimulatedTransport(SimulatedTransport):
     """Opens any grant that it ever gave, whatever came of it."""
 
     def admits(self, descriptor: bytes, rows: Rows, writing: bool) -> Reason:
@@ -81,19 +115,60 @@ class _ShortTransport(SimulatedTransport):
     endpoint_kind = _ShortEndpoint
 
 
-# Which of the exam's tests each must fail, at the least.
-FAULTY_SIMULATED: dict[type[SimulatedTransport], tuple[str, ...]] = {
-    _EagerTransport: (
-        "test_cancelled_batches_are_quiet",
-        "test_a_cancelled_task_ends_only_when_memory_is_quiet",
-        "test_late_batches_are_quiet",
-        "test_our_region_deregistered_in_flight",
-        "test_closing_an_endpoint_ends_its_batches",
+class _ZeroCopyTransport(SimulatedTransport):
+    endpoint_kind = _ZeroCopyEndpoint
+
+
+class _TwiceWritingTransport(SimulatedTransport):
+    endpoint_kind = _TwiceWritingEndpoint
+
+
+class _HopefulTransport(SimulatedTransport):
+    endpoint_kind = _HopefulEndpoint
+
+
+# Which of the exam's tests each must fail, at the least, and in which weather (tests/exam/test_transfer_simulated.py).
+FAULTY_SIMULATED: dict[type[SimulatedTransport], tuple[str, tuple[str, ...]]] = {
+    EagerSimulatedTransport: (
+        "TestFoulWeather",
+        (
+            "test_cancelled_batches_are_quiet",
+            "test_a_cancelled_task_ends_only_when_memory_is_quiet",
+            "test_late_batches_are_quiet",
+            "test_our_region_deregistered_in_flight",
+            "test_closing_an_endpoint_ends_its_batches",
+            "test_cancelled_writes_are_quiet",
+            "test_a_cancelled_task_that_writes_is_quiet",
+            "test_late_writes_are_quiet",
+            "test_writes_are_quiet_when_our_region_is_deregistered",
+        ),
     ),
-    _DuplicatingTransport: ("test_cancelled_batches_are_quiet", "test_peer_stopped_in_the_middle"),
-    _CarelessTransport: ("test_nothing_moves_out_of_bounds", "test_rights_are_kept"),
-    _ForgetfulTransport: ("test_revoked_grants_end", "test_expired_grants_end"),
-    _ShortTransport: ("test_reads_are_exact_at_odd_offsets_and_sizes",),
+    _DuplicatingTransport: (
+        "TestFoulWeather",
+        ("test_cancelled_batches_are_quiet", "test_peer_stopped_in_the_middle"),
+    ),
+    _CarelessTransport: ("TestFairWeather", ("test_nothing_moves_out_of_bounds", "test_rights_are_kept")),
+    ForgetfulSimulatedTransport: (
+        "TestFoulWeather",
+        (
+            "test_revoked_grants_end",
+            "test_expired_grants_end",
+            "test_expired_in_the_middle",
+            "test_writes_revoked_in_the_middle",
+            "test_writes_end_when_the_owners_region_is_deregistered",
+            "test_a_peer_that_comes_back_is_another",
+        ),
+    ),
+    _ShortTransport: ("TestFairWeather", ("test_reads_are_exact_at_odd_offsets_and_sizes",)),
+    _ZeroCopyTransport: (
+        "TestFairWeather",
+        ("test_cancelled_writes_are_quiet", "test_peer_stopped_in_the_middle_of_a_write"),
+    ),
+    _TwiceWritingTransport: ("TestDoubledPackets", ("test_writes_are_exact_at_odd_offsets_and_sizes",)),
+    _HopefulTransport: (
+        "TestFairWeather",
+        ("test_peer_killed_in_the_middle_of_a_write", "test_a_cut_ends_in_time_or_with_an_answer"),
+    ),
 }
 
 

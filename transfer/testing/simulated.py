@@ -30,6 +30,12 @@ class SimulatedNetwork(Network):
         super().__init__(seed, weather)
         self.transports: dict[str, SimulatedTransport] = {}
 
+    def restart(self, address: str) -> None:
+        """A dead or living node ends; another may now be made at its address. Nothing of it is told anybody."""
+        self.kill(address)
+        self.transports.pop(address, None)
+        self.revive(address)
+
 
 class _AtOnce:
     """Serving a slice is one step here, so nobody is ever in the middle of a touch."""

@@ -221,14 +221,14 @@ class SimulatedEndpoint:
         if number not in work.out:
             return
         if resends == 0:
-            self._fail(work, number, Reason.PEER_GONE)
+            self.give_up(work, number)
             return
         rows = work.rows(work.out[number])
         payload = np.concatenate([work.local(row) for row in rows]) if work.writing else None
-        self.host.network.send(self.host.address, self.peer, lambda: self._serve(work, number, rows, payload))
+        self.host.network.send(self.host.address, self.peer, lambda: self.serve(work, number, rows, payload))
         asyncio.get_running_loop().call_later(self.host.config.resend_s, self._post, work, number, resends - 1)
 
-    def _serve(self, work: Work, number: int, rows: Rows, payload: Bytes | None) -> None:
+    def serve(self, work: Work, number: int, rows: Rows, payload: Bytes | None) -> None:
         """At the peer: its hardware checks the grant and touches its memory, in one step."""
         peer = self.host.network.transports.get(self.peer)
         if peer is None:
@@ -265,6 +265,9 @@ class SimulatedEndpoint:
             here = work.local(row)
             here[:] = data[at : at + len(here)]
             at += len(here)
+
+    def give_up(self, work: Work, number: int) -> None:
+        self._fail(work, number, Reason.PEER_GONE)
 
     def _fail(self, work: Work, number: int, reason: Reason) -> None:
         work.states[work.out.pop(number)] = reason
