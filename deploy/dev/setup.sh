@@ -1,6 +1,6 @@
 #!/bin/sh
 # Everything `make` needs, on a fresh Debian machine with Python 3.11, gcc and make. Safe to run again: it does only what
-# is missing. Usage: setup.sh [extra...], where extra is one of: torch bench clang
+# is missing. Usage: setup.sh [extra...], where extra is one of: torch bench clang rdma rdma-vm
 # Prints what it is about to download. Without the right to install system packages it names them and goes on without.
 set -eu
 cd "$(dirname "$0")/../.."
@@ -79,8 +79,35 @@ for name, target in tomllib.load(open("pyproject.toml", "rb"))["project"]["scrip
     script.chmod(0o755)
 PYEOF
 
+# pyverbs reaches into libibverbs by symbols that are private to one release of rdma-core. So it cannot come from PyPI: it is
+# the system's, and the venv gets a link to that one package, not to all of the system's Python packages.
+link_pyverbs() {
+  system=/usr/lib/python3/dist-packages/pyverbs
+  link=$("$PY" -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/pyverbs
+  if [ ! -d $system ]; then say "no $system: pyverbs stays out of $VENV"; return 1; fi
+  if [ -e "$link" ] && [ ! -L "$link" ]; then
+    say "$link is not a link of ours: pip uninstall pyverbs, then run this again"; return 1
+  fi
+  had=$(readlink "$link" || true)
+  [ "$had" = $system ] || ln -sfn $system "$link"
+  if why=$("$PY" -c 'import pyverbs.device' 2>&1); then
+    [ "$had" = $system ] && say "pyverbs: $link was there, and imports" || say "pyverbs: linked $link -> $system, and it imports"
+  else
+    rm -f "$link"
+    say "pyverbs: taken out of $VENV again, since it does not import (built for the system's Python, of libibverbs' release?):"
+    say "  $(printf '%s\n' "$why" | tail -n 1)"; return 1
+  fi
+}
+
 for extra in "$@"; do
   case $extra in
+    rdma)
+      # libibverbs-dev asks for libibverbs1 of exactly its own release: so all of them are of one.
+      apt_install "RDMA (2 to 10 MB to download)" \
+        rdma-core ibverbs-providers ibverbs-utils libibverbs-dev python3-pyverbs perftest || true
+      link_pyverbs || true ;;
+    rdma-vm)
+      apt_install "the machine of tests/rdma (30 MB to download)" qemu-system-x86 busybox-static iproute2 || true ;;
     torch)
       "$PY" -c 'import torch, transformers' 2>/dev/null && continue
       say "installing torch 2.13.0 and transformers (about 200 MB for a CPU build, several GB for a CUDA build;"
