@@ -13,25 +13,18 @@ import os
 import resource
 import tempfile
 from collections.abc import Callable
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
 from kvstore import native
 from kvstore.allowed import human
 from kvstore.config import ObjectConfig
+from kvstore.doctor_rdma import rdma
 from kvstore.errors import Misconfigured
+from kvstore.finding import Finding
 from kvstore.tiers.object import ObjectTier
 
 SHM_MIN_BYTES = 256 << 20
-
-
-@dataclass(frozen=True, slots=True)
-class Finding:
-    subject: str
-    state: str  # ok | slow | off | bad
-    found: str
-    advice: str = ""
 
 
 def examine(
@@ -39,10 +32,11 @@ def examine(
     shm: Path,
     sysfs: Path = Path("/sys"),
     proc: Path = Path("/proc"),
+    dev: Path = Path("/dev"),
     objects: ObjectConfig | None = None,
 ) -> list[Finding]:
     """Every check, in the order in which a block travels. A check that fails itself is a finding, not an exception."""
-    checks: list[tuple[str, Callable[[], Finding]]] = [
+    checks: list[tuple[str, Callable[[], Finding | list[Finding]]]] = [
         ("shared memory", partial(shared_memory, shm)),
         ("huge pages", partial(huge_pages, sysfs, proc, shm)),
         ("locked memory", locked_memory),
@@ -51,16 +45,17 @@ def examine(
         ("object store", partial(object_store, objects or ObjectConfig(), data_dir)),
         ("open files", open_files),
         ("GPU", gpu),
-        ("RDMA", partial(rdma, sysfs)),
+        ("RDMA", partial(rdma, sysfs, dev, proc)),
     ]
-    return [_guarded(subject, check) for subject, check in checks]
+    return [finding for subject, check in checks for finding in _guarded(subject, check)]
 
 
-def _guarded(subject: str, check: Callable[[], Finding]) -> Finding:
+def _guarded(subject: str, check: Callable[[], Finding | list[Finding]]) -> list[Finding]:
     try:
-        return check()
+        found = check()
     except OSError as error:
-        return Finding(subject, "off", f"could not look: {error}")
+        return [Finding(subject, "off", f"could not look: {error}")]
+    return found if isinstance(found, list) else [found]
 
 
 def shared_memory(shm: Path) -> Finding:
@@ -239,30 +234,6 @@ def gpu() -> Finding:
     if driver.cuInit(0) != 0 or driver.cuDeviceGetCount(ctypes.byref(count)) != 0 or count.value == 0:
         return Finding("GPU", "off", "the driver is there, a device is not", "nvidia-smi; containers: --gpus all")
     return Finding("GPU", "ok", f"{count.value} CUDA device(s)")
-
-
-def rdma(sysfs: Path) -> Finding:
-    """RDMA devices as the kernel lists them, with the state of their ports."""
-    devices = sorted(path.name for path in (sysfs / "class/infiniband").glob("*"))
-    if not devices:
-        return Finding(
-            "RDMA",
-            "off",
-            "no RDMA device",
-            "peers are reached without RDMA; with a NIC: modprobe its driver, apt-get install rdma-core",
-        )
-    states = [
-        f"{device} port {port.name} {(port / 'state').read_text().split(':')[-1].strip()}"
-        for device in devices
-        for port in sorted((sysfs / "class/infiniband" / device / "ports").glob("*"))
-    ]
-    state = "ok" if any("ACTIVE" in line for line in states) else "off"
-    return Finding(
-        "RDMA",
-        state,
-        "; ".join(states),
-        "" if state == "ok" else "ip link set up on the port's network device, or check the cable",
-    )
 
 
 def _chosen(setting: Path) -> str:

@@ -42,17 +42,6 @@ def test_a_hugetlbfs_has_huge_pages(machine: Path) -> None:
     assert doctor.huge_pages(machine / "sys", machine / "proc", Path("/dev/huge")).state == "ok"
 
 
-def test_rdma_tells_an_idle_port_from_an_active_one(machine: Path) -> None:
-    assert doctor.rdma(machine / "sys").state == "off"
-    port = machine / "sys/class/infiniband/rxe0/ports/1"
-    port.mkdir(parents=True)
-    (port / "state").write_text("1: DOWN\n")
-    assert doctor.rdma(machine / "sys").state == "off"
-    (port / "state").write_text("4: ACTIVE\n")
-    finding = doctor.rdma(machine / "sys")
-    assert (finding.state, finding.found) == ("ok", "rxe0 port 1 ACTIVE")
-
-
 def test_no_shared_memory_is_bad(tmp_path: Path) -> None:
     assert doctor.shared_memory(tmp_path / "absent").state == "bad"
 
