@@ -6,7 +6,7 @@ FUZZ_SECONDS ?= 60
 SEEDS ?= 500
 GRAFANA_TYPES := 'grafana-foundation-sdk==1769699379!11.6.0'
 .DEFAULT_GOAL := help
-.PHONY: help setup native stubs proto check test test-s3 test-dashboards demo bench bench-peers sanitize fuzz wheel clean
+.PHONY: help setup native stubs proto check test test-s3 test-dashboards test-rdma setup-rdma demo bench bench-peers sanitize fuzz wheel clean
 
 help:            ## this list
 	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 18
@@ -14,6 +14,9 @@ help:            ## this list
 setup:           ## venv, dependencies, system packages where that is allowed, native build
 	@sh deploy/dev/setup.sh
 	@$(MAKE) --no-print-directory native
+
+setup-rdma: setup  ## rdma-core, pyverbs of the same release linked into .venv, perftest; names them where it may not install
+	@sh deploy/dev/setup.sh rdma
 
 native:          ## both extension modules into the source tree (incremental)
 	@[ -e build/dev/build.ninja ] || echo "native: building both extension modules (the first time: some two minutes on two cores)"
@@ -48,6 +51,10 @@ test-dashboards: setup  ## a real Prometheus scrapes a node: every query of the 
 	  || echo "== tests/dashboards/test_grafana.py is SKIPPED: cannot install $(GRAFANA_TYPES)"
 	@command -v prometheus >/dev/null || echo "== tests/dashboards is SKIPPED: no prometheus (apt-get install prometheus; Debian starts it as a service)"
 	$(PY) -m pytest -q -rs tests/dashboards
+
+test-rdma: setup  ## RDMA verbs for real, in a QEMU machine with soft-RoCE; the first time it downloads a 70 MB kernel package
+	@sh deploy/dev/setup.sh rdma rdma-vm
+	@$(PY) -m tests.rdma.run
 
 demo: setup      ## a prefill and a decode process of a real transformer share KV through a node
 	@sh deploy/dev/setup.sh torch
