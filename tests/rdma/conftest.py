@@ -1,4 +1,4 @@
-"""These tests need RDMA devices, and two rails of them: `make test-rdma` brings both."""
+"""These tests need two rails of RDMA devices (rails.py): `make test-rdma` brings them."""
 
 from __future__ import annotations
 
@@ -9,22 +9,24 @@ import pytest
 from tests.rdma.rails import SYSFS, Rail
 
 HERE = Path(__file__).parent
-WHY = f"no RDMA device under {SYSFS}: make test-rdma runs this in a machine that has some"
+RAILS = (Rail(0), Rail(1))
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    if SYSFS.is_dir() and any(SYSFS.iterdir()):
+    absent = [name for rail in RAILS for name in (rail.near, rail.far) if not (SYSFS / name).exists()]
+    if not absent:
         return
+    why = f"no {', '.join(absent)} under {SYSFS}: make test-rdma runs this in a machine that has them"
     for item in items:
         if HERE in item.path.parents:
-            item.add_marker(pytest.mark.skip(reason=WHY))
+            item.add_marker(pytest.mark.skip(reason=why))
 
 
 @pytest.fixture
 def rail() -> Rail:
-    return Rail(0)
+    return RAILS[0]
 
 
 @pytest.fixture
 def other_rail() -> Rail:
-    return Rail(1)
+    return RAILS[1]
