@@ -21,11 +21,11 @@ class Rail:
 
     @property
     def near(self) -> str:
-        return f"rxe_near_{self.number}"
+        return f"rxe_a{self.number}"
 
     @property
     def far(self) -> str:
-        return f"rxe_far_{self.number}"
+        return f"rxe_b{self.number}"
 
     def gid(self, device: str) -> tuple[int, str]:
         """Where in the device's table its RoCE v2 GID for its IPv4 address lies, and the GID. LookupError without."""
@@ -64,8 +64,8 @@ class Rail:
         """The link, the route that went with it, and the GID, which the kernel brings back a little later."""
         _ip(f"link set {_netdev(device)} up")
         n = self.number
-        _ip(f"route replace 10.0.{n}.2 dev near_{n} src 10.0.{n}.1 table 100")
-        _ip(f"route replace 10.0.{n}.1 dev far_{n} src 10.0.{n}.2 table 100")
+        _ip(f"route replace 10.0.{n}.2 dev a{n} src 10.0.{n}.1 table 10")
+        _ip(f"route replace 10.0.{n}.1 dev b{n} src 10.0.{n}.2 table 10")
         end = time.monotonic() + MEND_MAX_S
         while True:
             with contextlib.suppress(LookupError):

@@ -27,4 +27,4 @@ def test_the_doctor_finds_nothing_wrong(tmp_path: Path) -> None:
     found = {each.subject: each for each in doctor.examine(tmp_path, Path("/dev/shm"))}
     for subject in ("RDMA", "pyverbs"):
         assert found[subject].state == "ok", found[subject]
-    assert "rxe_near_0 port 1 ACTIVE" in found["RDMA"].found
+    assert "rxe_a0 port 1 ACTIVE" in found["RDMA"].found
