@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import socket
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 
@@ -163,10 +164,8 @@ def test_who_refuses_costs_one_deadline() -> None:
         await nobody.close()
         with pytest.raises(PeerUnreachable, match=r"(?i)refused"):
             await reader.connect(nobody.address, deadline_s=5.0)
-        silent = await asyncio.start_server(lambda _reader, _writer: None, "127.0.0.1", 0)
-        with pytest.raises(PeerUnreachable, match="in time"):
-            await reader.connect(f"tcp://127.0.0.1:{silent.sockets[0].getsockname()[1]}", deadline_s=0.3)
-        silent.close()
+        with socket.create_server(("127.0.0.1", 0)) as silent, pytest.raises(PeerUnreachable, match="in time"):
+            await reader.connect(f"tcp://127.0.0.1:{silent.getsockname()[1]}", deadline_s=0.3)
         await reader.close()
 
     run(main)
