@@ -231,6 +231,51 @@ void test_hostile_frames_end_their_connection() {
   CHECK(!survives(hello));
 }
 
+// What came of a READ of ten bytes that a peer answered with these frames.
+Reason answered(const std::vector<std::uint8_t>& frames) {
+  auto in = std::make_shared<Pipe>(), out = std::make_shared<Pipe>();
+  Side side(2);
+  std::vector<std::uint8_t> memory(10);
+  side.connect(in, out, 4096);
+  Moves moves;
+  moves.add(0, 0, 10, true);
+  const auto job = moves.job(1, Direction::kRead, memory, {});
+  side.connection->ask(job, 0, 0);
+  Hello hello;
+  hello.requests_max = 1;
+  put_hello(in->bytes, hello);
+  in->bytes.insert(in->bytes.end(), frames.begin(), frames.end());
+  for (int i = 0; i < 20 && side.turn(); ++i) {
+  }
+  if (side.connection) return side.finished(1) ? state(*job, 0) : Reason::kNone;
+  CHECK(side.finished(1) && state(*job, 0) == Reason::kPeerGone);
+  return Reason::kPeerGone;
+}
+
+void test_answers_that_do_not_fit_end_their_connection() {
+  const auto data = [](std::uint64_t position, std::uint32_t length) {
+    std::vector<std::uint8_t> frame;
+    put_data(frame, 1, position, length);
+    frame.resize(frame.size() + length);
+    return frame;
+  };
+  const auto done_with = [](std::vector<std::uint8_t> frames, Reason reason) {
+    put_control(frames, Kind::kDone, 1, reason);
+    return frames;
+  };
+  std::vector<std::uint8_t> two = data(0, 4);
+  const std::vector<std::uint8_t> rest = data(4, 6);
+  two.insert(two.end(), rest.begin(), rest.end());
+  CHECK(answered(done_with(two, Reason::kLanded)) == Reason::kLanded);
+  CHECK(answered(two) == Reason::kNone);  // it has not said so
+  CHECK(answered(done_with(data(0, 4), Reason::kRevoked)) == Reason::kRevoked);
+  CHECK(answered(done_with({}, Reason::kExpired)) == Reason::kExpired);
+  CHECK(answered(done_with(data(0, 4), Reason::kLanded)) == Reason::kPeerGone);  // landed, without its bytes
+  CHECK(answered(data(1, 4)) == Reason::kPeerGone);
+  CHECK(answered(data(0, 11)) == Reason::kPeerGone);
+  CHECK(answered(done_with({}, Reason::kLate)) == Reason::kPeerGone);  // which is not for a peer to say
+}
+
 }  // namespace
 
 int main() {
@@ -239,5 +284,6 @@ int main() {
   test_a_stopped_job_is_quiet_at_once();
   test_what_was_not_granted_is_refused();
   test_hostile_frames_end_their_connection();
+  test_answers_that_do_not_fit_end_their_connection();
   return finish();
 }
