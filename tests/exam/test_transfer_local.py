@@ -11,8 +11,10 @@ import pytest
 from transfer.local import LocalConfig, LocalTransport
 from transfer.native import MappedSegment
 from transfer.testing.exam import ExamBase, PeerFailureExam, TransportExam
+from transfer.testing.exam_readers import Stoppable, StoppedReaderExam
 from transfer.testing.faulty import EagerLocalTransport
 from transfer.testing.parties import Bytes, OwnerHere, OwnerProcess, Pair
+from transfer.testing.readers import ReaderProcess
 
 
 class Local(ExamBase):
@@ -63,6 +65,24 @@ class TestTwoProcesses(Local, TransportExam, PeerFailureExam):
         reader = self.transport(self.config)
         try:
             yield Pair(owner, reader, await reader.connect(owner.address, deadline_s=10.0))
+        finally:
+            await reader.close()
+            await owner.close()
+
+
+class TestStoppedReader(Local, StoppedReaderExam):
+    readers_touch = True
+
+    @asynccontextmanager
+    async def stoppable(self) -> AsyncIterator[Stoppable]:
+        def memory_of(size: int) -> tuple[object, Bytes]:
+            segment = MappedSegment.create(size, name="exam")
+            return segment, segment.writable_array(0, size)
+
+        owner = OwnerHere(LocalTransport(LocalConfig(quiesce_max_s=0.5)), memory_of)
+        reader = await ReaderProcess.start("local")
+        try:
+            yield Stoppable(owner, reader)
         finally:
             await reader.close()
             await owner.close()

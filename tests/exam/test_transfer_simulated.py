@@ -16,11 +16,13 @@ from transfer.base import Batch, Landed, Rights
 from transfer.errors import Reason, TransferError
 from transfer.testing.exam import PeerFailureExam, TransportExam
 from transfer.testing.exam_base import FOREVER_S, SENTINEL, examined, failed, read_fails
+from transfer.testing.exam_readers import Stoppable, StoppedReaderExam
 from transfer.testing.faulty import FAULTY_SIMULATED, EagerSimulatedTransport, ForgetfulSimulatedTransport
 from transfer.testing.loop import run_virtual
 from transfer.testing.network import Weather
 from transfer.testing.parties import Bytes, OwnerHere, Pair, pairs, pattern
-from transfer.testing.simulated import SimulatedNetwork, SimulatedTransport
+from transfer.testing.readers import ReaderHere
+from transfer.testing.simulated import SimulatedConfig, SimulatedNetwork, SimulatedTransport
 
 
 class SimulatedOwner(OwnerHere):
@@ -44,7 +46,19 @@ class SimulatedOwner(OwnerHere):
         self._network.resume(self.address)
 
 
-class Simulated(TransportExam, PeerFailureExam):
+class SimulatedReader(ReaderHere):
+    def __init__(self, network: SimulatedNetwork, transport: SimulatedTransport) -> None:
+        super().__init__(transport)
+        self._network = network
+
+    async def stop(self) -> None:
+        self._network.stop("reader")
+
+    async def resume(self) -> None:
+        self._network.resume("reader")
+
+
+class Simulated(TransportExam, PeerFailureExam, StoppedReaderExam):
     long_extents = 24
     long_bytes = 100_000
     weather = Weather()
@@ -62,6 +76,19 @@ class Simulated(TransportExam, PeerFailureExam):
         self.chance = random.Random(self.seed)
         try:
             yield Pair(owner, reader, await reader.connect("owner", deadline_s=10.0))
+        finally:
+            await reader.close()
+            await owner.close()
+
+    @asynccontextmanager
+    async def stoppable(self) -> AsyncIterator[Stoppable]:
+        self.network = network = SimulatedNetwork(self.seed, self.weather)
+        owner = SimulatedOwner(network, self.transport(network, "owner"))
+        # As it stands still, it gives nothing up meanwhile.
+        reader = self.transport(network, "reader", SimulatedConfig(resend_s=1.0, resends_max=30))
+        self.chance = random.Random(self.seed)
+        try:
+            yield Stoppable(owner, SimulatedReader(network, reader))
         finally:
             await reader.close()
             await owner.close()

@@ -10,7 +10,9 @@ import numpy as np
 
 from transfer.tcp import TcpConfig, TcpTransport
 from transfer.testing.exam import ExamBase, PeerFailureExam, TransportExam
+from transfer.testing.exam_readers import Stoppable, StoppedReaderExam
 from transfer.testing.parties import Bytes, OwnerHere, OwnerProcess, Pair
+from transfer.testing.readers import ReaderProcess
 
 
 class Tcp(ExamBase):
@@ -59,6 +61,18 @@ class TestTwoProcesses(Tcp, TransportExam, PeerFailureExam):
         reader = TcpTransport(self.config)
         try:
             yield Pair(owner, reader, await reader.connect(owner.address, deadline_s=10.0))
+        finally:
+            await reader.close()
+            await owner.close()
+
+
+class TestStoppedReader(Tcp, StoppedReaderExam):
+    @asynccontextmanager
+    async def stoppable(self) -> AsyncIterator[Stoppable]:
+        owner = OwnerHere(TcpTransport(self.config), memory_of)
+        reader = await ReaderProcess.start("tcp")
+        try:
+            yield Stoppable(owner, reader)
         finally:
             await reader.close()
             await owner.close()

@@ -157,6 +157,7 @@ FAULTY_SIMULATED: dict[type[SimulatedTransport], tuple[str, tuple[str, ...]]] = 
             "test_writes_revoked_in_the_middle",
             "test_writes_end_when_the_owners_region_is_deregistered",
             "test_a_peer_that_comes_back_is_another",
+            "test_the_owner_does_not_wait_for_a_stopped_reader",
         ),
     ),
     _ShortTransport: ("TestFairWeather", ("test_reads_are_exact_at_odd_offsets_and_sizes",)),

@@ -11,7 +11,7 @@ import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, Self
 
 import numpy as np
 import numpy.typing as npt
@@ -72,7 +72,7 @@ class OwnerHere:
     """In this process, over a transport; `memory_of(size)` gives memory that the transport can grant."""
 
     def __init__(self, transport: Transport, memory_of: Callable[[int], tuple[object, Bytes]]) -> None:
-        self._transport = transport
+        self.transport = transport
         self._memory_of = memory_of
         self._regions: dict[str, Region] = {}
         self._contents: dict[str, Bytes] = {}
@@ -80,24 +80,25 @@ class OwnerHere:
 
     @property
     def address(self) -> str:
-        return self._transport.address
+        return self.transport.address
 
     async def memory(self, name: str, size: int, seed: int) -> None:
         memory, content = self._memory_of(size)
         content[:] = pattern(size, seed)
-        self._regions[name] = await self._transport.register(memory, name=name)
+        self._regions[name] = await self.transport.register(memory, name=name)
         self._contents[name] = content
 
     async def grant(self, name: str, ranges: Ranges, *, rights: Rights, lifetime_s: float) -> bytes:
-        grant = await self._transport.grant(self._regions[name], ranges, rights=rights, lifetime_s=lifetime_s)
+        grant = await self.transport.grant(self._regions[name], ranges, rights=rights, lifetime_s=lifetime_s)
         self._grants[grant.descriptor] = grant
         return grant.descriptor
 
     async def revoke(self, descriptor: bytes) -> None:
-        await self._transport.revoke([self._grants.pop(descriptor)])
+        await self.transport.revoke([self._grants[descriptor]])
+        del self._grants[descriptor]
 
     async def deregister(self, name: str) -> None:
-        await self._transport.deregister(self._regions.pop(name))
+        await self.transport.deregister(self._regions.pop(name))
 
     async def digest(self, name: str, offset: int, length: int) -> str:
         return hashlib.sha256(self._contents[name][offset : offset + length].tobytes()).hexdigest()
@@ -108,7 +109,7 @@ class OwnerHere:
     async def close(self) -> None:
         self._regions.clear()
         self._contents.clear()
-        await self._transport.close()
+        await self.transport.close()
 
 
 class OwnerProcess:
@@ -120,7 +121,7 @@ class OwnerProcess:
         self._turn = asyncio.Lock()
 
     @classmethod
-    async def start(cls, transport: str) -> OwnerProcess:
+    async def start(cls, transport: str) -> Self:
         """`transport` as transfer.testing.peer names it."""
         process = await asyncio.create_subprocess_exec(
             sys.executable,

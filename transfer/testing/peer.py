@@ -1,4 +1,4 @@
-"""`python -m transfer.testing.peer TRANSPORT`: an owner of memory in a process of its own, for exams.
+"""`python -m transfer.testing.peer TRANSPORT`: an owner of memory, or a reader, in a process of its own, for exams.
 
 Reads a JSON object a line from standard input, answers each with one, ends with the end of its input.
 """
@@ -18,6 +18,7 @@ from transfer.local import LocalTransport
 from transfer.native import MappedSegment
 from transfer.tcp import TcpConfig, TcpTransport, TlsFiles
 from transfer.testing.parties import Bytes, OwnerHere
+from transfer.testing.readers import ReaderHere
 
 __all__ = ["main"]
 
@@ -34,6 +35,8 @@ class Call(TypedDict, total=False):
     rights: int
     lifetime_s: float
     descriptor: str
+    address: str
+    times: int
 
 
 def _segment(size: int) -> tuple[object, Bytes]:
@@ -65,8 +68,10 @@ def _owner(named: str) -> OwnerHere:
 TRANSPORTS: dict[str, Callable[[], OwnerHere]] = {"local": _local, "tcp": _tcp}
 
 
-async def _answer(owner: OwnerHere, call: Call) -> str:
+async def _answer(owner: OwnerHere, reader: ReaderHere, call: Call) -> str:
     match call["verb"]:
+        case "begin" | "end" | "count":
+            return await _read(reader, call)
         case "memory":
             await owner.memory(call["name"], call["size"], call["seed"])
         case "grant":
@@ -86,6 +91,17 @@ async def _answer(owner: OwnerHere, call: Call) -> str:
     return ""
 
 
+async def _read(reader: ReaderHere, call: Call) -> str:
+    match call["verb"]:
+        case "begin":
+            await reader.begin(call["address"], bytes.fromhex(call["descriptor"]), call["size"], call["times"])
+        case "end":
+            return await reader.end()
+        case "count":
+            return str(await reader.count(call["value"]))
+    return ""
+
+
 async def _told(answer: Awaitable[str]) -> dict[str, str]:
     try:
         return {"value": await answer}
@@ -95,12 +111,13 @@ async def _told(answer: Awaitable[str]) -> dict[str, str]:
 
 async def serve(transport: str) -> None:
     owner = _owner(transport)
+    reader = ReaderHere(owner.transport)
     loop = asyncio.get_running_loop()
     lines = asyncio.StreamReader()
     await loop.connect_read_pipe(lambda: asyncio.StreamReaderProtocol(lines), sys.stdin)
     _say({"address": owner.address})
     while line := await lines.readline():
-        _say(await _told(_answer(owner, cast(Call, json.loads(line)))))
+        _say(await _told(_answer(owner, reader, cast(Call, json.loads(line)))))
     await owner.close()
 
 
