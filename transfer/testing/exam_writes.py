@@ -12,7 +12,7 @@ import hashlib
 import numpy as np
 import pytest
 
-from transfer.base import Batch, Landed, Region, Rights
+from transfer.base import Batch, Landed, Region, Rights, Transfer
 from transfer.errors import Reason, TransferCancelled, TransferError, TransferFailed, TransferLate
 from transfer.testing.exam_base import FOREVER_S, SENTINEL, ExamBase, examined, failed
 from transfer.testing.parties import Bytes, Mortal, Pair, pairs, pattern
@@ -74,6 +74,32 @@ class WriteExam(_Writing):
         expected = np.empty_like(memory)
         expected.reshape(count, size)[order] = memory.reshape(count, size)
         assert await pair.owner.digest("m", 0, count * size) == hashlib.sha256(expected.tobytes()).hexdigest()
+
+    @examined
+    async def test_a_thousand_concurrent_writes(self, pair: Pair) -> None:
+        """Each to a place of its own; a third is cancelled at once, a third has little time; no answer is lost."""
+        count, size = 1_000, 12_345
+        await pair.owner.memory("m", count * size, seed=6)
+        await pair.owner.fill("m", 0)
+        region, memory = await pair.memory(count * size)
+        memory[:] = source = pattern(count * size, 7) % 64 + 1
+        presented, _ = await pair.shown("m", [(0, count * size)], rights=BOTH)
+        transfers: list[Transfer] = []
+        for i in range(count):
+            batch = pairs(region, presented, [(i * size, i * size, size)])
+            transfers.append(pair.endpoint.write(batch, deadline_s=0.000_5 if i % 3 == 2 else FOREVER_S))
+            if i % 3 == 1:
+                transfers[-1].cancel()
+        answers = [await self.answered(transfer) for transfer in transfers]
+        memory[:] = SENTINEL
+        await self.settle()
+        back, found = await pair.memory(count * size)
+        await pair.endpoint.read(pairs(back, presented, [(0, 0, count * size)]), deadline_s=FOREVER_S)
+        assert ((found == source) | (found == 0)).all(), "bytes left our memory after the answer"
+        for i, answer in enumerate(answers):
+            place = slice(i * size, (i + 1) * size)
+            assert isinstance(answer, TransferError) or (found[place] == source[place]).all()
+            assert isinstance(answer, Landed) or i % 3 != 0, answer
 
     @examined
     async def test_cancelled_writes_are_quiet(self, pair: Pair) -> None:

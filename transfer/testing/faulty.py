@@ -140,6 +140,7 @@ FAULTY_SIMULATED: dict[type[SimulatedTransport], tuple[str, tuple[str, ...]]] = 
             "test_cancelled_writes_are_quiet",
             "test_a_cancelled_task_that_writes_is_quiet",
             "test_late_writes_are_quiet",
+            "test_a_thousand_concurrent_writes",
             "test_writes_are_quiet_when_our_region_is_deregistered",
         ),
     ),
