@@ -170,10 +170,12 @@ def _hand_on(
             if not (some := os.read(said, 65536)):
                 break
             say(some)
-    process.wait(10)
+    # One that lingers is ended with the block that started it.
+    with contextlib.suppress(subprocess.TimeoutExpired):
+        process.wait(10)
 
 
-def _ended(exchange: Path, code: int) -> Ended:
+def _ended(exchange: Path, code: int | None) -> Ended:
     status, started = exchange / "status", exchange / "started"
     if not status.exists() or not (text := status.read_text().strip()):
         raise MachineFailed(f"no result; QEMU's exit status is {code}{_last_words(exchange)}")
