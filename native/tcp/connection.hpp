@@ -55,6 +55,7 @@ class Connection {
     std::shared_ptr<Job> job;  // empty: discarded
     std::size_t slice = 0;
     std::uint32_t tries = 0;
+    bool reading = true;
     std::size_t rows = 0;
     std::uint64_t total = 0, moved = 0, hashed = 0;
     Place place, hash_place;
@@ -74,7 +75,7 @@ class Connection {
     bool taking = false;              // a WRITE
     bool stopped = false;
   };
-  struct Frame {  // the DATA frame that is being sent
+  struct Frame {  // the DATA or GIVEN frame that is being sent
     bool active = false, ours = false;  // ours: of a WRITE that we asked for
     std::uint64_t request = 0;
     std::array<std::uint8_t, sizeof(Header)> head{};
@@ -90,13 +91,14 @@ class Connection {
   bool on_hello(const Header& header);
   bool on_request(const Header& header);
   bool on_data(const Header& header);
+  bool on_given(const Header& header);
   bool on_done(const Header& header);
   void on_stop(std::uint64_t request);
   std::size_t target(std::span<iovec> out);  // where the next payload bytes go
   void landed(std::uint64_t bytes);
   void landing_over(std::uint64_t request);
   // sending
-  std::vector<std::uint8_t>& control();  // where frames are put that are not DATA
+  std::vector<std::uint8_t>& control();  // where frames are put that carry no payload
   bool next_frame();
   bool begin_served(std::uint64_t request);
   bool begin_ours(std::uint64_t request);
@@ -125,7 +127,7 @@ class Connection {
   std::uint64_t into_request_ = 0;
   bool touching_ = false;  // the grant of into_served_ is entered
 
-  std::vector<std::uint8_t> out_, later_;  // frames before and after the DATA frame that is being sent
+  std::vector<std::uint8_t> out_, later_;  // frames before and after the frame that is being sent
   std::size_t out_sent_ = 0;
   Frame frame_;
 

@@ -88,6 +88,7 @@ bool Connection::parse() {
     if (kind == Kind::kHello) good = on_hello(header);
     else if (has_body) good = on_request(header);
     else if (kind == Kind::kData) good = on_data(header);
+    else if (kind == Kind::kGiven) good = on_given(header);
     else if (kind == Kind::kDone) good = on_done(header);
     else on_stop(header.request);
     in_begin_ += whole;
@@ -153,21 +154,22 @@ bool Connection::on_request(const Header& header) {
 }
 
 bool Connection::on_data(const Header& header) {
-  into_asked_ = nullptr;
-  into_served_ = nullptr;
+  const auto found = asked_.find(header.request);
+  if (found == asked_.end()) return fail("bytes that nobody asked for");
+  Asked& to = found->second;
+  if (!to.reading || header.position != to.moved || header.length > to.total - to.moved) return fail("bytes out of place");
+  into_asked_ = &to;
+  left_ = header.length;
+  return true;
+}
+
+bool Connection::on_given(const Header& header) {
+  const auto found = serving_.find(header.request);
+  if (found == serving_.end()) return fail("bytes for nothing");
+  Serving& to = found->second;
+  if (!to.taking || header.position != to.moved || header.length > to.total - to.moved) return fail("bytes out of place");
+  into_served_ = &to;
   into_request_ = header.request;
-  if (const auto asked = asked_.find(header.request); asked != asked_.end()) {
-    Asked& to = asked->second;
-    const bool reading = !to.job || to.job->direction() == Direction::kRead;
-    if (!reading || header.position != to.moved || header.length > to.total - to.moved) return fail("bytes out of place");
-    into_asked_ = &to;
-  } else if (const auto served = serving_.find(header.request); served != serving_.end()) {
-    Serving& to = served->second;
-    if (!to.taking || header.position != to.moved || header.length > to.total - to.moved) return fail("bytes out of place");
-    into_served_ = &to;
-  } else {
-    return fail("bytes that nobody asked for");
-  }
   left_ = header.length;
   return true;
 }

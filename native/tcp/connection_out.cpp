@@ -164,7 +164,7 @@ bool Connection::begin_served(std::uint64_t request) {
   }
   const auto length = static_cast<std::uint32_t>(std::min<std::uint64_t>(kDataBytesMax, serving.total - serving.moved));
   std::vector<std::uint8_t> head;
-  put_data(head, request, serving.moved, length);
+  put_data(head, Kind::kData, request, serving.moved, length);
   frame_.active = true;
   frame_.request = request;
   std::copy(head.begin(), head.end(), frame_.head.begin());
@@ -179,7 +179,7 @@ bool Connection::begin_ours(std::uint64_t request) {
   const Asked& asked = found->second;
   const auto length = static_cast<std::uint32_t>(std::min<std::uint64_t>(kOursBytes, asked.total - asked.moved));
   std::vector<std::uint8_t> head;
-  put_data(head, request, asked.moved, length);
+  put_data(head, Kind::kGiven, request, asked.moved, length);
   frame_.active = true;
   frame_.ours = true;
   frame_.request = request;
@@ -250,6 +250,7 @@ void Connection::pump() {
     asked.job = next.job;
     asked.slice = next.slice;
     asked.tries = next.tries;
+    asked.reading = reading;
     asked.rows = rows;
     asked.total = job.layout().bytes_of(slice);
     asked.place = asked.hash_place = job.begin(slice);

@@ -20,7 +20,7 @@ const char* wrong(const Header& header) noexcept {
     if ((header.length - sizeof(Access)) % sizeof(WireRow) != 0) return "length";
     return header.position > kBytesMax ? "position" : nullptr;
   }
-  if (kind == Kind::kData) {
+  if (kind == Kind::kData || kind == Kind::kGiven) {
     if (header.length == 0 || header.length > kDataBytesMax) return "length";
     return header.position > kBytesMax ? "position" : nullptr;
   }
@@ -81,9 +81,9 @@ void put_request(std::vector<std::uint8_t>& out, Kind kind, std::uint64_t reques
   append(out, access);
 }
 
-void put_data(std::vector<std::uint8_t>& out, std::uint64_t request, std::uint64_t position, std::uint32_t length) {
+void put_data(std::vector<std::uint8_t>& out, Kind kind, std::uint64_t request, std::uint64_t position, std::uint32_t length) {
   Header header;
-  header.kind = static_cast<std::uint8_t>(Kind::kData);
+  header.kind = static_cast<std::uint8_t>(kind);
   header.length = length;
   header.request = request;
   header.position = position;

@@ -2,8 +2,8 @@
 //
 // Rules
 // - Little-endian, one fixed header, parsed here and nowhere else. Both sides may ask: a connection has no client end.
-// - A request names one grant by slot, generation and proof, and rows of it. Its bytes are the rows laid end to end; DATA frames carry
-//   them in order, each with its position, so that both sides always know where the next byte belongs.
+// - A request names one grant by slot, generation and proof, and rows of it. Its bytes are the rows laid end to end; DATA and GIVEN
+//   frames carry them in order, each with its position, so that both sides always know where the next byte belongs.
 // - Everything is checked before it is used: parse answers what is wrong, and the connection ends.
 #pragma once
 #include <array>
@@ -29,13 +29,14 @@ inline constexpr std::uint32_t kMagic = 0x5054564b;  // "KVTP"
 enum class Kind : std::uint8_t {
   kHello = 1,  // first, from both sides
   kRead = 2,   // send me the bytes of these rows
-  kWrite = 3,  // bytes for these rows follow in DATA frames
-  kData = 4,   // `length` bytes of a request, from `position`
+  kWrite = 3,  // bytes for these rows follow in GIVEN frames
+  kData = 4,   // `length` bytes of a READ, from `position`: from who was asked
   kDone = 5,   // the last word on a request, from whoever was asked; nothing of it follows
   kStop = 6,   // from the asker: no more of it, say DONE
+  kGiven = 7,  // as DATA, of a WRITE: from the asker. A kind of its own, since both sides count their requests from 1
 };
 
-inline constexpr std::uint32_t kDataBytesMax = 1u << 20;   // of one DATA frame
+inline constexpr std::uint32_t kDataBytesMax = 1u << 20;   // of one DATA or GIVEN frame
 inline constexpr std::uint32_t kRowsMax = 131'072;         // of one request
 inline constexpr std::size_t kProofBytes = 16;
 
@@ -46,7 +47,7 @@ struct Header {
   std::uint8_t zero = 0;
   std::uint32_t length = 0;   // of what follows: a body, or payload bytes
   std::uint64_t request = 0;  // chosen by the asker
-  std::uint64_t position = 0; // READ, WRITE: all bytes of the rows; DATA: where it begins among them
+  std::uint64_t position = 0; // READ, WRITE: all bytes of the rows; DATA, GIVEN: where it begins among them
 };
 static_assert(sizeof(Header) == 24 && std::is_trivially_copyable_v<Header>);
 
@@ -88,7 +89,7 @@ void put_control(std::vector<std::uint8_t>& out, Kind kind, std::uint64_t reques
 // The header and access of a request of so many rows; the caller appends the rows.
 void put_request(std::vector<std::uint8_t>& out, Kind kind, std::uint64_t request, std::uint64_t bytes, const Access& access,
                  std::size_t rows);
-void put_data(std::vector<std::uint8_t>& out, std::uint64_t request, std::uint64_t position, std::uint32_t length);
+void put_data(std::vector<std::uint8_t>& out, Kind kind, std::uint64_t request, std::uint64_t position, std::uint32_t length);
 
 template <class T>
 void append(std::vector<std::uint8_t>& out, const T& value) {

@@ -35,7 +35,7 @@ class PipeStream final : public Stream {
     std::size_t moved = 0;
     for (const iovec& piece : into) {
       const std::size_t step = std::min({piece.iov_len, in_->held(), most_ - moved});
-      std::memcpy(piece.iov_base, in_->bytes.data() + in_->taken, step);
+      if (step > 0) std::memcpy(piece.iov_base, in_->bytes.data() + in_->taken, step);
       in_->taken += step;
       moved += step;
       if (step < piece.iov_len) break;

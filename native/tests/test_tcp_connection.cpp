@@ -152,6 +152,32 @@ void test_a_stopped_job_is_quiet_at_once() {
   }
 }
 
+void test_both_sides_ask_at_once() {
+  Net net(3'000, 9'000);
+  std::vector<std::uint8_t> theirs = noise(200'000, 5), ours = noise(200'000, 6), read(100'000), given = noise(100'000, 7);
+  const std::vector<std::uint8_t> their_read_of = ours;
+  std::vector<std::uint8_t> taken(100'000);
+  const auto of_theirs = net.theirs.grant(0, theirs, {{0, 200'000}}), of_ours = net.ours.grant(0, ours, {{0, 200'000}});
+  Moves low, high;
+  low.add(0, 0, 100'000, true);
+  high.add(0, 100'000, 100'000, true);
+  const auto a = low.job(1, Direction::kRead, read, access_of(*of_theirs));
+  const auto b = high.job(2, Direction::kWrite, given, access_of(*of_theirs));
+  const auto c = high.job(1, Direction::kWrite, given, access_of(*of_ours));  // the same numbers, the other way about
+  const auto d = low.job(2, Direction::kRead, taken, access_of(*of_ours));
+  ask(net.ours, a);
+  ask(net.theirs, c);
+  ask(net.ours, b);
+  ask(net.theirs, d);
+  for (int turn = 0; turn < 5'000; ++turn) net.run(1);
+  CHECK(net.ours.finished(1) && net.ours.finished(2) && net.theirs.finished(1) && net.theirs.finished(2));
+  for (const auto& job : {a, b, c, d}) CHECK(job->layout().whole());
+  CHECK(std::memcmp(read.data(), theirs.data(), 100'000) == 0);
+  CHECK(std::memcmp(theirs.data() + 100'000, given.data(), 100'000) == 0);
+  CHECK(std::memcmp(ours.data() + 100'000, given.data(), 100'000) == 0);
+  CHECK(std::memcmp(taken.data(), their_read_of.data(), 100'000) == 0);
+}
+
 void test_what_was_not_granted_is_refused() {
   Net net(4096);
   std::vector<std::uint8_t> theirs = noise(10'000, 4), ours(10'000);
@@ -208,19 +234,22 @@ void test_hostile_frames_end_their_connection() {
     a.insert(a.end(), b.begin(), b.end());
     return a;
   };
-  std::vector<std::uint8_t> data, done, stop;
-  put_data(data, 5, 0, 10);
+  std::vector<std::uint8_t> data, given, done, stop;
+  put_data(data, Kind::kData, 5, 0, 10);
+  put_data(given, Kind::kGiven, 5, 0, 10);
   data.resize(data.size() + 10);
+  given.resize(given.size() + 10);
   put_control(done, Kind::kDone, 5, Reason::kLanded);
   put_control(stop, Kind::kStop, 5, Reason::kNone);
   CHECK(survives({}));
   CHECK(survives(stop));  // its answer may have been under way
   CHECK(survives(request(Kind::kRead, 1, 10, {{0, 10}})));
-  CHECK(survives(both(request(Kind::kWrite, 5, 10, {{0, 10}}), data)));
-  CHECK(!survives(data));
+  CHECK(survives(both(request(Kind::kWrite, 5, 10, {{0, 10}}), given)));
+  CHECK(!survives(data) && !survives(given));
   CHECK(!survives(done));
-  CHECK(!survives(both(request(Kind::kRead, 5, 10, {{0, 10}}), data)));  // bytes for a READ
-  CHECK(!survives(both(request(Kind::kWrite, 5, 9, {{0, 9}}), data)));   // more than was said
+  CHECK(!survives(both(request(Kind::kRead, 5, 10, {{0, 10}}), given)));  // bytes for a READ
+  CHECK(!survives(both(request(Kind::kWrite, 5, 10, {{0, 10}}), data)));  // of the wrong side
+  CHECK(!survives(both(request(Kind::kWrite, 5, 9, {{0, 9}}), given)));   // more than was said
   CHECK(!survives(request(Kind::kRead, 1, 11, {{0, 10}})));
   CHECK(!survives(request(Kind::kRead, 1, 0, {{0, 0}})));
   const auto unanswered = request(Kind::kWrite, 1, 10, {{0, 10}});
@@ -255,7 +284,7 @@ Reason answered(const std::vector<std::uint8_t>& frames) {
 void test_answers_that_do_not_fit_end_their_connection() {
   const auto data = [](std::uint64_t position, std::uint32_t length) {
     std::vector<std::uint8_t> frame;
-    put_data(frame, 1, position, length);
+    put_data(frame, Kind::kData, 1, position, length);
     frame.resize(frame.size() + length);
     return frame;
   };
@@ -282,6 +311,7 @@ int main() {
   test_bytes_are_exact_however_narrow_the_pipes();
   test_a_grant_that_ends_is_left_although_its_reader_is_slow();
   test_a_stopped_job_is_quiet_at_once();
+  test_both_sides_ask_at_once();
   test_what_was_not_granted_is_refused();
   test_hostile_frames_end_their_connection();
   test_answers_that_do_not_fit_end_their_connection();

@@ -28,25 +28,27 @@ class Proxy:
         self._port = port
         self._server: asyncio.Server | None = None
         self.lanes: list[tuple[asyncio.StreamWriter, asyncio.StreamWriter]] = []
-        self.refuses = False
+        self.hold_after = 0  # bytes from the peer, then a lane passes nothing on; 0: never
 
     async def start(self) -> str:
         self._server = await asyncio.start_server(self._lane, "127.0.0.1", 0, limit=4 * MIB)
         return f"tcp://127.0.0.1:{self._server.sockets[0].getsockname()[1]}"
 
     async def _lane(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        if self.refuses:
-            writer.close()
-            return
         there, back = await asyncio.open_connection("127.0.0.1", self._port, limit=4 * MIB)
         self.lanes.append((writer, back))
-        await asyncio.gather(self._pump(reader, back), self._pump(there, writer))
+        await asyncio.gather(self._pump(reader, back, 0), self._pump(there, writer, self.hold_after))
 
-    async def _pump(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    async def _pump(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, hold_after: int) -> None:
+        passed = 0
         with contextlib.suppress(ConnectionError):
             while data := await reader.read(MIB):
                 writer.write(data)
                 await writer.drain()
+                passed += len(data)
+                if hold_after and passed >= hold_after:
+                    await reader.read()  # until the lane is cut
+                    break
         writer.close()
 
     def cut(self, index: int) -> None:
@@ -62,9 +64,10 @@ class Proxy:
 
 
 @asynccontextmanager
-async def proxied(lanes: int) -> AsyncIterator[tuple[Pair, Proxy, TcpEndpoint]]:
+async def proxied(lanes: int, hold_after: int = 0) -> AsyncIterator[tuple[Pair, Proxy, TcpEndpoint]]:
     owner = OwnerHere(TcpTransport(), lambda size: (memory := np.zeros(size, np.uint8), memory))
     proxy = Proxy(parse_address(owner.address)[1])
+    proxy.hold_after = hold_after
     reader = TcpTransport(TcpConfig(lanes=lanes, listens=False, reconnect_s=30.0))
     try:
         endpoint = await reader.connect(await proxy.start(), deadline_s=10.0)
@@ -111,13 +114,14 @@ def test_a_batch_survives_a_lane() -> None:
 
 def test_the_last_lane_ends_what_is_out_and_grants_outlive_it() -> None:
     async def main() -> None:
-        async with proxied(1) as (pair, proxy, endpoint):
+        async with proxied(1, hold_after=4 * MIB) as (pair, proxy, endpoint):
             await pair.owner.memory("m", SIZE, seed=2)
             region, memory = await pair.memory(SIZE)
             presented, _ = await pair.shown("m", [(0, SIZE)])
             batch = pairs(region, presented, [(0, 0, SIZE)])
             transfer = endpoint.read(batch, deadline_s=60.0)
             await until(lambda: bool(memory.any()))
+            proxy.hold_after = 0
             proxy.cut(0)
             with pytest.raises(TransferFailed) as caught:
                 await transfer

@@ -111,6 +111,7 @@ class TcpEndpoint:
         parsed = {one: parse_descriptor(one) for one in asked if one not in self._handles}
         if any(said.incarnation != self._incarnation for said in parsed.values()):
             raise GrantInvalid("grant: of another peer, or of an earlier life of this one")
+        self._make_room(len(parsed))
         if len(self._shown) + len(parsed) > PRESENTED_MAX:
             raise LimitReached(f"{PRESENTED_MAX} grants are presented on one connection", limit="presented_max")
         accesses = {one: access_of(said, one) for one, said in parsed.items()}
@@ -124,9 +125,18 @@ class TcpEndpoint:
             said = parsed[one]
             presented = Presented(self._next_handle, said.rights, said.ranges, said.region_bytes)
             self._next_handle += 1
-            self._shown[presented.handle] = Shown(presented, access)
+            over = asyncio.get_running_loop().time() + said.lifetime_ms / 1000
+            self._shown[presented.handle] = Shown(presented, access, over)
             self._handles[one] = presented.handle
         return [self._shown[self._handles[one]].presented for one in asked]
+
+    def _make_room(self, more: int) -> None:
+        """Drops grants whose time is over, once there are many."""
+        if len(self._shown) + more <= PRESENTED_MAX:
+            return
+        now = asyncio.get_running_loop().time()
+        self._shown = {handle: shown for handle, shown in self._shown.items() if now < shown.over}
+        self._handles = {kept: handle for kept, handle in self._handles.items() if handle in self._shown}
 
     async def _probe(self, accesses: list[Access], deadline_s: float) -> Reasons:
         """A Reason each: LANDED for what the peer says is live."""
@@ -217,11 +227,12 @@ class TcpEndpoint:
                 raise ValueError(f"extents name local region {region_id}, which is not registered")
             regions[region_id] = region
         handles = dense(batch.table[:, 2])[0]
-        if any(handle not in self._shown for handle in handles):
+        if handles and handles[-1] >= self._next_handle:
             raise ValueError("extents name a remote handle that was never presented here")
         if self._closing:
             return regions, np.full(len(batch), Reason.PEER_GONE, dtype=np.uint8)
-        shown = {handle: self._shown[handle].presented for handle in handles}
+        known = {handle: self._shown.get(handle) for handle in handles}
+        shown = {handle: one.presented if one is not None else None for handle, one in known.items()}
         return regions, refusals(batch, regions, shown, writing=writing)
 
     def _job(self, token: int, made: Plan, regions: dict[int, Region], writing: bool) -> TcpJob:

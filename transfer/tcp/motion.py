@@ -30,10 +30,11 @@ def access_of(parsed: Descriptor, descriptor: bytes) -> Access:
 
 @dataclass(frozen=True, slots=True)
 class Shown:
-    """A presented grant."""
+    """A presented grant. over: by the loop's clock, when its time is over at the latest."""
 
     presented: Presented
     access: Access
+    over: float
 
 
 @dataclass(frozen=True, slots=True, eq=False)

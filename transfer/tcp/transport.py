@@ -27,6 +27,7 @@ __all__ = ["TcpTransport"]
 _BACKLOG = 128
 _OPENED, _CLOSED, _FINISHED, _QUIET = 1, 2, 3, 4
 _CLOSE_S = 1.0
+_PAUSE_S = 0.1
 
 
 class _Motion(Protocol):
@@ -167,7 +168,9 @@ class TcpTransport(Lender):
                 sock, _ = self._listener.accept()
             except (BlockingIOError, ConnectionError):
                 return
-            except OSError:  # no descriptors left: those that wait are asked for again when the loop comes by
+            except OSError:  # no descriptors left: looking again at once would be all that this loop does
+                self._loop.remove_reader(self._listener.fileno())
+                self._loop.call_later(_PAUSE_S, self._listen_again)
                 return
             if len(self._accepted) >= self.config.connections_max:
                 sock.close()
@@ -176,6 +179,10 @@ class TcpTransport(Lender):
             connection = self.number()
             self._accepted[connection] = self._loop.call_later(self.config.greeting_s, self.engine.drop, connection)
             self._add(connection, 0, sock, "")
+
+    def _listen_again(self) -> None:
+        if self._listener is not None and not self._closed:
+            self._loop.add_reader(self._listener.fileno(), self._accept)
 
     # -- peers
 
@@ -218,6 +225,7 @@ class TcpTransport(Lender):
         self._loop.remove_reader(self.engine.fd)
         if not self.engine.close(_CLOSE_S):
             keep_forever([self.engine, list(self._motions.values())])  # what a lost thread still points at
+        self._some_events()  # the last ones: whoever still waits for a connection is told
         if poisoned:
             raise RegionPoisoned(f"not quiet at close: {', '.join(poisoned)}")
 
