@@ -38,7 +38,7 @@ class Connection {
   // Each is false once the connection is over.
   bool receive();
   bool send();
-  void set_peer(std::uint64_t peer);
+  void set_peer(std::uint64_t peer);  // the engine has made it a lane of it
   void ask(const std::shared_ptr<Job>& job, std::size_t slice, std::uint32_t tries);  // flush() must follow
   bool flush();
   bool withdraw(const Job& job);  // it was stopped

@@ -34,8 +34,8 @@ std::uint32_t Connection::events() const noexcept {
 }
 
 void Connection::set_peer(std::uint64_t peer) {
+  if (peer_ != 0) shared_.lane_closed(peer_, id_);
   peer_ = peer;
-  if (open_ && peer_ != 0) shared_.lane_opened({peer_, id_, worker_});
 }
 
 std::vector<std::uint8_t>& Connection::control() { return frame_.active ? later_ : out_; }

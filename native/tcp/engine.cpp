@@ -173,7 +173,9 @@ void Engine::add(std::uint64_t connection, std::uint64_t peer, std::unique_ptr<S
 }
 
 void Engine::set_peer(std::uint64_t connection, std::uint64_t peer) {
-  shared_->inboxes[connection % shared_->config.workers]->post([=](Worker& worker) { worker.set_peer(connection, peer); });
+  const auto worker = static_cast<std::uint32_t>(connection % shared_->config.workers);
+  if (peer != 0) shared_->lane_opened({peer, connection, worker});  // here, so that what is submitted next finds it
+  shared_->inboxes[worker]->post([=](Worker& own) { own.set_peer(connection, peer); });
 }
 
 void Engine::drop(std::uint64_t connection) {

@@ -65,7 +65,7 @@ class Engine {
   EngineStats stats() const;
 
   void add(std::uint64_t connection, std::uint64_t peer, std::unique_ptr<Stream> stream);
-  void set_peer(std::uint64_t connection, std::uint64_t peer);  // for one that came in, once it is known
+  void set_peer(std::uint64_t connection, std::uint64_t peer);  // of one that came in and has opened; 0: nobody asks over it
   void drop(std::uint64_t connection);
 
   void issue(std::shared_ptr<Served> grant);

@@ -164,7 +164,11 @@ void Worker::add(std::uint64_t id, std::uint64_t peer, std::unique_ptr<Stream> s
 }
 
 void Worker::set_peer(std::uint64_t id, std::uint64_t peer) {
-  if (Connection* connection = find(id)) connection->set_peer(peer);
+  if (Connection* connection = find(id)) {
+    connection->set_peer(peer);
+  } else if (peer != 0) {
+    shared_->lane_closed(peer, id);  // it had ended before anybody knew whose it is
+  }
 }
 
 void Worker::drop(std::uint64_t id) {

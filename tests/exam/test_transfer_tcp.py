@@ -54,6 +54,21 @@ class TestManyLanes(TestOneProcess):
     config = TcpConfig(host="::1", lanes=5, workers=3, slice_bytes=16_384, requests_max=3)
 
 
+class TestBack(Tcp, TransportExam):
+    """The owner connects, and listens to nobody; the reader asks over the owner's connections."""
+
+    @asynccontextmanager
+    async def pair(self) -> AsyncIterator[Pair]:
+        reader, connecting = TcpTransport(self.config), TcpTransport(TcpConfig(listens=False))
+        owner = OwnerHere(connecting, memory_of)
+        try:
+            await connecting.connect(reader.address, deadline_s=10.0)
+            yield Pair(owner, reader, await reader.back(connecting.incarnation, deadline_s=10.0))
+        finally:
+            await reader.close()
+            await owner.close()
+
+
 class TestTwoProcesses(Tcp, TransportExam, PeerFailureExam):
     @asynccontextmanager
     async def pair(self) -> AsyncIterator[Pair]:

@@ -199,3 +199,37 @@ def test_reads_in_the_calling_thread() -> None:
             assert (memory == 0xA5).all()
 
     run(main)
+
+
+def test_the_way_back_to_who_connected() -> None:
+    """It is there while a lane is, is the same for all who ask, and closing it leaves the peer's own connections."""
+
+    async def main() -> None:
+        node, client = TcpTransport(), TcpTransport(TcpConfig(listens=False, lanes=2))
+        with pytest.raises(PeerUnreachable, match="no connection"):
+            await node.back(client.incarnation, deadline_s=0.05)
+        waiting = asyncio.ensure_future(node.back(client.incarnation, deadline_s=10.0))
+        there = await client.connect(node.address, deadline_s=10.0)
+        back = await waiting
+        assert await node.back(client.incarnation, deadline_s=1.0) is back
+        assert there.incarnation == node.incarnation and back.incarnation == client.incarnation
+        await until(lambda: back.lanes == 2)
+        given = await client.register(pattern(MIB, 4))
+        grant = await client.grant(given, [(0, MIB)], lifetime_s=60.0)
+        (presented,) = await back.present([grant.descriptor], deadline_s=10.0)
+        content = np.zeros(MIB, np.uint8)
+        into = await node.register(content)
+        await back.read(pairs(into, presented, [(0, 0, MIB)]), deadline_s=10.0)
+        assert (content == pattern(MIB, 4)).all()
+        await back.close()
+        assert there.lanes == 2
+        again = await node.back(client.incarnation, deadline_s=1.0)
+        assert again is not back and again.lanes == 2
+        await there.close()
+        await until(lambda: again.lanes == 0)
+        with pytest.raises(PeerUnreachable):
+            await again.present([grant.descriptor], deadline_s=1.0)
+        await client.close()
+        await node.close()
+
+    run(main)

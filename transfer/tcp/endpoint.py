@@ -44,13 +44,16 @@ class AnotherPeer(PeerUnreachable):
 
 
 class TcpEndpoint:
-    """See transfer.base.Endpoint; made by TcpTransport.connect."""
+    """See transfer.base.Endpoint; made by TcpTransport.connect, or by its `back`. `incarnation`: of the peer's
+    transport, once a lane is open.
+    """
 
-    def __init__(self, host: TcpTransport, peer_host: str, peer_port: int) -> None:
+    def __init__(self, host: TcpTransport, at: tuple[str, int] | None, incarnation: bytes = b"") -> None:
+        """at: where lanes are opened; None: the peer opens them."""
         self._host = host
-        self._at = (peer_host, peer_port)
+        self._at = at
         self.peer = host.number()
-        self._incarnation = b""
+        self.incarnation = incarnation
         self._lanes: dict[int, None] = {}  # open ones, by connection
         self._repairing: asyncio.Task[None] | None = None
         self._shown: dict[int, Shown] = {}
@@ -64,7 +67,8 @@ class TcpEndpoint:
 
     async def open(self) -> None:
         """Opens all lanes. Raises OSError, PeerUnreachable."""
-        first, self._incarnation = await self._host.open_lane(self, *self._at, b"")
+        assert self._at is not None
+        first, self.incarnation = await self._host.open_lane(self, *self._at, b"")
         self._lanes[first] = None
         more = [self._one_more() for _ in range(self._host.config.lanes - 1)]
         for told in await asyncio.gather(*more, return_exceptions=True):
@@ -72,7 +76,11 @@ class TcpEndpoint:
                 raise told
 
     async def _one_more(self) -> None:
-        connection, _ = await self._host.open_lane(self, *self._at, self._incarnation)
+        assert self._at is not None
+        connection, _ = await self._host.open_lane(self, *self._at, self.incarnation)
+        self._lanes[connection] = None
+
+    def lane_came(self, connection: int) -> None:
         self._lanes[connection] = None
 
     @property
@@ -84,7 +92,7 @@ class TcpEndpoint:
         if connection not in self._lanes:
             return  # whoever opens it is told
         del self._lanes[connection]
-        if not self._closing and (self._repairing is None or self._repairing.done()):
+        if self._at is not None and not self._closing and (self._repairing is None or self._repairing.done()):
             self._repairing = asyncio.get_running_loop().create_task(self._repair())
 
     async def _repair(self) -> None:
@@ -109,7 +117,7 @@ class TcpEndpoint:
         check_deadline(deadline_s)
         asked = [bytes(descriptor) for descriptor in descriptors]
         parsed = {one: parse_descriptor(one) for one in asked if one not in self._handles}
-        if any(said.incarnation != self._incarnation for said in parsed.values()):
+        if any(said.incarnation != self.incarnation for said in parsed.values()):
             raise GrantInvalid("grant: of another peer, or of an earlier life of this one")
         self._make_room(len(parsed))
         if len(self._shown) + len(parsed) > PRESENTED_MAX:

@@ -20,6 +20,7 @@ from transfer.pending import check_deadline
 from transfer.regions import Region
 from transfer.tcp.config import TcpConfig, address_of, parse_address, tune
 from transfer.tcp.endpoint import AnotherPeer, TcpEndpoint
+from transfer.tcp.guests import Guests
 from transfer.tcp.motion import proof_of
 
 __all__ = ["TcpTransport"]
@@ -66,13 +67,18 @@ class TcpTransport(Lender):
         self._motions: dict[int, _Motion] = {}
         self._opening: dict[int, asyncio.Future[bytes]] = {}
         self._lanes: dict[int, TcpEndpoint] = {}  # by connection
-        self._accepted: dict[int, asyncio.TimerHandle | None] = {}  # by connection: its greeting's time limit
+        self._guests = Guests(self)
         self._endpoints: dict[TcpEndpoint, None] = {}
         self._closed = False
 
     @property
     def address(self) -> str:
         return self._address
+
+    @property
+    def incarnation(self) -> bytes:
+        """Of this transport, as its peers are told it."""
+        return self.book.incarnation
 
     # -- what endpoints use
 
@@ -123,6 +129,7 @@ class TcpTransport(Lender):
 
     def endpoint_closed(self, endpoint: TcpEndpoint) -> None:
         self._endpoints.pop(endpoint, None)
+        self._guests.left(endpoint)
         for connection, owner in self._lanes.items():
             if owner is endpoint:
                 self.engine.drop(connection)
@@ -141,19 +148,14 @@ class TcpTransport(Lender):
                 self._served.changed.set()
 
     def _opened(self, connection: int, incarnation: bytes) -> None:
-        if connection in self._accepted:
-            timer, self._accepted[connection] = self._accepted[connection], None
-            if timer is not None:
-                timer.cancel()
+        if self._guests.greeted(connection, incarnation):
             return
         opening = self._opening.get(connection)
         if opening is not None and not opening.done():
             opening.set_result(incarnation)
 
     def _ended(self, connection: int, why: str) -> None:
-        timer = self._accepted.pop(connection, None)
-        if timer is not None:
-            timer.cancel()
+        self._guests.gone(connection)
         opening = self._opening.get(connection)
         if opening is not None and not opening.done():
             opening.set_exception(PeerUnreachable(why))
@@ -172,12 +174,12 @@ class TcpTransport(Lender):
                 self._loop.remove_reader(self._listener.fileno())
                 self._loop.call_later(_PAUSE_S, self._listen_again)
                 return
-            if len(self._accepted) >= self.config.connections_max:
+            if len(self._guests) >= self.config.connections_max:
                 sock.close()
                 continue
             tune(sock, self.config.keepalive_s)
             connection = self.number()
-            self._accepted[connection] = self._loop.call_later(self.config.greeting_s, self.engine.drop, connection)
+            self._guests.came(connection)
             self._add(connection, 0, sock, "")
 
     def _listen_again(self) -> None:
@@ -191,7 +193,7 @@ class TcpTransport(Lender):
         check_deadline(deadline_s)
         host, port = parse_address(address)
         self.config.check_clear("address", host)
-        endpoint = TcpEndpoint(self, host, port)
+        endpoint = TcpEndpoint(self, (host, port))
         self._endpoints[endpoint] = None
         try:
             async with asyncio.timeout(deadline_s):
@@ -208,6 +210,15 @@ class TcpTransport(Lender):
             raise
         return endpoint
 
+    async def back(self, incarnation: bytes, *, deadline_s: float) -> TcpEndpoint:
+        """The endpoint of a peer that connects to us, over the lanes it makes; the same one until it is closed. Raises
+        PeerUnreachable where no lane of that peer opens in time.
+        """
+        check_deadline(deadline_s)
+        endpoint = await self._guests.back(incarnation, deadline_s)
+        self._endpoints[endpoint] = None
+        return endpoint
+
     async def close(self) -> None:
         """Raises RegionPoisoned where some memory could not be made quiet; all else is closed then, too."""
         if self._closed:
@@ -219,9 +230,7 @@ class TcpTransport(Lender):
         for endpoint in list(self._endpoints):
             await endpoint.close()
         poisoned = await self.deregister_all()
-        for timer in self._accepted.values():
-            if timer is not None:
-                timer.cancel()
+        self._guests.close()
         self._loop.remove_reader(self.engine.fd)
         if not self.engine.close(_CLOSE_S):
             keep_forever([self.engine, list(self._motions.values())])  # what a lost thread still points at
