@@ -201,6 +201,24 @@ class MetricsConfig:
 
 
 @dataclass(frozen=True, slots=True)
+class TransferConfig:
+    """How peers reach this node's bytes, and it theirs. Shared memory is always there, beside the framed door's socket.
+
+    address: HOST:PORT of TCP, as peers are told it; port 0: any free one; "none": this node only connects. Beyond
+    loopback it needs TLS.
+    certificate, private_key, peer_ca: PEM files. All three or none; both sides show a certificate that peer_ca signed.
+    lanes: connections to each peer. workers: threads that move bytes, of each transport.
+    """
+
+    address: str = "127.0.0.1:0"
+    certificate: Path | None = None
+    private_key: Path | None = None
+    peer_ca: Path | None = None
+    lanes: int = 2
+    workers: int = 1
+
+
+@dataclass(frozen=True, slots=True)
 class Config:
     cluster: ClusterConfig = field(default_factory=ClusterConfig)
     node: NodeConfig = field(default_factory=NodeConfig)
@@ -210,6 +228,7 @@ class Config:
     limits: LimitsConfig = field(default_factory=LimitsConfig)
     grpc: GrpcConfig = field(default_factory=GrpcConfig)
     metrics: MetricsConfig = field(default_factory=MetricsConfig)
+    transfer: TransferConfig = field(default_factory=TransferConfig)
     security: SecurityConfig = field(default_factory=SecurityConfig)
 
 
@@ -281,6 +300,9 @@ _RULES: Final[Mapping[str, Read]] = types.MappingProxyType(
         "metrics.address": address,
         "metrics.families_told_max": count(0, 10_000),
         "grpc.call_ms_max": count(1, 86_400_000, "milliseconds"),
+        "transfer.address": address,
+        "transfer.lanes": count(1, 64, "connections"),
+        "transfer.workers": count(1, 64, "threads"),
     }
 )
 
@@ -332,6 +354,7 @@ def assemble(said: Mapping[str, Said]) -> Config:
         "limits": LimitsConfig,
         "grpc": GrpcConfig,
         "metrics": MetricsConfig,
+        "transfer": TransferConfig,
         "security": SecurityConfig,
     }
     assert sections.keys() == SECTIONS.keys()

@@ -1,4 +1,4 @@
-"""The Admin service: look at a node and steer it. Every call needs the right `admin`."""
+"""The Admin service: look at a node and steer it. Every call needs the right `admin`, but for Offer."""
 
 # ruff: noqa: N802, ARG002 - methods are named by the contract, and take what it gives them
 
@@ -159,6 +159,10 @@ class AdminService(services.AdminServicer):
 
         async with self._call(context, endless=True) as peer:
             await tell_events(self._handlers, peer, request, context)
+
+    async def Offer(self, request: store.OfferRequest, context: Context) -> store.OfferResponse:
+        async with self._entrance.call(context):  # whoever may call at all: it tells where to knock, and opens nothing
+            return await self._handlers.offer()
 
     # ---- steering -----------------------------------------------------------------------------------------------
 

@@ -1,4 +1,4 @@
-"""The rare verbs, once for both doors: OpenNamespace, Clear, Prefetch, Info, Watch.
+"""The rare verbs, once for both doors: OpenNamespace, Clear, Prefetch, Info, Watch, Offer.
 
 A handler takes the peer and the request message, and answers the response message or raises:
 Denied; NotOpen; ValueError or TypeError naming the field; Rejected naming the limit; Unavailable.
@@ -25,12 +25,14 @@ from kvstore.wire.labels import label_id
 
 if TYPE_CHECKING:
     import numpy as np
+    from google.protobuf.message import Message
     from numpy.typing import NDArray
 
     from kvstore.clock import Clock
     from kvstore.config import GrpcConfig, LimitsConfig
     from kvstore.node.auth import Peer
     from kvstore.node.bridge import CoreBridge
+    from kvstore.transfers import Transfers
 
 log = logging.getLogger(__name__)
 
@@ -76,6 +78,7 @@ class NodeHost:
     find_packs: looks for packs that are not known yet. in_packs: which blocks lie in known ones. None without an object
     tier.
     several_tenants: whether callers of different tenants are told apart here (shares.py).
+    transfers: how peers reach this node.
     tiers, doors: for Admin. readers: by tier, how to read (offset, bytes) of it; None where that fails.
     """
 
@@ -91,6 +94,7 @@ class NodeHost:
     on_clear: Callable[[int], object]
     several_tenants: Callable[[], bool]
     started_ns: int
+    transfers: Transfers
     tiers: Callable[[], Sequence[TierReport]]
     doors: Callable[[], DoorsReport]
     readers: Mapping[int, Callable[[int, int], Awaitable[memoryview | None]]]
@@ -113,28 +117,32 @@ class Handlers:
 
     async def call(self, peer: Peer, method: int, body: bytes, on_open: Callable[[int], object]) -> bytes:
         """One CALL of the framed door. `on_open`: told the handle that this connection may use from now on."""
+        answer: Message
         try:
             match method:
                 case store.METHOD_OPEN_NAMESPACE:
-                    opened = self.open_namespace(peer, store.OpenNamespaceRequest.FromString(body))
+                    answer = opened = self.open_namespace(peer, store.OpenNamespaceRequest.FromString(body))
                     on_open(opened.handle)
-                    return opened.SerializeToString()
                 case store.METHOD_CLEAR:
-                    return (await self.clear(peer, store.ClearRequest.FromString(body))).SerializeToString()
+                    answer = await self.clear(peer, store.ClearRequest.FromString(body))
                 case store.METHOD_PREFETCH:
-                    return (await self.prefetch(peer, store.PrefetchRequest.FromString(body))).SerializeToString()
+                    answer = await self.prefetch(peer, store.PrefetchRequest.FromString(body))
                 case store.METHOD_INFO:
-                    return self.info().SerializeToString()
+                    answer = self.info()
+                case store.METHOD_OFFER:
+                    answer = await self.offer()
                 case store.METHOD_LABEL:
                     self._note("family", store.LabelRequest.FromString(body).family)
-                    return store.LabelResponse().SerializeToString()
+                    answer = store.LabelResponse()
                 case store.METHOD_WATCH:
                     watch = store.WatchRequest.FromString(body)
                     wait_ms = min(watch.wait_ms, self.host.limits.hold_wait_ms_max)
-                    return (await self.watch(peer, watch, wait_ms / 1e3)).SerializeToString()
+                    answer = await self.watch(peer, watch, wait_ms / 1e3)
+                case _:
+                    raise ValueError(f"method: {method} is none of this node's")
         except convert.DecodeError as error:
             raise ValueError("body: not a message of this method") from error
-        raise ValueError(f"method: {method} is none of this node's")
+        return answer.SerializeToString()
 
     def opened(self, peer: Peer, digest: bytes) -> Opened:
         """The namespace, if it is open and the peer's. Raises NotOpen."""
@@ -210,6 +218,18 @@ class Handlers:
             hold_wait_ms_max=limits.hold_wait_ms_max,
             reserve_lapse_ms=limits.reserve_lapse_ms,
             family_blocks=self.host.family_blocks,
+        )
+
+    async def offer(self) -> store.OfferResponse:
+        transfers = self.host.transfers
+        return store.OfferResponse(
+            offer=transfers.connector.offer.encode(),
+            probes=[
+                store.Probe(
+                    carrier=int(probe.carrier), descriptor=probe.descriptor, bytes=probe.size, sha256=probe.sha256
+                )
+                for probe in await transfers.probes()
+            ],
         )
 
     # ---- prefetch -----------------------------------------------------------------------------------------------

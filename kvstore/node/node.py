@@ -1,7 +1,7 @@
 """A node: puts its parts together, starts them in order, and stops them the other way round.
 
-Order: data directory (no lock, no start), segments, core, namespaces, mover, doors. What serves starts last and stops
-first, so that nobody is ever answered by half a node.
+Order: data directory (no lock, no start), segments, core, namespaces, mover, transports, doors. What serves starts
+last and stops first, so that nobody is ever answered by half a node.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import os
 import secrets
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
@@ -38,6 +39,7 @@ from kvstore.tiers.base import Keys, Shape, Tier, TierKind
 from kvstore.tiers.ladder import Ladder
 from kvstore.tiers.medium import CLOSE_MAX_S
 from kvstore.tiers.memory import MemoryTier
+from kvstore.transfers import Transfers
 
 log = logging.getLogger(__name__)
 
@@ -62,6 +64,7 @@ class Node:
     objects: ObjectStore | None = None
     grpc: GrpcServer = field(init=False)
     telemetry: Telemetry = field(init=False)
+    transfers: Transfers = field(init=False)
     said_aloud: tuple[str, ...] = ()
     _guard: Guard = field(init=False)
     _certificates: Certificates = field(init=False)
@@ -123,6 +126,7 @@ class Node:
         bridge.open()
         exits.callback(bridge.close)
         await self._start_mover(namespaces, exits)
+        await self._start_transfers(exits)
         await self._start_doors(bridge, namespaces, exits)
         ticking = asyncio.ensure_future(self._tick())
         exits.push_async_callback(_cancelled, ticking)
@@ -156,6 +160,13 @@ class Node:
         mover.start()
         exits.push_async_callback(mover.stop)
 
+    async def _start_transfers(self, exits: contextlib.AsyncExitStack) -> None:
+        path = self.socket.with_name(self.socket.name + ".peer")
+        trusted = {os.getuid(), *self.config.security.trusted_uids}
+        self.transfers = Transfers(self.config.transfer, trusted_uids=trusted, now_ns=self.clock.now_ns, path=str(path))
+        exits.push_async_callback(self.transfers.close)
+        await self.transfers.start()
+
     async def _start_doors(self, bridge: CoreBridge, namespaces: Namespaces, exits: contextlib.AsyncExitStack) -> None:
         config, guard = self.config, self._guard
         self._door = FramedDoor(config.security, guard, config.limits, self.core, self.socket)
@@ -172,6 +183,7 @@ class Node:
             on_clear=self._cleared,
             several_tenants=lambda: guard.several_tenants,
             started_ns=self.clock.now_ns(),
+            transfers=self.transfers,
             tiers=self.tiers,
             doors=self.doors,
             readers=self._readers(),
@@ -250,7 +262,12 @@ class Node:
     def doors(self) -> DoorsReport:
         framed = self._door.stats()
         return DoorsReport(
-            addresses=(f"unix:{self.socket}", *self.grpc.addresses, *filter(None, (self.telemetry.address,))),
+            addresses=(
+                f"unix:{self.socket}",
+                *self.grpc.addresses,
+                *(route.address for route in self.transfers.connector.offer.routes),
+                *filter(None, (self.telemetry.address,)),
+            ),
             connections=framed["connections"],
             refused=framed["refused_token"],
             tls=self.config.security.tls,

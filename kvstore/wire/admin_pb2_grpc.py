@@ -90,6 +90,11 @@ class AdminStub:
                 request_serializer=kvstore_dot_v1_dot_store__pb2.WatchRequest.SerializeToString,
                 response_deserializer=kvstore_dot_v1_dot_store__pb2.WatchBatch.FromString,
                 _registered_method=True)
+        self.Offer = channel.unary_unary(
+                '/kvstore.v1.Admin/Offer',
+                request_serializer=kvstore_dot_v1_dot_store__pb2.OfferRequest.SerializeToString,
+                response_deserializer=kvstore_dot_v1_dot_store__pb2.OfferResponse.FromString,
+                _registered_method=True)
 
 
 class AdminServicer:
@@ -168,6 +173,13 @@ class AdminServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def Offer(self, request, context):
+        """How a peer's transfer engine reaches this node. Unlike the others, whoever may call this node at all may ask.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_AdminServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -225,6 +237,11 @@ def add_AdminServicer_to_server(servicer, server):
                     servicer.Events,
                     request_deserializer=kvstore_dot_v1_dot_store__pb2.WatchRequest.FromString,
                     response_serializer=kvstore_dot_v1_dot_store__pb2.WatchBatch.SerializeToString,
+            ),
+            'Offer': grpc.unary_unary_rpc_method_handler(
+                    servicer.Offer,
+                    request_deserializer=kvstore_dot_v1_dot_store__pb2.OfferRequest.FromString,
+                    response_serializer=kvstore_dot_v1_dot_store__pb2.OfferResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -524,6 +541,33 @@ class Admin:
             '/kvstore.v1.Admin/Events',
             kvstore_dot_v1_dot_store__pb2.WatchRequest.SerializeToString,
             kvstore_dot_v1_dot_store__pb2.WatchBatch.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Offer(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/kvstore.v1.Admin/Offer',
+            kvstore_dot_v1_dot_store__pb2.OfferRequest.SerializeToString,
+            kvstore_dot_v1_dot_store__pb2.OfferResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -50,6 +50,7 @@ class _MethodEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Method.ValueTy
     METHOD_INFO: _Method.ValueType  # 4
     METHOD_WATCH: _Method.ValueType  # 5
     METHOD_LABEL: _Method.ValueType  # 6
+    METHOD_OFFER: _Method.ValueType  # 7
 
 class Method(_Method, metaclass=_MethodEnumTypeWrapper):
     """The rare verbs as the framed socket names them in its CALL frames (docs/format/frames.md): the body is the request message,
@@ -63,6 +64,7 @@ METHOD_PREFETCH: Method.ValueType  # 3
 METHOD_INFO: Method.ValueType  # 4
 METHOD_WATCH: Method.ValueType  # 5
 METHOD_LABEL: Method.ValueType  # 6
+METHOD_OFFER: Method.ValueType  # 7
 Global___Method: _TypeAlias = Method  # noqa: Y015
 
 class _Tier:
@@ -1061,6 +1063,81 @@ class NodeInfo(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___NodeInfo: _TypeAlias = NodeInfo  # noqa: Y015
+
+@_typing.final
+class OfferRequest(_message.Message):
+    """---- transfers -----------------------------------------------------------------------------------------------------"""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    def __init__(
+        self,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___OfferRequest: _TypeAlias = OfferRequest  # noqa: Y015
+
+@_typing.final
+class OfferResponse(_message.Message):
+    """By which ways this node's bytes can be reached: a hint that opens nothing (docs/format/offer.md)."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    OFFER_FIELD_NUMBER: _builtins.int
+    PROBES_FIELD_NUMBER: _builtins.int
+    offer: _builtins.bytes
+    @_builtins.property
+    def probes(self) -> _containers.RepeatedCompositeFieldContainer[Global___Probe]: ...
+    def __init__(
+        self,
+        *,
+        offer: _builtins.bytes = ...,
+        probes: _abc.Iterable[Global___Probe] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["offer", b"offer", "probes", b"probes"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___OfferResponse: _TypeAlias = OfferResponse  # noqa: Y015
+
+@_typing.final
+class Probe(_message.Message):
+    """Random bytes of no meaning that whoever is told of them may read for a minute, so that a path is proven by bytes that moved."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    CARRIER_FIELD_NUMBER: _builtins.int
+    DESCRIPTOR_FIELD_NUMBER: _builtins.int
+    BYTES_FIELD_NUMBER: _builtins.int
+    SHA256_FIELD_NUMBER: _builtins.int
+    carrier: _builtins.int
+    """as an offer numbers them: 1 local, 2 rdma, 3 tcp"""
+    descriptor: _builtins.bytes
+    """docs/format/grant.md"""
+    bytes: _builtins.int
+    sha256: _builtins.bytes
+    """of them"""
+    def __init__(
+        self,
+        *,
+        carrier: _builtins.int = ...,
+        descriptor: _builtins.bytes = ...,
+        bytes: _builtins.int = ...,
+        sha256: _builtins.bytes = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["bytes", b"bytes", "carrier", b"carrier", "descriptor", b"descriptor", "sha256", b"sha256"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Probe: _TypeAlias = Probe  # noqa: Y015
 
 @_typing.final
 class Cursor(_message.Message):

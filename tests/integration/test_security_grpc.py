@@ -106,7 +106,7 @@ async def test_every_method_asks_who_is_calling(tenants: Tenants) -> None:
                     for metadata in ((), bearer("wrong")):
                         code = await _code_of(channel, f"/kvstore.v1.{name}/{method.name}", metadata)
                         assert code == UNAUTHENTICATED, method.full_name
-                    if name == "Admin":
+                    if name == "Admin" and method.name != "Offer":  # which tells where to knock, to whoever may call
                         code = await _code_of(channel, f"/kvstore.v1.Admin/{method.name}", tenants.acme)
                         assert code == DENIED, method.full_name
 
@@ -177,6 +177,19 @@ async def test_admin_is_for_those_with_the_right(tenants: Tenants) -> None:
         stub = services.AdminStub(channel)
         answer = await stub.Status(admin.StatusRequest(), timeout=TIMEOUT_S, metadata=tenants.operator)
         assert answer.node.node == tenants.node.name
+
+
+async def test_whoever_may_call_at_all_is_told_the_offer_and_nobody_else(tenants: Tenants) -> None:
+    async with grpc.aio.insecure_channel(tcp_address(tenants.node)) as channel:
+        stub = services.AdminStub(channel)
+        told = await stub.Offer(store.OfferRequest(), timeout=TIMEOUT_S, metadata=tenants.acme)
+        assert told.offer == tenants.node.transfers.connector.offer.encode()
+        with pytest.raises(grpc.RpcError) as caught:
+            await stub.Status(admin.StatusRequest(), timeout=TIMEOUT_S, metadata=tenants.acme)
+        assert refusal(caught.value)[0] == DENIED
+        with pytest.raises(grpc.RpcError) as caught:
+            await stub.Offer(store.OfferRequest(), timeout=TIMEOUT_S, metadata=bearer("wrong"))
+        assert refusal(caught.value)[0] == UNAUTHENTICATED
 
 
 async def test_the_unknown_have_their_tenants_and_no_more(tmp_path: Path) -> None:

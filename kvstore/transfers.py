@@ -1,0 +1,185 @@
+"""The ways by which a process of the store reaches its peers and is reached: its transports, its offer, its connector.
+
+A node has them from start to stop; `kvstore doctor --peer` has them for one look. Of one event loop.
+
+Rules
+- Nothing of this leaves loopback without TLS: transfer.tcp refuses, and the settings with it.
+- A way that this process lacks is told with its reason, so that a peer's operator can read it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import logging
+import secrets
+from collections.abc import Callable, Collection
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+import numpy as np
+
+from kvstore.errors import Misconfigured
+from transfer.errors import PeerUnreachable, RegionPoisoned
+from transfer.local import LocalConfig, LocalTransport
+from transfer.native import MappedSegment
+from transfer.offers import FABRICS_MAX, TRUSTED_MAX, Carrier, Lack, Offer, Route, home_of
+from transfer.paths import Connector, fabrics
+from transfer.tcp import TcpConfig, TcpTransport, TlsFiles
+from transfer.topology import Nic, nics
+
+if TYPE_CHECKING:
+    from kvstore.config import TransferConfig
+    from transfer.base import Grant, Region, Transport
+
+__all__ = ["PROBE_BYTES", "Probe", "Transfers", "own_offer"]
+
+log = logging.getLogger(__name__)
+
+PROBE_BYTES: Final = 64 << 10
+PROBE_LIFE_S: Final = 120.0  # told anew from its half on, so that whoever is told has at least a minute
+QUIESCE_MAX_S: Final = 10.0  # of a stop, as the tiers': well within the time that a node has for it
+_WILDCARDS: Final = frozenset({"0.0.0.0", "::", "*"})  # noqa: S104 - refused
+
+
+@dataclass(frozen=True, slots=True)
+class Probe:
+    """Random bytes that whoever has the descriptor may read, for a while."""
+
+    carrier: Carrier
+    descriptor: bytes
+    size: int
+    sha256: bytes
+
+
+class Transfers:
+    """From `start` to `close`. `path`: the Unix socket of the local transport; "": one in a new private directory.
+    listens: whether peers may come by TCP.
+    """
+
+    connector: Connector
+
+    def __init__(
+        self,
+        config: TransferConfig,
+        *,
+        trusted_uids: Collection[int],
+        now_ns: Callable[[], int],
+        path: str = "",
+        listens: bool = True,
+        sysfs: Path = Path("/sys"),
+    ) -> None:
+        self._config, self._path, self._sysfs, self._now_ns = config, path, sysfs, now_ns
+        self._trusted = frozenset(trusted_uids)
+        self._listens = listens and config.address != "none"
+        self._transports: dict[Carrier, LocalTransport | TcpTransport] = {}
+        self._pages: dict[Carrier, Region] = {}
+        self._granted: dict[Carrier, Grant] = {}
+        self._granted_ns = 0
+        self._sha256 = b""
+
+    async def start(self) -> None:
+        """Raises Misconfigured, and has nothing open then but what `close` closes."""
+        tcp = tcp_config(self._config, listens=self._listens)
+        try:
+            self._transports[Carrier.LOCAL] = LocalTransport(
+                LocalConfig(
+                    path=self._path,
+                    trusted_uids=self._trusted,
+                    workers=self._config.workers,
+                    quiesce_max_s=QUIESCE_MAX_S,
+                )
+            )
+        except PeerUnreachable as error:
+            raise Misconfigured(f"{error} (if another node listens there: another node.socket)") from error
+        except OSError as error:
+            raise Misconfigured(f"{self._path}: the local transport cannot listen there: {error}") from error
+        try:
+            self._transports[Carrier.TCP] = TcpTransport(tcp)
+        except (OSError, RuntimeError) as error:  # RuntimeError: what OpenSSL says of the files
+            raise Misconfigured(f"[transfer]: {error}; mend it, or address = none") from error
+        routes = [Route(carrier, one.address) for carrier, one in self._transports.items() if one.address]
+        self.connector = Connector(
+            self._transports, own_offer(routes, nics(self._sysfs), self._trusted, self._config.address)
+        )
+        await self._make_page()
+
+    def transport(self, carrier: Carrier) -> Transport:
+        return self._transports[carrier]
+
+    async def probes(self) -> list[Probe]:
+        """One for each kind of route. The bytes are the same for all, and as long as this process lives."""
+        now = self._now_ns()
+        if not self._granted or now - self._granted_ns > PROBE_LIFE_S / 2 * 1e9:
+            self._granted_ns = now
+            for carrier, page in self._pages.items():
+                granted = await self._transports[carrier].grant(page, [(0, PROBE_BYTES)], lifetime_s=PROBE_LIFE_S)
+                self._granted[carrier] = granted
+        routes = {route.carrier for route in self.connector.offer.routes}
+        return [
+            Probe(carrier, grant.descriptor, PROBE_BYTES, self._sha256)
+            for carrier, grant in self._granted.items()
+            if carrier in routes
+        ]
+
+    async def _make_page(self) -> None:
+        data = secrets.token_bytes(PROBE_BYTES)
+        self._sha256 = hashlib.sha256(data).digest()
+        for carrier, transport in self._transports.items():
+            page = MappedSegment.create(PROBE_BYTES, name="probe")
+            page.writable_array(0, PROBE_BYTES)[:] = np.frombuffer(data, dtype=np.uint8)
+            self._pages[carrier] = await transport.register(page, name="probe", writable=False)
+
+    async def close(self) -> None:
+        """Idempotent. Memory that a peer may still touch is kept until the process ends, and the log says so."""
+        async with contextlib.AsyncExitStack() as closing:
+            for transport in self._transports.values():
+                closing.push_async_callback(_closed, transport)
+
+
+async def _closed(transport: LocalTransport | TcpTransport) -> None:
+    try:
+        await transport.close()
+    except RegionPoisoned as error:
+        log.error("transfers: %s", error)
+
+
+def tcp_config(config: TransferConfig, *, listens: bool) -> TcpConfig:
+    """Raises Misconfigured naming the setting."""
+    files = (config.certificate, config.private_key, config.peer_ca)
+    if any(files) and not all(files):
+        raise Misconfigured("transfer.certificate, transfer.private_key and transfer.peer_ca: all three or none")
+    tls = TlsFiles(*map(str, files)) if all(files) else None
+    host, port = "127.0.0.1", "0"
+    if listens:
+        host, _, port = config.address.rpartition(":")
+    host = host.strip("[]")
+    if host in _WILDCARDS:
+        raise Misconfigured(f"transfer.address = {config.address!r}: must be one that peers can connect to, not all")
+    try:
+        return TcpConfig(
+            host=host,
+            port=int(port),
+            listens=listens,
+            tls=tls,
+            lanes=config.lanes,
+            workers=config.workers,
+            quiesce_max_s=QUIESCE_MAX_S,
+        )
+    except ValueError as error:
+        raise Misconfigured(f"transfer.address = {config.address!r}: {error}") from None
+
+
+def own_offer(routes: Collection[Route], found: Collection[Nic], trusted: Collection[int], address: str) -> Offer:
+    """What this process tells its peers. `address`: as the settings have it."""
+    lacks = [Lack(Carrier.RDMA, "this version has no RDMA transport" if found else "no RDMA device")]
+    if not any(route.carrier is Carrier.TCP for route in routes):
+        lacks.append(Lack(Carrier.TCP, "transfer.address = none" if address == "none" else "only connects"))
+    return Offer(
+        home_of(),
+        tuple(routes),
+        lacks=tuple(lacks),
+        fabrics=fabrics(found)[:FABRICS_MAX],
+        trusted_uids=tuple(sorted(trusted)[:TRUSTED_MAX]),
+    )

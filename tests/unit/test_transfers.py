@@ -1,0 +1,118 @@
+"""What a process offers to its peers, which settings it refuses, and how long its probe may be read."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+from kvstore.config import TransferConfig
+from kvstore.errors import Misconfigured
+from kvstore.transfers import PROBE_LIFE_S, Transfers, own_offer, tcp_config
+from transfer.offers import Carrier, Route, home_of
+from transfer.topology import Gid, Nic, Place
+
+UIDS = (os.getuid(),)
+
+
+@pytest.mark.parametrize(
+    ("config", "said"),
+    [
+        (TransferConfig(address="0.0.0.0:7402"), "not all"),
+        (TransferConfig(address="[::]:7402"), "not all"),
+        (TransferConfig(address="192.0.2.1:7402"), "in the clear"),
+        (TransferConfig(certificate=Path("c.pem")), "all three or none"),
+        (TransferConfig(certificate=Path("c.pem"), private_key=Path("k.pem")), "all three or none"),
+    ],
+)
+def test_what_would_leave_loopback_in_the_clear_or_lead_nowhere_is_refused(config: TransferConfig, said: str) -> None:
+    with pytest.raises(Misconfigured, match=rf"^transfer\..*{said}"):
+        tcp_config(config, listens=True)
+
+
+def test_settings_reach_the_transport() -> None:
+    config = TransferConfig("[::1]:7402", Path("c"), Path("k"), Path("a"), lanes=3, workers=2)
+    told = tcp_config(config, listens=True)
+    assert (told.host, told.port, told.lanes, told.workers, told.listens) == ("::1", 7402, 3, 2, True)
+    assert told.tls is not None and (told.tls.certificate, told.tls.key, told.tls.ca) == ("c", "k", "a")
+
+
+def nic(state: str) -> Nic:
+    gids = (Gid(1, "fe80:0000:0000:0001::1", "RoCE v2", "eth0"),)
+    return Nic("mlx5_0", 1, Place((), None), state, "Ethernet", 100, "eth0", gids)
+
+
+def test_what_is_lacking_is_told_with_its_reason() -> None:
+    offer = own_offer([Route(Carrier.LOCAL, "unix:/x")], [], (7, 5), "none")
+    assert offer.why_not(Carrier.RDMA) == "no RDMA device" and offer.fabrics == ()
+    assert offer.why_not(Carrier.TCP) == "transfer.address = none" and offer.why_not(Carrier.LOCAL) == ""
+    assert offer.trusted_uids == (5, 7) and offer.home == home_of()
+    both = own_offer([Route(Carrier.TCP, "tcp://127.0.0.1:1")], [nic("ACTIVE")], (5,), "127.0.0.1:0")
+    assert both.why_not(Carrier.RDMA) == "this version has no RDMA transport" and both.fabrics == ("roce",)
+    assert both.why_not(Carrier.TCP) == ""
+
+
+async def test_a_probe_is_granted_anew_while_it_can_still_be_read_for_a_minute(tmp_path: Path) -> None:
+    now = [0]
+    transfers = Transfers(
+        TransferConfig(), trusted_uids=UIDS, now_ns=lambda: now[0], path=str(tmp_path / "p"), sysfs=tmp_path
+    )
+    try:
+        await transfers.start()
+        first = await transfers.probes()
+        assert [probe.carrier for probe in first] == [Carrier.LOCAL, Carrier.TCP]
+        assert len({probe.sha256 for probe in first}) == 1
+        now[0] = int(PROBE_LIFE_S / 2 * 1e9)
+        assert await transfers.probes() == first
+        now[0] += 1
+        again = await transfers.probes()
+        assert all(one.descriptor != other.descriptor for one, other in zip(first, again, strict=True))
+        assert [probe.sha256 for probe in again] == [probe.sha256 for probe in first]
+    finally:
+        await transfers.close()
+        await transfers.close()
+    assert not (tmp_path / "p").exists()
+
+
+async def test_who_only_connects_offers_no_tcp_and_no_probe_of_it(tmp_path: Path) -> None:
+    transfers = Transfers(TransferConfig(), trusted_uids=UIDS, now_ns=lambda: 0, listens=False, sysfs=tmp_path)
+    try:
+        await transfers.start()
+        offer = transfers.connector.offer
+        assert [route.carrier for route in offer.routes] == [Carrier.LOCAL]
+        assert offer.why_not(Carrier.TCP) == "only connects"
+        assert [probe.carrier for probe in await transfers.probes()] == [Carrier.LOCAL]
+    finally:
+        await transfers.close()
+
+
+def left_in(folder: Path) -> list[Path]:
+    return list(folder.iterdir())
+
+
+async def test_a_start_that_fails_names_the_setting_and_leaves_nothing(tmp_path: Path) -> None:
+    config = TransferConfig(certificate=tmp_path / "c", private_key=tmp_path / "k", peer_ca=tmp_path / "a")
+    for transfers, said in (
+        (Transfers(config, trusted_uids=UIDS, now_ns=lambda: 0, path=str(tmp_path / "p")), r"\[transfer\]: "),
+        (Transfers(TransferConfig(), trusted_uids=UIDS, now_ns=lambda: 0, path=str(tmp_path / "no" / "p")), "no/p: "),
+    ):
+        try:
+            with pytest.raises(Misconfigured, match=said):
+                await transfers.start()
+        finally:
+            await transfers.close()
+        assert not left_in(tmp_path)
+
+
+async def test_a_live_node_keeps_its_socket(tmp_path: Path) -> None:
+    path = str(tmp_path / "p")
+    first, second = (Transfers(TransferConfig(), trusted_uids=UIDS, now_ns=lambda: 0, path=path) for _ in range(2))
+    try:
+        await first.start()
+        with pytest.raises(Misconfigured, match=r"p: another process listens there \(if another node listens there"):
+            await second.start()
+        await second.close()
+        assert [left.name for left in left_in(tmp_path)] == ["p"]
+    finally:
+        await first.close()
