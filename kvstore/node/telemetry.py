@@ -31,6 +31,7 @@ class Telemetry:
             denials=self._denials,
             namespace=self._namespace,
             family=self._family,
+            transfers=lambda: host.transfers.connector.counts,
             info={"node": host.name, "version": kvstore.__version__},
             families_told_max=config.metrics.families_told_max,
         )

@@ -16,6 +16,8 @@ from typing import Any, Final
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
 from prometheus_client.registry import Collector
 
+from transfer.paths import Path, PathCounts
+
 TIERS: Final = {1: "memory", 2: "file", 3: "object"}
 OBJECT: Final = 3
 PATHS: Final = ("get_mapped", "get_streamed", "put_mapped", "put_streamed", "hold_memory", "hold_parked")
@@ -49,6 +51,7 @@ class Source:
     denials: Callable[[], Mapping[tuple[str, bool], int]]  # by door, and whether it knew who that was
     namespace: Callable[[int], NamespaceLabels | None]
     family: Callable[[int], str]
+    transfers: Callable[[], Mapping[Path, PathCounts]]
     info: Mapping[str, str]
     families_told_max: int
 
@@ -72,6 +75,7 @@ class NodeCollector(Collector):
         yield from failures(counts)
         yield denied(self._source.denials())
         yield from paths(counts)
+        yield from transfers(self._source.transfers())
         samples = self._source.tiers()
         yield from tiers(samples)
         yield from objects(next((one.stats for one in samples if one.tier == OBJECT), {}))
@@ -198,6 +202,27 @@ def paths(counts: Counts) -> Iterator[Metric]:
         seconds.add_metric([name], buckets, histogram["sum_ns"] / 1e9)
         moved.add_metric([name], histogram["bytes"])
     yield from (seconds, moved)
+
+
+def transfers(counts: Mapping[Path, PathCounts]) -> Iterator[Metric]:
+    """The connections that this node has made to its peers. A way that should have worked and did not is a refusal:
+    bytes then go by a slower one.
+    """
+    moved = CounterMetricFamily(
+        "kvstore_transfer_bytes", "Bytes moved to and from peers, by path.", labels=["path", "direction"]
+    )
+    endpoints = GaugeMetricFamily("kvstore_transfer_endpoints", "Connections to peers now, by path.", labels=["path"])
+    connects = CounterMetricFamily("kvstore_transfer_connects", "Connections made to peers, by path.", labels=["path"])
+    refusals = CounterMetricFamily(
+        "kvstore_transfer_refusals", "Paths that both sides have and that failed to connect.", labels=["path"]
+    )
+    for path, one in counts.items():
+        moved.add_metric([path.value, "read"], one.bytes_read)
+        moved.add_metric([path.value, "written"], one.bytes_written)
+        endpoints.add_metric([path.value], one.endpoints)
+        connects.add_metric([path.value], one.connects)
+        refusals.add_metric([path.value], one.refusals)
+    yield from (moved, endpoints, connects, refusals)
 
 
 def tiers(samples: Sequence[TierSample]) -> Iterator[Metric]:

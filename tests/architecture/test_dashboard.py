@@ -11,6 +11,7 @@ from typing import Any
 
 from kvstore import native
 from kvstore.observe import metrics
+from transfer import paths
 
 ROOT = Path(__file__).resolve().parents[2]
 NAME = re.compile(r"\bkvstore_[a-z_]+")
@@ -38,6 +39,7 @@ def told() -> dict[str, set[str]]:
         denials=lambda: {("grpc", False): 1},
         namespace=lambda ns: metrics.NamespaceLabels("abc", "default", "m"),
         family=lambda family: f"{family:016x}",
+        transfers=lambda: {path: paths.PathCounts() for path in paths.Path},
         info={"node": "n", "version": "0"},
         families_told_max=10,
     )

@@ -9,6 +9,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from kvstore.observe.metrics import NamespaceLabels, NodeCollector, Source, TierSample
 from tests.architecture.test_dashboard import counts
+from transfer.paths import Path, PathCounts
 
 NAMESPACES = {1: NamespaceLabels("aaa", "acme", "m"), 2: NamespaceLabels("bbb", "acme", "m")}
 TIER_STATS = (
@@ -26,6 +27,7 @@ def told(counted: dict[str, Any], *samples: TierSample, families_told_max: int =
         denials=lambda: {("grpc", False): 3, ("grpc", True): 4},
         namespace=NAMESPACES.get,
         family=lambda family: f"f{family % 100}",
+        transfers=lambda: {path: PathCounts(*range(i, i + 50, 10)) for i, path in enumerate(Path, 1)},
         info={"node": "n", "version": "0"},
         families_told_max=families_told_max,
     )
@@ -118,3 +120,13 @@ def test_the_unknown_and_the_forbidden_are_told_apart() -> None:
     found = told(counts())
     assert found["kvstore_calls_denied_total", "grpc", "unknown"] == 3
     assert found["kvstore_calls_denied_total", "forbidden", "grpc"] == 4
+
+
+def test_each_path_to_peers_has_numbers_of_its_own() -> None:
+    found = told(counts())
+    for i, path in enumerate(("process", "host", "rdma", "tcp"), 1):
+        assert found["kvstore_transfer_endpoints", path] == i
+        assert found["kvstore_transfer_connects_total", path] == i + 10
+        assert found["kvstore_transfer_refusals_total", path] == i + 20
+        assert found["kvstore_transfer_bytes_total", *sorted((path, "read"))] == i + 30
+        assert found["kvstore_transfer_bytes_total", *sorted((path, "written"))] == i + 40
