@@ -195,18 +195,70 @@ def demo(memory: str, as_json: bool) -> None:
 
 @main.command()
 @_setting_flags
-@click.option("--json", "as_json", is_flag=True, help="A JSON list instead of a table.")
-def doctor(path: Path | None, sets: tuple[str, ...], insecure: bool, as_json: bool, **flags: str | None) -> None:
+@click.option("--json", "as_json", is_flag=True, help="JSON instead of a table.")
+@click.option("--peer", metavar="ADDRESS", help="Look at the way to the node of this gRPC door instead.")
+@click.option("--token-file", type=click.Path(path_type=Path), help="With --peer: a file with the token to show.")
+@click.option("--tls-authority", type=click.Path(path_type=Path), help="PEM: who signed the door's certificate.")
+@click.option("--tls-certificate", type=click.Path(path_type=Path), help="PEM: our own certificate.")
+@click.option("--tls-key", type=click.Path(path_type=Path), help="PEM: its private key.")
+def doctor(
+    path: Path | None,
+    sets: tuple[str, ...],
+    insecure: bool,
+    as_json: bool,
+    peer: str | None,
+    token_file: Path | None,
+    tls_authority: Path | None,
+    tls_certificate: Path | None,
+    tls_key: Path | None,
+    **flags: str | None,
+) -> None:
     """Look at this machine: what the store can use, what is missing, what to do about it. Exit code 1 if a node
     would not start.
-    """
-    from kvstore.doctor import examine
 
+    With --peer: by which way bytes go from that node to here, and why no faster one is used. Exit code 1 if there is
+    none, or if no right bytes came.
+    """
+    shown = (token_file, tls_authority, tls_certificate, tls_key)
     try:
         config = read_settings(path, sets, insecure, flags)
+        if peer is None and any(shown):
+            raise Misconfigured("--token-file and --tls-*: are shown to a peer; give --peer")
+        if peer is not None:
+            sys.exit(_look_at(peer, config, as_json, *shown))
     except Misconfigured as error:
         click.echo(f"kvstore doctor: {error}", err=True)
         sys.exit(2)
+    _examine(config, as_json)
+
+
+def _look_at(
+    peer: str,
+    config: Config,
+    as_json: bool,
+    token_file: Path | None,
+    authority: Path | None,
+    certificate: Path | None,
+    key: Path | None,
+) -> int:
+    """The exit code. Raises Misconfigured."""
+    from kvstore.admin.connection import Connection
+    from kvstore.client.tls import Tls
+    from kvstore.doctor_peer import look, told
+
+    try:
+        token = token_file.read_text().strip() if token_file else None
+    except (OSError, UnicodeDecodeError) as error:
+        raise Misconfigured(f"--token-file {token_file}: {error}") from error
+    tls = Tls(authority, certificate, key) if authority or certificate else None
+    found = look(Connection(peer, token, tls), config)
+    click.echo(json.dumps(asdict(found), indent=1) if as_json else "\n".join(told(found)))
+    return 0 if found.well else 1
+
+
+def _examine(config: Config, as_json: bool) -> None:
+    from kvstore.doctor import examine
+
     findings = examine(settings.data_dir(config), config.memory.directory, objects=config.object)
     if as_json:
         click.echo(json.dumps([asdict(finding) for finding in findings], indent=1))
