@@ -200,3 +200,66 @@ class TcpEngine:
 
     def close(self, wait_s: float) -> bool:
         """False: a thread has not come back; it is left to itself."""
+
+class RdmaJob:
+    def __init__(self, token: int, writing: bool, locals: Sequence[tuple[int, int, bool]], keys: Sequence[Sequence[int]], windows: Sequence[tuple[int, int, Sequence[int]]], windows_of_rows: Annotated[NDArray[numpy.int64], dict(shape=(None,), order='C', device='cpu', writable=False)], rows: Annotated[NDArray[numpy.int64], dict(shape=(None, 5), order='C', device='cpu', writable=False)], slices: Annotated[NDArray[numpy.int64], dict(shape=(None, 4), order='C', device='cpu', writable=False)], parts: Annotated[NDArray[numpy.int64], dict(shape=(None,), order='C', device='cpu', writable=False)]) -> None: ...
+
+    @property
+    def whole(self) -> bool: ...
+
+    def states(self) -> Annotated[NDArray[numpy.uint8], dict(shape=(None,))]: ...
+
+    def leaves(self) -> Annotated[NDArray[numpy.uint64], dict(shape=(None,))]: ...
+
+    def checksums(self) -> Annotated[NDArray[numpy.uint64], dict(shape=(None,))]: ...
+
+def rdma_missing() -> str:
+    """Why verbs cannot be used natively; empty where they can."""
+
+def rdma_connect(qp: int, *, gid: bytes, gid_index: int, is_global: bool, lid: int, peer_qpn: int, peer_psn: int, psn: int, mtu: int, reads: int, timeout: int, retries: int, serving: bool) -> None:
+    """
+    A fresh queue pair, to where it sends. May wait seconds. Raises OSError.
+    """
+
+def rdma_register(pd: int, address: int, bytes: int, device_address: int, *, write_here: bool, peer_reads: bool, peer_writes: bool) -> tuple[int, int, int]:
+    """
+    (handle, local key, remote key). May wait while memory is pinned. Raises OSError.
+    """
+
+def rdma_deregister(handle: int) -> None:
+    """Its keys open nothing any more when this returns. Raises OSError."""
+
+class RdmaEngine:
+    def __init__(self, window: int, tries_max: int, linger_s: float, spin_s: float) -> None: ...
+
+    @property
+    def fd(self) -> int: ...
+
+    def events(self) -> list[tuple[int, int, int]]:
+        """
+        (kind, id, status): 1 a finished job's token; 2 a lane that is down, and what broke it; 3 an access that was refused.
+        """
+
+    def add_device(self, cq: int) -> None: ...
+
+    def add_lane(self, lane: int, peer: int, qp: int, device: int, peer_device: int) -> None: ...
+
+    def drop_lane(self, lane: int) -> None: ...
+
+    def give_up(self, peer: int, gone: bool) -> None: ...
+
+    def forget(self, peer: int) -> None: ...
+
+    def end_access(self, peer: int, access: int, reason: int) -> None: ...
+
+    def submit(self, job: RdmaJob, peer: int) -> None: ...
+
+    def stop(self, token: int, reason: int) -> None: ...
+
+    def stats(self) -> tuple[int, int, int, int]:
+        """
+        Requests and bytes that landed, requests asked for again, lanes flushed for stopped batches.
+        """
+
+    def close(self, wait_s: float) -> bool:
+        """False: a request has not come back; what it touches must stay."""

@@ -7,6 +7,9 @@ namespace kvstore::bind {
 void bind_transfer_segment(nb::module_& m);
 void bind_transfer_local(nb::module_& m);
 void bind_transfer_tcp(nb::module_& m);
+#ifdef KVSTORE_RDMA
+void bind_transfer_rdma(nb::module_& m);
+#endif
 }  // namespace kvstore::bind
 
 NB_MODULE(_native, m) {
@@ -15,4 +18,7 @@ NB_MODULE(_native, m) {
   kvstore::bind::bind_transfer_segment(m);
   kvstore::bind::bind_transfer_local(m);
   kvstore::bind::bind_transfer_tcp(m);
+#ifdef KVSTORE_RDMA
+  kvstore::bind::bind_transfer_rdma(m);
+#endif
 }

@@ -16,6 +16,7 @@ import numpy as np
 from transfer.base import Rights
 from transfer.local import LocalTransport
 from transfer.native import MappedSegment
+from transfer.rdma import RdmaConfig, RdmaTransport
 from transfer.tcp import TcpConfig, TcpTransport, TlsFiles
 from transfer.testing.parties import Bytes, OwnerHere
 from transfer.testing.readers import ReaderHere
@@ -58,10 +59,12 @@ def _tcp() -> OwnerHere:
 
 
 def _owner(named: str) -> OwnerHere:
-    """`local`, `tcp`, or `tcp+tls:CERTIFICATE:KEY:CA` with paths of PEM files."""
+    """`local`, `tcp`, `tcp+tls:CERTIFICATE:KEY:CA` with paths of PEM files, or `rdma:DEVICES` with names and commas."""
     kind, _, files = named.partition(":")
     if kind == "tcp+tls":
         return OwnerHere(TcpTransport(TcpConfig(tls=TlsFiles(*files.split(":")))), _private)
+    if kind == "rdma":
+        return OwnerHere(RdmaTransport(RdmaConfig(devices=tuple(filter(None, files.split(","))))), _private)
     return TRANSPORTS[kind]()
 
 

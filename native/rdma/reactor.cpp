@@ -1,0 +1,254 @@
+#include "reactor.hpp"
+
+#include <fcntl.h>
+#include <sys/epoll.h>
+#include <sys/eventfd.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <array>
+#include <cerrno>
+#include <stdexcept>
+#include <system_error>
+#include <utility>
+
+namespace kvstore::rdma {
+
+namespace {
+
+int new_event_fd() {
+  const int fd = ::eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
+  if (fd < 0) throw std::system_error(errno, std::generic_category(), "eventfd");
+  return fd;
+}
+
+void signal_fd(int fd) {
+  const std::uint64_t one = 1;
+  [[maybe_unused]] const auto written = ::write(fd, &one, sizeof one);
+}
+
+void drain_fd(int fd) {
+  std::uint64_t count = 0;
+  [[maybe_unused]] const auto got = ::read(fd, &count, sizeof count);
+}
+
+constexpr std::uint64_t kInboxTag = ~std::uint64_t{0};
+
+}  // namespace
+
+Reactor::Reactor(const EngineConfig& config)
+    : config_(config), epoll_(::epoll_create1(EPOLL_CLOEXEC)), inbox_fd_(new_event_fd()), event_fd_(new_event_fd()) {
+  std::string why;
+  verbs_ = verbs(&why);
+  if (verbs_ == nullptr) throw std::runtime_error(why);
+  epoll_event event{};
+  event.events = EPOLLIN;
+  event.data.u64 = kInboxTag;
+  ::epoll_ctl(epoll_, EPOLL_CTL_ADD, inbox_fd_, &event);
+}
+
+Reactor::~Reactor() {
+  for (const int fd : {epoll_, inbox_fd_, event_fd_}) ::close(fd);
+}
+
+void Reactor::post(Order order) {
+  bool first = false;
+  {
+    const std::lock_guard lock(mutex_);
+    first = orders_.empty();
+    orders_.push_back(std::move(order));
+  }
+  if (first) signal_fd(inbox_fd_);
+}
+
+void Reactor::tell(Event event) {
+  bool first = false;
+  {
+    const std::lock_guard lock(mutex_);
+    first = events_.empty();
+    events_.push_back(event);
+  }
+  if (first) signal_fd(event_fd_);
+}
+
+std::vector<Event> Reactor::take_events() {
+  drain_fd(event_fd_);
+  const std::lock_guard lock(mutex_);
+  return std::exchange(events_, {});
+}
+
+EngineStats Reactor::stats() const { return {requests_, bytes_, again_, flushes_}; }
+
+bool Reactor::wait_ended(std::chrono::nanoseconds wait) {
+  std::unique_lock lock(mutex_);
+  return end_.wait_for(lock, wait, [this] { return ended_; });
+}
+
+// ---- the thread
+
+void Reactor::run() {
+  Clock::time_point busy_until{};
+  while (true) {
+    obey();
+    if (closing_ && lanes_.empty()) break;
+    flush_lingering();
+    if (poll()) {
+      busy_until = Clock::now() + config_.spin;
+      continue;
+    }
+    const bool waiting = std::ranges::any_of(lanes_, [](const auto& entry) { return entry.second->out() > 0; });
+    if (waiting && Clock::now() < busy_until) continue;
+    if (!arm_and_look()) sleep();
+  }
+  const std::lock_guard lock(mutex_);
+  ended_ = true;
+  end_.notify_all();
+}
+
+void Reactor::obey() {
+  std::vector<Order> orders;
+  {
+    const std::lock_guard lock(mutex_);
+    orders.swap(orders_);
+  }
+  for (const Order& order : orders) order(*this);
+}
+
+// What completes after the arming wakes the thread; what had completed before is found by this look.
+bool Reactor::arm_and_look() {
+  for (ibv_cq* cq : cqs_) ibv_req_notify_cq(cq, 0);
+  return poll();
+}
+
+int Reactor::patience() const {
+  if (lingering_.empty()) return -1;
+  const auto left = std::chrono::ceil<std::chrono::milliseconds>(lingering_.front().until - Clock::now());
+  return static_cast<int>(std::clamp<std::int64_t>(left.count(), 0, 60'000));
+}
+
+void Reactor::sleep() {
+  std::array<epoll_event, 16> events;
+  const int count = ::epoll_wait(epoll_, events.data(), static_cast<int>(events.size()), patience());
+  for (int i = 0; i < count; ++i) {
+    const std::uint64_t tag = events[static_cast<std::size_t>(i)].data.u64;
+    if (tag == kInboxTag) {
+      drain_fd(inbox_fd_);
+    } else {
+      read_events(static_cast<std::size_t>(tag));
+    }
+  }
+}
+
+void Reactor::read_events(std::size_t device) {
+  ibv_cq* cq = nullptr;
+  void* context = nullptr;
+  unsigned count = 0;
+  while (verbs_->get_cq_event(cqs_[device]->channel, &cq, &context) == 0) ++count;  // the channel does not block
+  if (count > 0) verbs_->ack_cq_events(cqs_[device], count);
+}
+
+void Reactor::flush_lingering() {
+  while (!lingering_.empty() && lingering_.front().until <= Clock::now()) {
+    const std::uint64_t token = lingering_.front().token;
+    lingering_.pop_front();
+    if (!jobs_.contains(token)) continue;
+    for (const auto& [generation, lane] : lanes_) {
+      const bool carries = !lane->broken && std::ranges::any_of(lane->flights, [token](const Flight& flight) {
+        return flight.job != nullptr && flight.job->token() == token;
+      });
+      if (!carries) continue;
+      ++flushes_;
+      break_lane(*lane, 0);
+    }
+  }
+}
+
+// ---- orders
+
+void Reactor::add_device(ibv_cq* cq) {
+  ::fcntl(cq->channel->fd, F_SETFL, ::fcntl(cq->channel->fd, F_GETFL) | O_NONBLOCK);
+  epoll_event event{};
+  event.events = EPOLLIN;
+  event.data.u64 = cqs_.size();
+  ::epoll_ctl(epoll_, EPOLL_CTL_ADD, cq->channel->fd, &event);
+  cqs_.push_back(cq);
+}
+
+void Reactor::add_lane(const Lane& lane) {
+  Peer& peer = peers_[lane.peer];
+  if (peer.gone || closing_) return tell({EventKind::kLaneDown, lane.id});
+  auto open = std::make_unique<Open>();
+  open->lane = lane;
+  open->generation = next_generation_++;
+  open->flights.resize(config_.window);
+  for (std::uint32_t place = config_.window; place > 0; --place) open->free.push_back(place - 1);
+  peer.lanes.push_back(open.get());
+  generations_[lane.id] = open->generation;
+  lanes_.emplace(open->generation, std::move(open));
+  pump(peer);
+}
+
+void Reactor::drop_lane(std::uint64_t lane) {
+  const auto found = generations_.find(lane);
+  if (found == generations_.end()) return;
+  Open& open = *lanes_.at(found->second);
+  break_lane(open, 0);
+  if (open.out() == 0) retire(open);
+}
+
+void Reactor::give_up(std::uint64_t id, bool gone) {
+  Peer& peer = peers_[id];
+  peer.gone |= gone;
+  if (gone || std::ranges::all_of(peer.lanes, [](const Open* lane) { return lane->broken; })) drain_queue(peer, Reason::kPeerGone);
+  if (!gone) return;
+  for (Open* lane : std::vector<Open*>(peer.lanes)) drop_lane(lane->lane.id);
+}
+
+void Reactor::forget(std::uint64_t peer) {
+  const auto found = peers_.find(peer);
+  if (found != peers_.end() && found->second.lanes.empty() && found->second.queue.empty()) peers_.erase(found);
+}
+
+void Reactor::end_access(std::uint64_t peer, std::uint64_t access, Reason reason) {
+  peers_[peer].ended[access] = reason;
+  pump(peers_[peer]);
+}
+
+void Reactor::submit(std::shared_ptr<Job> job, std::uint64_t id) {
+  const std::vector<Slice>& slices = job->layout().slices();
+  if (slices.empty()) {
+    job->finish();
+    return tell({EventKind::kFinished, job->token()});
+  }
+  jobs_.emplace(job->token(), job);
+  Peer& peer = peers_[id];
+  for (std::uint32_t i = 0; i < slices.size(); ++i) peer.queue.push_back({job, i, slices[i].row_first, slices[i].row_end, 0});
+  if (peer.gone || closing_) return drain_queue(peer, Reason::kPeerGone);
+  pump(peer);
+}
+
+void Reactor::stop(std::uint64_t token, Reason reason) {
+  const auto found = jobs_.find(token);
+  if (found == jobs_.end()) return;
+  const std::shared_ptr<Job> job = found->second;
+  job->stop(reason);
+  for (auto& [id, peer] : peers_) {
+    std::vector<Run> mine;
+    std::erase_if(peer.queue, [&](const Run& run) {
+      if (run.job == job) mine.push_back(run);
+      return run.job == job;
+    });
+    for (const Run& run : mine) row_done(job, run.slice, run.row_end - run.row, Reason::kNone);
+  }
+  if (!job->over()) lingering_.push_back({Clock::now() + config_.linger, token});
+}
+
+void Reactor::close() {
+  closing_ = true;
+  for (auto& [id, peer] : peers_) drain_queue(peer, Reason::kPeerGone);
+  std::vector<std::uint64_t> open;
+  for (const auto& [lane, generation] : generations_) open.push_back(lane);
+  for (const std::uint64_t lane : open) drop_lane(lane);
+}
+
+}  // namespace kvstore::rdma

@@ -1,0 +1,96 @@
+"""The RDMA transport passes the exam between two processes, over real queue pairs: one rail, and two."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import asynccontextmanager
+
+import pytest
+
+from tests.rdma.machine import needs_rails
+from transfer.rdma import RdmaConfig, RdmaTransport
+from transfer.testing.exam import ExamBase, PeerFailureExam, TransportExam
+from transfer.testing.parties import OwnerProcess, Pair
+
+pytestmark = needs_rails(2)
+
+
+class Rdma(ExamBase):
+    """Software RDMA under emulation moves some 50 MB/s, so a batch that takes a while is small."""
+
+    long_extents = 48
+    long_bytes = 256 << 10
+    config = RdmaConfig(devices=("rxe_a0",))
+    owner_devices = "rxe_b0"
+
+    async def pause(self, turn: int) -> None:
+        await asyncio.sleep(0.01 * (turn % 4))
+
+    async def settle(self) -> None:
+        await asyncio.sleep(0.05)
+
+    async def start_owner(self) -> OwnerProcess:
+        return await OwnerProcess.start(f"rdma:{self.owner_devices}")
+
+    @asynccontextmanager
+    async def connected(self, owner: OwnerProcess) -> AsyncIterator[Pair]:
+        reader = RdmaTransport(self.config)
+        try:
+            yield Pair(owner, reader, await reader.connect(owner.address, deadline_s=10.0))
+        finally:
+            await reader.close()
+
+
+class Shared(Rdma):
+    """One owner for all tests of a class: starting one takes seconds under emulation."""
+
+    runner: asyncio.Runner
+    owner: OwnerProcess
+
+    @pytest.fixture(autouse=True, scope="class")
+    def _owner(self, request: pytest.FixtureRequest) -> Iterator[None]:
+        made = request.cls
+        with asyncio.Runner() as made.runner:
+            made.owner = made.runner.run(made().start_owner())
+            yield
+            made.runner.run(made.owner.close())
+
+    def run(self, main: Callable[[], Awaitable[None]]) -> None:
+        async def body() -> None:
+            await main()
+
+        self.runner.run(body())
+
+    @asynccontextmanager
+    async def pair(self) -> AsyncIterator[Pair]:
+        async with self.connected(self.owner) as pair:
+            yield pair
+
+
+class TestOneRail(Shared, TransportExam):
+    pass
+
+
+class TestTwoRails(Shared, TransportExam):
+    """Small slices over several queue pairs and a short window: more borders, more races."""
+
+    config = RdmaConfig(devices=("rxe_a0", "rxe_a1"), slice_bytes=16_384, window=4, qps=3)
+    owner_devices = "rxe_b0,rxe_b1"
+
+
+class TestPeerFailures(Rdma, PeerFailureExam):
+    def run(self, main: Callable[[], Awaitable[None]]) -> None:
+        async def body() -> None:
+            await main()
+
+        asyncio.run(body())
+
+    @asynccontextmanager
+    async def pair(self) -> AsyncIterator[Pair]:
+        owner = await self.start_owner()
+        try:
+            async with self.connected(owner) as pair:
+                yield pair
+        finally:
+            await owner.close()

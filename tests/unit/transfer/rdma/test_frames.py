@@ -1,0 +1,123 @@
+"""Control frames: what is said is read as it was meant; anything else is refused, never an accident."""
+
+from __future__ import annotations
+
+import struct
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from transfer.errors import Reason
+from transfer.grants import DESCRIPTOR_BYTES_MAX
+from transfer.rdma.frames import (
+    HEAD_BYTES,
+    LANES_MAX,
+    RAILS_MAX,
+    Ended,
+    FrameInvalid,
+    Hello,
+    Join,
+    Joined,
+    Kind,
+    Message,
+    Present,
+    RailOffer,
+    Shown,
+    parse_body,
+    parse_head,
+    to_frame,
+)
+
+u16, u24, u32 = st.integers(0, 0xFFFF), st.integers(0, 0xFF_FFFF), st.integers(0, 0xFFFF_FFFF)
+gids, mtus, reads = st.binary(min_size=16, max_size=16), st.integers(1, 5), st.integers(1, 255)
+rails = st.integers(0, RAILS_MAX - 1)
+hellos = st.builds(
+    Hello,
+    gids,
+    st.lists(st.builds(RailOffer, gids, u16, mtus, reads, st.booleans(), st.booleans()), max_size=RAILS_MAX).map(tuple),
+)
+joins = st.builds(Join, st.integers(0, RAILS_MAX * LANES_MAX - 1), rails, rails, u24, u24, mtus, reads, gids, u16)
+joined = st.builds(Joined, u24, u24, mtus, reads) | st.builds(Joined, why=st.text("abc é", min_size=1, max_size=90))
+shown = st.integers(1, 4).flatmap(
+    lambda devices: st.builds(
+        Shown,
+        st.just(Reason.LANDED),
+        st.integers(0, (1 << 63) - 1),
+        st.lists(st.tuples(*[u32] * devices), min_size=1, max_size=6).map(tuple),
+    )
+) | st.builds(Shown, st.sampled_from([Reason.REVOKED, Reason.EXPIRED, Reason.LATE]))
+ended = st.builds(Ended, st.integers(0, 1 << 24), u32, st.sampled_from([Reason.REVOKED, Reason.EXPIRED]))
+messages: st.SearchStrategy[Message] = st.one_of(
+    hellos, joins, joined, shown, ended, st.builds(Present, st.binary(max_size=300))
+)
+
+
+@given(messages, u32)
+def test_what_is_said_is_read(message: Message, request: int) -> None:
+    frame = to_frame(message, request)
+    kind, read_request, size = parse_head(frame[:HEAD_BYTES])
+    assert (read_request, size) == (request, len(frame) - HEAD_BYTES)
+    assert parse_body(kind, frame[HEAD_BYTES:]) == message
+
+
+@given(messages, st.data())
+def test_bodies_that_are_cut_or_longer_are_refused(message: Message, data: st.DataObject) -> None:
+    frame = to_frame(message)
+    kind, _, _ = parse_head(frame[:HEAD_BYTES])
+    if kind in (Kind.PRESENT, Kind.JOINED):
+        return  # of any length, and with a text that ends the body
+    body = frame[HEAD_BYTES:]
+    for changed in (body[: data.draw(st.integers(0, len(body) - 1))], body + b"\0"):
+        with pytest.raises(FrameInvalid):
+            parse_body(kind, changed)
+
+
+@given(st.sampled_from(Kind), st.binary(max_size=400))
+def test_any_bytes_are_a_message_or_refused(kind: Kind, body: bytes) -> None:
+    try:
+        message = parse_body(kind, body)
+    except FrameInvalid:
+        return
+    kind_again, _, _ = parse_head(to_frame(message)[:HEAD_BYTES])
+    assert kind_again is kind
+
+
+@given(st.binary(min_size=HEAD_BYTES, max_size=HEAD_BYTES))
+def test_any_head_is_bounded_or_refused(head: bytes) -> None:
+    try:
+        _, _, size = parse_head(head)
+    except FrameInvalid:
+        return
+    assert size <= 4 << 20
+
+
+@pytest.mark.parametrize(
+    ("head", "why"),
+    [
+        (struct.pack("<4sBBHII", b"KVRX", 1, 1, 0, 0, 0), "not a frame"),
+        (struct.pack("<4sBBHII", b"KVRC", 2, 1, 0, 0, 0), "version 2"),
+        (struct.pack("<4sBBHII", b"KVRC", 1, 9, 0, 0, 0), "kind 9"),
+        (struct.pack("<4sBBHII", b"KVRC", 1, 1, 7, 0, 0), "not a frame"),
+        (struct.pack("<4sBBHII", b"KVRC", 1, Kind.PRESENT, 0, 0, DESCRIPTOR_BYTES_MAX + 1), "at most"),
+    ],
+)
+def test_heads_that_are_refused(head: bytes, why: str) -> None:
+    with pytest.raises(FrameInvalid, match=why):
+        parse_head(head)
+
+
+def test_numbers_out_of_range_are_refused() -> None:
+    offer = RailOffer(bytes(16), 0, 6, 1, True, True)
+    for message in (
+        Hello(bytes(16), (offer,)),
+        Join(RAILS_MAX * LANES_MAX, 0, 0, 1, 1, 1, 1, bytes(16), 0),
+        Join(0, RAILS_MAX, 0, 1, 1, 1, 1, bytes(16), 0),
+        Join(0, 0, 0, 1, 1 << 24, 1, 1, bytes(16), 0),
+        Joined(1, 1, 0, 1),
+        Ended(1, 1, Reason.LANDED),
+        Shown(Reason.LANDED, 1 << 63, ((1,),)),
+    ):
+        frame = to_frame(message)
+        with pytest.raises(FrameInvalid):
+            parse_body(parse_head(frame[:HEAD_BYTES])[0], frame[HEAD_BYTES:])

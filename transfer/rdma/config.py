@@ -1,0 +1,112 @@
+"""Settings and addresses of the RDMA transport."""
+
+from __future__ import annotations
+
+import ipaddress
+from dataclasses import dataclass
+
+from transfer.grants import GRANTS_MAX
+from transfer.plan import SLICE_BYTES
+from transfer.rdma.frames import LANES_MAX, RAILS_MAX
+from transfer.regions import REGIONS_MAX
+
+__all__ = ["SCHEME", "RdmaConfig", "address_of", "parse_address"]
+
+SCHEME = "rdma://"
+_RANGES = {
+    "qps": (1, LANES_MAX),
+    "rails": (1, RAILS_MAX),
+    "window": (1, 1_024),
+    "tries_max": (1, 64),
+    "timeout": (1, 31),
+    "retries": (0, 7),
+    "cq_entries": (64, 1 << 20),
+    "mrs_max": (1, 1 << 18),
+    "transfers_max": (1, 1 << 20),
+    "regions_max": (1, REGIONS_MAX),
+    "grants_max": (1, GRANTS_MAX),
+    "connections_max": (1, 65_536),
+    "port": (0, 65_535),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class RdmaConfig:
+    """`host`, `port`: where the control connection is listened for; only loopback, unless `trusted_network`: neither
+    it nor RDMA itself is encrypted, and whoever sees a descriptor can use it.
+
+    `devices`: which to use, by name, in this order; empty for all whose port is active, at most `rails`. Rails pair the
+    two sides' devices in order. `qps`: queue pairs for each rail of a peer. `window`: requests outstanding on one.
+    `timeout`, `retries`: as verbs have them; a dead path is noticed after 4.096 us * 2^timeout * (retries + 1), and up
+    to four times that on some hardware; the default is 0.47 s. `tries_max`: how many such failures of its path a
+    request outlives. `linger_s`: what of a stopped batch is still out after that is flushed, and its queue pairs built
+    anew. `spin_s`: how long completions are polled for before the thread sleeps. `backoff_s`: a rail that has failed is
+    tried again after this long, then twice that, up to `backoff_s_max`. `cq_entries`: completions that a device
+    keeps for us, which bounds peers * qps * window. `mrs_max`: memory regions that the devices hold for us, granted
+    ranges and our own.
+    """
+
+    host: str = "127.0.0.1"
+    port: int = 0
+    listens: bool = True
+    trusted_network: bool = False
+    devices: tuple[str, ...] = ()
+    rails: int = RAILS_MAX
+    qps: int = 2
+    window: int = 32
+    slice_bytes: int = SLICE_BYTES
+    tries_max: int = 4
+    timeout: int = 14
+    retries: int = 6
+    linger_s: float = 0.01
+    spin_s: float = 0.000_05
+    backoff_s: float = 0.1
+    backoff_s_max: float = 10.0
+    cq_entries: int = 16_384
+    mrs_max: int = 16_384
+    greeting_s: float = 5.0
+    keepalive_s: float = 10.0
+    quiesce_max_s: float = 30.0
+    transfers_max: int = 4_096
+    regions_max: int = REGIONS_MAX
+    grants_max: int = 16_384
+    connections_max: int = 256
+
+    def __post_init__(self) -> None:
+        for name, (low, high) in _RANGES.items():
+            if not low <= getattr(self, name) <= high:
+                raise ValueError(f"{name} must be within {low}..{high}, not {getattr(self, name)}")
+        for name in ("linger_s", "backoff_s", "backoff_s_max", "greeting_s", "keepalive_s", "quiesce_max_s"):
+            if getattr(self, name) <= 0:
+                raise ValueError(f"{name} must be positive, not {getattr(self, name)}")
+        if self.spin_s < 0:
+            raise ValueError(f"spin_s must not be negative, but is {self.spin_s}")
+        self.check_host("host", self.host)
+
+    def check_host(self, name: str, host: str) -> None:
+        """Raises ValueError where a control connection must not go."""
+        if not self.trusted_network and not _is_loopback(host):
+            raise ValueError(f"{name}: {host} is not a loopback address, and trusted_network is not set")
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return host == "localhost" or ipaddress.ip_address(host.partition("%")[0]).is_loopback
+    except ValueError:
+        return False
+
+
+def address_of(host: str, port: int) -> str:
+    return f"{SCHEME}[{host}]:{port}" if ":" in host else f"{SCHEME}{host}:{port}"
+
+
+def parse_address(address: str) -> tuple[str, int]:
+    """Host and port of `rdma://HOST:PORT`, an IPv6 host in brackets. Raises ValueError naming `address`."""
+    host, colon, port = address.removeprefix(SCHEME).rpartition(":")
+    if not address.startswith(SCHEME) or not colon or not port.isascii() or not port.isdigit() or int(port) > 65_535:
+        raise ValueError(f"address must be {SCHEME}HOST:PORT, not {address!r}")
+    if host.startswith("[") and host.endswith("]"):
+        host = host[1:-1]
+    elif ":" in host or not host:
+        raise ValueError(f"address must be {SCHEME}HOST:PORT with an IPv6 host in brackets, not {address!r}")
+    return host, int(port)

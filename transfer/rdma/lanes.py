@@ -1,0 +1,231 @@
+"""The queue pairs to one peer: made, joined to the peer's, and made anew when they break.
+
+Rules
+- Rail i joins the i-th devices of both sides, the shorter list taken again from its start; each has `qps` lanes.
+- A lane that breaks is given back by the engine when nothing of it is out any more; only then is its queue pair closed.
+- A lane that broke by its path's fault sets its rail aside (transfer.rdma.rails); one that this side flushed, or that a
+  grant's end broke, is built anew at once.
+- When no lane is up and none can be built, what waits for one fails: elsewhere is worth trying then.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import itertools
+import secrets
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from transfer.errors import PeerUnreachable
+from transfer.native import rdma_connect
+from transfer.rdma.control import Control
+from transfer.rdma.frames import Hello, Join, Joined, RailOffer
+from transfer.rdma.rails import Rail, RailState
+from transfer.rdma.verbs import Device, QueuePair
+
+if TYPE_CHECKING:
+    from transfer.rdma.transport import RdmaTransport
+
+__all__ = ["Lanes", "connect_pair", "pairing"]
+
+BROKEN_BY_US = 0
+BROKEN_BY_GRANT = 10  # IBV_WC_REM_ACCESS_ERR
+
+
+def pairing(mine: int, theirs: int, rails_max: int) -> list[tuple[int, int]]:
+    """(our device, theirs) of each rail."""
+    if not mine or not theirs:
+        return []
+    return [(i % mine, i % theirs) for i in range(min(max(mine, theirs), rails_max))]
+
+
+def connect_pair(
+    pair: QueuePair,
+    mine: RailOffer,
+    gid_index: int,
+    theirs: tuple[bytes, int],
+    peer: tuple[int, int],
+    psn: int,
+    mtu: int,
+    reads: int,
+    *,
+    timers: tuple[int, int],
+    serving: bool,
+) -> None:
+    """`theirs`: gid and lid; `peer`: number and first packet of their queue pair. Blocks; raises OSError."""
+    rdma_connect(
+        pair.address,
+        gid=theirs[0],
+        gid_index=gid_index,
+        is_global=mine.ethernet,
+        lid=theirs[1],
+        peer_qpn=peer[0],
+        peer_psn=peer[1],
+        psn=psn,
+        mtu=mtu,
+        reads=reads,
+        timeout=timers[0],
+        retries=timers[1],
+        serving=serving,
+    )
+
+
+@dataclass(slots=True, eq=False)
+class _Lane:
+    index: int
+    rail: int
+    device: int
+    peer_device: int
+    number: int = 0  # the engine's, while it is up
+    pair: QueuePair | None = None
+    building: asyncio.Task[None] | None = None
+
+
+class Lanes:
+    """Of one endpoint."""
+
+    def __init__(self, host: RdmaTransport, peer: int, control: Control, theirs: Hello) -> None:
+        self._host = host
+        self._peer = peer
+        self._control = control
+        self._theirs = theirs.rails
+        config = host.config
+        pairs = pairing(len(host.devices), len(self._theirs), config.rails)
+        self.rails = [Rail(backoff_s=config.backoff_s, backoff_s_max=config.backoff_s_max) for _ in pairs]
+        numbers = itertools.count()
+        self._lanes = [
+            _Lane(next(numbers), rail, here, there)
+            for _ in range(config.qps)
+            for rail, (here, there) in enumerate(pairs)
+        ]
+        self.a_device = max((sum(one.device == i for one in self._lanes) for i in range(len(host.devices))), default=0)
+        self._stopped = False
+        self._changed = asyncio.Event()
+        self.why = "the two sides share no rail" if not pairs else ""
+
+    @property
+    def up(self) -> int:
+        return sum(lane.number != 0 for lane in self._lanes)
+
+    def states(self) -> list[RailState]:
+        return [rail.state for rail in self.rails]
+
+    async def open(self) -> None:
+        """Returns when the first lane is up; the others follow. Raises PeerUnreachable where none can be built."""
+        for lane in self._lanes:
+            lane.building = self._task(lane)
+        while not self.up:
+            if all(rail.state is not RailState.OK for rail in self.rails):
+                raise PeerUnreachable(f"no queue pair could be connected: {self.why}")
+            if self._stopped:
+                raise PeerUnreachable(self.why)
+            self._changed.clear()
+            await self._changed.wait()
+
+    def _task(self, lane: _Lane) -> asyncio.Task[None]:
+        return asyncio.get_running_loop().create_task(self._keep_building(lane))
+
+    async def _keep_building(self, lane: _Lane) -> None:
+        rail, loop = self.rails[lane.rail], asyncio.get_running_loop()
+        while not self._stopped:
+            await asyncio.sleep(rail.due_in(loop.time()))
+            try:
+                await self._build(lane)
+            except (OSError, PeerUnreachable) as error:
+                self.why = str(error)
+                rail.failed(loop.time())
+                self._changed.set()
+                if not self.up and all(one.state is not RailState.OK for one in self.rails):
+                    self._host.engine.give_up(self._peer, False)
+            else:
+                rail.worked(loop.time())
+                self._changed.set()
+                return
+
+    async def _build(self, lane: _Lane) -> None:
+        device = self._host.devices[lane.device]
+        theirs, config = self._theirs[lane.peer_device], self._host.config
+        psn = secrets.randbits(24)
+        mine, pair = await self._host.in_thread(lambda: (device.offer(), device.domain.queue_pair(config.window)))
+        try:
+            if not mine.active:
+                raise PeerUnreachable(f"{device.name}: its port is not active")
+            mtu, reads = min(mine.mtu, theirs.mtu), min(mine.reads, theirs.reads)
+            asked = Join(lane.index, lane.device, lane.peer_device, pair.number, psn, mtu, reads, mine.gid, mine.lid)
+            told = await self._control.ask(asked, config.greeting_s)
+            if not isinstance(told, Joined) or told.why:
+                raise PeerUnreachable(f"the peer: {told.why if isinstance(told, Joined) else 'broke the protocol'}")
+            await self._connect(pair, device, mine, theirs, told, psn)
+        except BaseException:
+            await self._host.in_thread(pair.close)
+            raise
+        lane.pair, lane.number = pair, self._host.number()
+        self._host.lane_opened(lane.number, self, lane.index)
+        self._host.engine.add_lane(lane.number, self._peer, pair.address, lane.device, lane.peer_device)
+
+    async def _connect(
+        self, pair: QueuePair, device: Device, mine: RailOffer, theirs: RailOffer, told: Joined, psn: int
+    ) -> None:
+        config = self._host.config
+        await self._host.in_thread(
+            lambda: connect_pair(
+                pair,
+                mine,
+                device.gid_index,
+                (theirs.gid, theirs.lid),
+                (told.qpn, told.psn),
+                psn,
+                min(mine.mtu, told.mtu),
+                min(mine.reads, told.reads),
+                timers=(config.timeout, config.retries),
+                serving=False,
+            )
+        )
+
+    def lane_down(self, index: int, status: int) -> None:
+        """The engine has let the lane go: nothing of it is out."""
+        lane = self._lanes[index]
+        if status not in (BROKEN_BY_US, BROKEN_BY_GRANT):
+            self.why = f"completion status {status}"
+            self.rails[lane.rail].failed(asyncio.get_running_loop().time())
+        pair, lane.pair, lane.number = lane.pair, None, 0
+        self._changed.set()
+        lane.building = asyncio.get_running_loop().create_task(self._again(lane, pair))
+
+    async def _again(self, lane: _Lane, pair: QueuePair | None) -> None:
+        if pair is not None:
+            await self._host.in_thread(pair.close)
+        await self._keep_building(lane)
+
+    def stop(self, why: str) -> None:
+        """No lane is built any more; those that are up are the engine's to end."""
+        self._stopped = True
+        self.why = why
+        self._changed.set()
+
+    async def close(self, wait_s: float) -> bool:
+        """False: some request is still out; its queue pair is left."""
+        self.stop("this side has closed")
+        for lane in self._lanes:
+            if lane.building is not None and lane.number == 0 and lane.pair is None:
+                lane.building.cancel()
+        await self._ended()
+        for lane in self._lanes:
+            if lane.number:
+                self._host.engine.drop_lane(lane.number)
+        try:
+            async with asyncio.timeout(wait_s):
+                while self.up:
+                    self._changed.clear()
+                    await self._changed.wait()
+        except TimeoutError:
+            return False
+        await self._ended()
+        return True
+
+    async def _ended(self) -> None:
+        for lane in self._lanes:
+            if lane.building is not None:
+                with contextlib.suppress(asyncio.CancelledError):
+                    await lane.building

@@ -1,0 +1,296 @@
+"""The RDMA transport of one process: its regions and grants, its devices, its listener, its engine."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import itertools
+import secrets
+import socket
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import Protocol, TypeVar
+
+from transfer.errors import LimitReached, PeerUnreachable, Reason, RegionPoisoned
+from transfer.lending import Lender
+from transfer.native import RdmaEngine, RdmaJob, keep_forever, rdma_deregister, rdma_register
+from transfer.pending import check_deadline
+from transfer.rdma.config import RdmaConfig, address_of, parse_address
+from transfer.rdma.control import Control
+from transfer.rdma.endpoint import RdmaEndpoint
+from transfer.rdma.frames import FrameInvalid, Hello
+from transfer.rdma.lanes import Lanes
+from transfer.rdma.registrar import Asked, Registered, Registrar
+from transfer.rdma.serving import Guest, Lent
+from transfer.rdma.verbs import open_devices
+from transfer.regions import Region, RegionState
+
+__all__ = ["RdmaTransport"]
+
+_BACKLOG = 128
+_FINISHED, _LANE_DOWN, _REFUSED = 1, 2, 3
+_CLOSE_S = 5.0
+_THREADS = 4
+_T = TypeVar("_T")
+
+
+class _Motion(Protocol):
+    def finished(self) -> None: ...
+
+
+class RdmaTransport(Lender):
+    """See transfer.base.Transport. Of one event loop, on which it is made and used. Raises RdmaUnavailable.
+
+    Regions are registered with every device when they are: that pins their memory.
+    """
+
+    def __init__(self, config: RdmaConfig | None = None) -> None:
+        self.config = config or RdmaConfig()
+        self._loop = asyncio.get_running_loop()
+        self._incarnation = secrets.token_bytes(16)
+        super().__init__(
+            key=secrets.token_bytes(32),
+            incarnation=self._incarnation,
+            regions_max=self.config.regions_max,
+            grants_max=self.config.grants_max,
+            quiesce_max_s=self.config.quiesce_max_s,
+        )
+        self.devices = open_devices(self.config.devices, self.config.rails, self.config.cq_entries)
+        self._threads = ThreadPoolExecutor(_THREADS, "rdma-control")
+        self.registrar = Registrar(
+            self.config.mrs_max, register=_register, deregister=rdma_deregister, run=self.in_thread
+        )
+        self._local: dict[int, list[Registered]] = {}  # by region, in the order of the devices
+        self.ground = self.lent = Lent(self)
+        self.engine = RdmaEngine(self.config.window, self.config.tries_max, self.config.linger_s, self.config.spin_s)
+        for device in self.devices:
+            self.engine.add_device(device.cq_address)
+        self._loop.add_reader(self.engine.fd, self._some_events)
+        self._listener, self._address = _listen(self.config)
+        self._accepting = self._loop.create_task(self._accept()) if self._listener is not None else None
+        self._guests: set[asyncio.Task[None]] = set()
+        self._numbers = itertools.count(1)  # of peers, lanes, grants shown to us, and jobs
+        self._motions: dict[int, _Motion] = {}
+        self._lanes: dict[int, tuple[Lanes, int]] = {}
+        self._endpoints: dict[RdmaEndpoint, None] = {}
+        self._whole = True
+        self._closed = False
+
+    @property
+    def address(self) -> str:
+        return self._address
+
+    # -- what endpoints and guests use
+
+    def number(self) -> int:
+        return next(self._numbers)
+
+    def random_psn(self) -> int:
+        return secrets.randbits(24)
+
+    async def in_thread(self, work: Callable[[], _T]) -> _T:
+        """What pyverbs or a device may wait in. A cancellation goes on only when the work has ended: nobody closes
+        what a thread still uses.
+        """
+        working = self._loop.run_in_executor(self._threads, work)
+        interrupted: asyncio.CancelledError | None = None
+        while not working.done():
+            try:
+                await asyncio.wait([working])
+            except asyncio.CancelledError as error:
+                interrupted = error
+        if interrupted is not None:
+            raise interrupted
+        return working.result()
+
+    async def hello(self) -> Hello:
+        return Hello(self._incarnation, await self.in_thread(lambda: tuple(one.offer() for one in self.devices)))
+
+    def local_keys(self, region_id: int) -> list[int]:
+        return [one.local_key for one in self._local.get(region_id, ())]
+
+    def submit(self, token: int, motion: _Motion, job: RdmaJob, peer: int) -> None:
+        """Has the job moved; its motion's `finished` follows. Raises LimitReached(transfers_max)."""
+        if len(self._motions) >= self.config.transfers_max:
+            raise LimitReached(f"{self.config.transfers_max} batches are in motion", limit="transfers_max")
+        self._motions[token] = motion
+        self.engine.submit(job, peer)
+
+    def stop(self, token: int, reason: Reason) -> None:
+        self.engine.stop(token, int(reason))
+
+    def lane_opened(self, number: int, lanes: Lanes, index: int) -> None:
+        self._lanes[number] = lanes, index
+
+    def endpoint_closed(self, endpoint: RdmaEndpoint, whole: bool) -> None:
+        self._whole &= whole
+        self._endpoints.pop(endpoint, None)
+        self.engine.forget(endpoint.peer)
+
+    # -- events
+
+    def _some_events(self) -> None:
+        for kind, number, status in self.engine.events():
+            if kind == _FINISHED:
+                self._motions.pop(number).finished()
+            elif kind == _LANE_DOWN:
+                lanes, index = self._lanes.pop(number)
+                lanes.lane_down(index, status)
+            elif kind == _REFUSED:
+                any(endpoint.access_ended(number) for endpoint in self._endpoints)
+
+    async def _accept(self) -> None:
+        assert self._listener is not None
+        while True:
+            try:
+                sock, _ = await self._loop.sock_accept(self._listener)
+            except OSError:
+                await asyncio.sleep(0.1)  # no descriptors left, or a connection that was gone again
+                continue
+            if len(self._guests) >= self.config.connections_max:
+                sock.close()
+                continue
+            control = await Control.over(sock, self.config.keepalive_s)
+            task = self._loop.create_task(Guest(self, control).serve())
+            self._guests.add(task)
+            task.add_done_callback(self._guests.discard)
+
+    # -- memory
+
+    async def register(
+        self,
+        memory: object,
+        *,
+        name: str = "",
+        writable: bool = True,
+        on_poison: Callable[[Region], None] | None = None,
+    ) -> Region:
+        """Raises LimitReached (mrs_max, memlock) and ValueError, too, where a device will not take it."""
+        region = await super().register(memory, name=name, writable=writable, on_poison=on_poison)
+        wanted = [
+            Asked(one.domain.address, region.address, region.bytes, region.address, write_here=region.writable)
+            for one in self.devices
+        ]
+        try:
+            self._local[region.id] = await self.registrar.acquire(wanted)
+        except BaseException:
+            await super().deregister(region)
+            raise
+        return region
+
+    async def deregister(self, region: Region) -> None:
+        if region.state is RegionState.CLOSED:
+            return
+        held = region.memory  # its devices let it go before its memory may go
+        await super().deregister(region)
+        await self.registrar.release(self._local.pop(region.id, []))
+        del held
+
+    # -- peers
+
+    async def connect(self, address: str, *, deadline_s: float) -> RdmaEndpoint:
+        """Raises ValueError for an address that is not `rdma://HOST:PORT`, or where trust does not reach."""
+        check_deadline(deadline_s)
+        host, port = parse_address(address)
+        self.config.check_host("address", host)
+        try:
+            async with asyncio.timeout(deadline_s):
+                return await self._opened(host, port)
+        except (OSError, TimeoutError, FrameInvalid) as error:
+            raise PeerUnreachable(f"{address}: {error or 'no answer in time'}") from error
+
+    async def _opened(self, host: str, port: int) -> RdmaEndpoint:
+        control = await Control.over(await _connected(host, port), self.config.keepalive_s)
+        try:
+            theirs = await control.greet(await self.hello())
+        except BaseException:
+            control.lose("this side has closed")
+            raise
+        endpoint = RdmaEndpoint(self, control, theirs)
+        requests = (endpoint.lanes_a_device + sum(e.lanes_a_device for e in self._endpoints)) * self.config.window
+        if requests > self.config.cq_entries:
+            await endpoint.close()
+            limit = f"{requests} requests could be out on one device; a completion would find no room"
+            raise LimitReached(limit, limit="cq_entries")
+        self._endpoints[endpoint] = None
+        try:
+            await endpoint.open()
+        except BaseException:
+            await endpoint.close()
+            raise
+        return endpoint
+
+    async def close(self) -> None:
+        """Raises RegionPoisoned where some memory could not be made quiet; all else is closed then, too."""
+        if self._closed:
+            return
+        self._closed = True
+        if self._accepting is not None and self._listener is not None:
+            self._accepting.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await self._accepting
+            self._listener.close()
+        for endpoint in list(self._endpoints):
+            await endpoint.close()
+        poisoned = await self.deregister_all()
+        for guest in list(self._guests):
+            guest.cancel()
+        await asyncio.gather(*self._guests, return_exceptions=True)
+        self._loop.remove_reader(self.engine.fd)
+        if self.engine.close(_CLOSE_S if self._whole else 0.0):
+            for device in self.devices:
+                await self.in_thread(device.close)
+        else:
+            keep_forever([self.engine, self.devices, list(self._motions.values()), self._lanes, self._local])
+        self._threads.shutdown(wait=False)
+        if poisoned:
+            raise RegionPoisoned(f"not quiet at close: {', '.join(poisoned)}")
+
+
+def _register(asked: Asked) -> Registered:
+    return Registered(
+        *rdma_register(
+            asked.pd,
+            asked.address,
+            asked.bytes,
+            asked.device_address,
+            write_here=asked.write_here,
+            peer_reads=asked.peer_reads,
+            peer_writes=asked.peer_writes,
+        )
+    )
+
+
+def _listen(config: RdmaConfig) -> tuple[socket.socket | None, str]:
+    """Raises OSError naming the address."""
+    if not config.listens:
+        return None, ""
+    family = socket.AF_INET6 if ":" in config.host else socket.AF_INET
+    sock = socket.socket(family, socket.SOCK_STREAM | socket.SOCK_CLOEXEC | socket.SOCK_NONBLOCK)
+    try:
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        sock.bind((config.host, config.port))
+        sock.listen(_BACKLOG)
+    except OSError as error:
+        sock.close()
+        raise OSError(error.errno, f"{address_of(config.host, config.port)}: {error.strerror}") from error
+    return sock, address_of(config.host, sock.getsockname()[1])
+
+
+async def _connected(host: str, port: int) -> socket.socket:
+    """The first of the host's addresses that answers. Raises OSError."""
+    loop = asyncio.get_running_loop()
+    last: OSError | None = None
+    for family, _, _, _, where in await loop.getaddrinfo(host, port, type=socket.SOCK_STREAM):
+        sock = socket.socket(family, socket.SOCK_STREAM | socket.SOCK_CLOEXEC | socket.SOCK_NONBLOCK)
+        try:
+            await loop.sock_connect(sock, where)
+        except OSError as error:
+            sock.close()
+            last = error
+        except BaseException:
+            sock.close()
+            raise
+        else:
+            return sock
+    raise last or OSError(f"{host} has no address")
