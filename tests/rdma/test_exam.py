@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
-
-import pytest
 
 from tests.rdma.machine import needs_rails
 from transfer.rdma import RdmaConfig, RdmaTransport
@@ -48,13 +46,15 @@ class Shared(Rdma):
     runner: asyncio.Runner
     owner: OwnerProcess
 
-    @pytest.fixture(autouse=True, scope="class")
-    def _owner(self, request: pytest.FixtureRequest) -> Iterator[None]:
-        made = request.cls
-        with asyncio.Runner() as made.runner:
-            made.owner = made.runner.run(made().start_owner())
-            yield
-            made.runner.run(made.owner.close())
+    @classmethod
+    def setup_class(cls) -> None:
+        cls.runner = asyncio.Runner()
+        cls.owner = cls.runner.run(cls().start_owner())
+
+    @classmethod
+    def teardown_class(cls) -> None:
+        cls.runner.run(cls.owner.close())
+        cls.runner.close()
 
     def run(self, main: Callable[[], Awaitable[None]]) -> None:
         async def body() -> None:
