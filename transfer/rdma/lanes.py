@@ -22,7 +22,7 @@ from transfer.native import rdma_connect
 from transfer.rdma.control import Control
 from transfer.rdma.frames import Hello, Join, Joined, RailOffer
 from transfer.rdma.rails import Rail, RailState
-from transfer.rdma.verbs import Device, QueuePair
+from transfer.rdma.verbs import Device, QueuePair, RdmaUnavailable
 
 if TYPE_CHECKING:
     from transfer.rdma.transport import RdmaTransport
@@ -132,7 +132,7 @@ class Lanes:
             await asyncio.sleep(rail.due_in(loop.time()))
             try:
                 await self._build(lane)
-            except (OSError, PeerUnreachable) as error:
+            except (OSError, PeerUnreachable, RdmaUnavailable) as error:
                 self.why = str(error)
                 rail.failed(loop.time())
                 self._changed.set()

@@ -255,8 +255,8 @@ class Guest:
                     serving=True,
                 )
             )
-        except OSError as error:
-            return Joined(why=f"{device.name}: {error.strerror or error}")
+        except (OSError, RdmaUnavailable) as error:
+            return Joined(why=f"{device.name}: {error}")
         return Joined(pair.number, psn, mtu, reads)
 
     async def _end(self) -> None:

@@ -121,3 +121,10 @@ def test_numbers_out_of_range_are_refused() -> None:
         frame = to_frame(message)
         with pytest.raises(FrameInvalid):
             parse_body(parse_head(frame[:HEAD_BYTES])[0], frame[HEAD_BYTES:])
+
+
+def test_keys_are_as_many_as_was_said() -> None:
+    frame = to_frame(Shown(Reason.LANDED, 1 << 44, ((1, 2), (3, 4))))
+    for body in (frame[HEAD_BYTES:-8], frame[HEAD_BYTES:] + bytes(8)):  # a whole range less, or more
+        with pytest.raises(FrameInvalid, match="counts"):
+            parse_body(Kind.SHOWN, body)
