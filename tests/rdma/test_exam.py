@@ -6,12 +6,9 @@ import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 
-from tests.rdma.machine import needs_rails
 from transfer.rdma import RdmaConfig, RdmaTransport
 from transfer.testing.exam import ExamBase, PeerFailureExam, TransportExam
 from transfer.testing.parties import OwnerProcess, Pair
-
-pytestmark = needs_rails(2)
 
 
 class Rdma(ExamBase):

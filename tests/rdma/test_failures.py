@@ -7,27 +7,25 @@ the owner's device.
 from __future__ import annotations
 
 import asyncio
-import subprocess
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import replace
 
 import pytest
 
-from tests.rdma.machine import needs_rails
+from tests.rdma.rails import Rail
 from transfer.base import Presented, Rights
 from transfer.errors import Reason, TransferFailed
+from transfer.rails import RailConfig, RailState
 from transfer.rdma import RdmaConfig, RdmaTransport
 from transfer.rdma.endpoint import RdmaEndpoint
-from transfer.rdma.rails import RailState
 from transfer.testing.parties import OwnerProcess, Pair, pairs, pattern
-
-pytestmark = needs_rails(2)
 
 MIB = 1 << 20
 FOREVER_S = 60.0
-ONE = RdmaConfig(devices=("rxe_a0",), timeout=12, retries=3)
-TWO = RdmaConfig(devices=("rxe_a0", "rxe_a1"), timeout=12, retries=3, slice_bytes=64 << 10, window=8)
+SOON = RailConfig(pause_s=0.1, pause_s_max=1.0)
+ONE = RdmaConfig(devices=("rxe_a0",), timeout=12, retries=3, rail=SOON)
+TWO = RdmaConfig(devices=("rxe_a0", "rxe_a1"), timeout=12, retries=3, slice_bytes=64 << 10, window=8, rail=SOON)
 
 
 @asynccontextmanager
@@ -146,66 +144,50 @@ def test_keys_of_one_connection_open_nothing_to_another() -> None:
     on_one_rail(body)
 
 
-def ip(command: str) -> None:
-    subprocess.run(["ip", *command.split()], check=True)
-
-
-def link_up(rail: int) -> None:
-    """A link that was taken down has lost its routes."""
-    ip(f"link set b{rail} up")
-    ip(f"route replace 10.0.{rail}.2 dev a{rail} src 10.0.{rail}.1 table 10")
-    ip(f"route replace 10.0.{rail}.1 dev b{rail} src 10.0.{rail}.2 table 10")
-
-
 async def until(condition: Callable[[], bool]) -> None:
     async with asyncio.timeout(FOREVER_S):
         while not condition():
             await asyncio.sleep(0.05)
 
 
-def test_a_lost_link_moves_its_slices_to_the_other_rail_and_is_taken_up_again() -> None:
+def test_a_lost_link_moves_its_slices_to_the_other_rail_and_is_taken_up_again(rail: Rail) -> None:
     async def main() -> None:
         async with connected(TWO, "rxe_b0,rxe_b1") as pair:
             endpoint = endpoint_of(pair)
             await pair.owner.memory("m", 16 * MIB, seed=5)
             region, memory = await pair.memory(16 * MIB)
             presented, _ = await pair.shown("m", [(0, 16 * MIB)])
-            batch = pairs(region, presented, [(0, 0, 16 * MIB)])
+            batch = pairs(region, presented, [(0, 0, 16 * MIB)] * 8)
             await until(lambda: endpoint._lanes.up == 4)
             transfer = endpoint.read(batch, deadline_s=FOREVER_S)
             await asyncio.sleep(0.02)
             assert not transfer.done
-            ip("link set b0 down")
-            try:
+            with rail.down(rail.far):
                 landed = await transfer
-                assert landed.bytes == 16 * MIB and (memory == pattern(16 * MIB, 5)).all()
+                assert landed.bytes == batch.bytes and (memory == pattern(16 * MIB, 5)).all()
                 _, _, again, _ = pair.reader.engine.stats()  # type: ignore[attr-defined]
                 assert again > 0, "the link was cut too late to matter"
-                assert endpoint.rails[0] is not RailState.OK and endpoint.rails[1] is RailState.OK
+                await until(lambda: endpoint.rails[0] is not RailState.OK)
+                assert endpoint.rails[1] is RailState.OK
                 memory[:] = 0
                 await endpoint.read(batch, deadline_s=FOREVER_S)
                 assert (memory == pattern(16 * MIB, 5)).all()
-            finally:
-                link_up(0)
             await until(lambda: endpoint.rails == [RailState.OK, RailState.OK])
 
     asyncio.run(main())
 
 
-def test_no_rail_left_is_an_answer_long_before_the_deadline() -> None:
+def test_no_rail_left_is_an_answer_long_before_the_deadline(rail: Rail) -> None:
     async def main() -> None:
         async with connected(ONE, "rxe_b0") as pair:
             await pair.owner.memory("m", 4 * MIB, seed=6)
             region, _ = await pair.memory(4 * MIB)
             presented, _ = await pair.shown("m", [(0, 4 * MIB)])
-            ip("link set b0 down")
-            try:
+            with rail.down(rail.far):
                 with pytest.raises(TransferFailed) as caught:
                     await pair.endpoint.read(pairs(region, presented, [(0, 0, 4 * MIB)]), deadline_s=3600.0)
                 assert {failure.reason for failure in caught.value.failures} == {Reason.PEER_GONE}
                 assert caught.value.elsewhere
-            finally:
-                link_up(0)
             endpoint = endpoint_of(pair)
             await until(lambda: endpoint.rails == [RailState.OK])
             await endpoint.read(pairs(region, presented, [(0, 0, 4 * MIB)]), deadline_s=FOREVER_S)

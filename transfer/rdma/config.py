@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import ipaddress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from transfer.grants import GRANTS_MAX
 from transfer.plan import SLICE_BYTES
+from transfer.rails import RailConfig
 from transfer.rdma.frames import LANES_MAX, RAILS_MAX
 from transfer.regions import REGIONS_MAX
 
@@ -40,10 +41,10 @@ class RdmaConfig:
     `timeout`, `retries`: as verbs have them; a dead path is noticed after 4.096 us * 2^timeout * (retries + 1), and up
     to four times that on some hardware; the default is 0.47 s. `tries_max`: how many such failures of its path a
     request outlives. `linger_s`: what of a stopped batch is still out after that is flushed, and its queue pairs built
-    anew. `spin_s`: how long completions are polled for before the thread sleeps. `backoff_s`: a rail that has failed is
-    tried again after this long, then twice that, up to `backoff_s_max`. `cq_entries`: completions that a device
-    keeps for us, which bounds peers * qps * window. `mrs_max`: memory regions that the devices hold for us, granted
-    ranges and our own.
+    anew. `spin_s`: how long completions are polled for before the thread sleeps. `rail`: when a rail that has
+    failed is tried again. `port_look_s`: how often a port is looked at that is down. `cq_entries`: completions that a
+    device keeps for us, which bounds peers * qps * window. `mrs_max`: memory regions that the devices hold for us,
+    granted ranges and our own.
     """
 
     host: str = "127.0.0.1"
@@ -60,8 +61,8 @@ class RdmaConfig:
     retries: int = 6
     linger_s: float = 0.01
     spin_s: float = 0.000_05
-    backoff_s: float = 0.1
-    backoff_s_max: float = 10.0
+    rail: RailConfig = field(default_factory=RailConfig)
+    port_look_s: float = 0.5
     cq_entries: int = 16_384
     mrs_max: int = 16_384
     greeting_s: float = 5.0
@@ -76,7 +77,7 @@ class RdmaConfig:
         for name, (low, high) in _RANGES.items():
             if not low <= getattr(self, name) <= high:
                 raise ValueError(f"{name} must be within {low}..{high}, not {getattr(self, name)}")
-        for name in ("linger_s", "backoff_s", "backoff_s_max", "greeting_s", "keepalive_s", "quiesce_max_s"):
+        for name in ("linger_s", "port_look_s", "greeting_s", "keepalive_s", "quiesce_max_s"):
             if getattr(self, name) <= 0:
                 raise ValueError(f"{name} must be positive, not {getattr(self, name)}")
         if self.spin_s < 0:

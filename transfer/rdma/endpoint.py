@@ -22,11 +22,11 @@ from transfer.grants import parse_descriptor
 from transfer.native import RdmaJob
 from transfer.pending import Pending, Report, check_deadline
 from transfer.plan import Plan, plan
+from transfer.rails import RailState
 from transfer.rdma.control import Control
 from transfer.rdma.frames import Ended, FrameInvalid, Hello, Present, Shown
 from transfer.rdma.lanes import Lanes
 from transfer.rdma.motion import Motion, ShownGrant, windows_of
-from transfer.rdma.rails import RailState
 from transfer.refusals import Reasons, refusals
 from transfer.regions import Region
 

@@ -3,8 +3,9 @@
 Rules
 - Rail i joins the i-th devices of both sides, the shorter list taken again from its start; each has `qps` lanes.
 - A lane that breaks is given back by the engine when nothing of it is out any more; only then is its queue pair closed.
-- A lane that broke by its path's fault sets its rail aside (transfer.rdma.rails); one that this side flushed, or that a
-  grant's end broke, is built anew at once.
+- A lane that broke by its path's fault sets its rail aside at once (transfer.rails): its requests were repeated for as
+  long as `timeout` and `retries` say. A trial is a lane that is built anew; when it works, the rail's others follow.
+- One that this side flushed, or that a grant's end broke, says nothing about its rail and is built anew at once.
 - When no lane is up and none can be built, what waits for one fails: elsewhere is worth trying then.
 """
 
@@ -14,14 +15,15 @@ import asyncio
 import contextlib
 import itertools
 import secrets
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from transfer.errors import PeerUnreachable
 from transfer.native import rdma_connect
+from transfer.rails import Rails, RailState
 from transfer.rdma.control import Control
 from transfer.rdma.frames import Hello, Join, Joined, RailOffer
-from transfer.rdma.rails import Rail, RailState
 from transfer.rdma.verbs import Device, QueuePair, RdmaUnavailable
 
 if TYPE_CHECKING:
@@ -92,7 +94,8 @@ class Lanes:
         self._theirs = theirs.rails
         config = host.config
         pairs = pairing(len(host.devices), len(self._theirs), config.rails)
-        self.rails = [Rail(backoff_s=config.backoff_s, backoff_s_max=config.backoff_s_max) for _ in pairs]
+        self._rails = Rails([1] * max(1, len(pairs)), config.rail)
+        self._trials: set[int] = set()  # rails whose trial nobody has taken yet
         numbers = itertools.count()
         self._lanes = [
             _Lane(next(numbers), rail, here, there)
@@ -109,14 +112,14 @@ class Lanes:
         return sum(lane.number != 0 for lane in self._lanes)
 
     def states(self) -> list[RailState]:
-        return [rail.state for rail in self.rails]
+        return [report.state for report in self._rails.reports()]
 
     async def open(self) -> None:
         """Returns when the first lane is up; the others follow. Raises PeerUnreachable where none can be built."""
         for lane in self._lanes:
             lane.building = self._task(lane)
         while not self.up:
-            if all(rail.state is not RailState.OK for rail in self.rails):
+            if not self._lanes or not self._rails.usable():
                 raise PeerUnreachable(f"no queue pair could be connected: {self.why}")
             if self._stopped:
                 raise PeerUnreachable(self.why)
@@ -127,21 +130,49 @@ class Lanes:
         return asyncio.get_running_loop().create_task(self._keep_building(lane))
 
     async def _keep_building(self, lane: _Lane) -> None:
-        rail, loop = self.rails[lane.rail], asyncio.get_running_loop()
-        while not self._stopped:
-            await asyncio.sleep(rail.due_in(loop.time()))
+        loop = asyncio.get_running_loop()
+        while True:
+            await self._turn(lane)
+            if self._stopped:
+                return
             try:
                 await self._build(lane)
             except (OSError, PeerUnreachable, RdmaUnavailable) as error:
                 self.why = str(error)
-                rail.failed(loop.time())
+                if lane.rail in self._rails.usable():
+                    self._rails.failed(lane.rail, loop.time(), severe=True)
+                else:
+                    self._rails.tried(lane.rail, False, loop.time())
                 self._changed.set()
-                if not self.up and all(one.state is not RailState.OK for one in self.rails):
+                if not self.up and not self._rails.usable():
                     self._host.engine.give_up(self._peer, False)
             else:
-                rail.worked(loop.time())
+                self._rails.tried(lane.rail, True, loop.time())
                 self._changed.set()
                 return
+
+    async def _turn(self, lane: _Lane) -> None:
+        """Returns when the rail is OK, or this lane is its trial; or when no lane is to be built any more."""
+        loop, look_s = asyncio.get_running_loop(), self._host.config.port_look_s
+        while not self._stopped and (state := self.states()[lane.rail]) is not RailState.OK:
+            self._trials.update(self._rails.due(loop.time()))
+            if lane.rail in self._trials and state is RailState.PAUSED:
+                self._trials.discard(lane.rail)
+                return
+            due = self._rails.next_due()
+            await asyncio.sleep(look_s if due is None else min(look_s, max(0.001, due - loop.time())))
+            if state is RailState.DOWN and await self._host.in_thread(self._port_active(lane)):
+                self._rails.up(lane.rail, loop.time())
+
+    def _port_active(self, lane: _Lane) -> Callable[[], bool]:
+        device = self._host.devices[lane.device]
+
+        def look() -> bool:
+            with contextlib.suppress(OSError):
+                return device.offer().active
+            return False
+
+        return look
 
     async def _build(self, lane: _Lane) -> None:
         device = self._host.devices[lane.device]
@@ -150,6 +181,7 @@ class Lanes:
         mine, pair = await self._host.in_thread(lambda: (device.offer(), device.domain.queue_pair(config.window)))
         try:
             if not mine.active:
+                self._rails.down(lane.rail)
                 raise PeerUnreachable(f"{device.name}: its port is not active")
             mtu, reads = min(mine.mtu, theirs.mtu), min(mine.reads, theirs.reads)
             asked = Join(lane.index, lane.device, lane.peer_device, pair.number, psn, mtu, reads, mine.gid, mine.lid)
@@ -188,7 +220,10 @@ class Lanes:
         lane = self._lanes[index]
         if status not in (BROKEN_BY_US, BROKEN_BY_GRANT):
             self.why = f"completion status {status}"
-            self.rails[lane.rail].failed(asyncio.get_running_loop().time())
+            self._rails.failed(lane.rail, asyncio.get_running_loop().time(), severe=True)
+            for other in self._lanes:  # what lies on them moves at once, too
+                if other.rail == lane.rail and other.number and other is not lane:
+                    self._host.engine.drop_lane(other.number)
         pair, lane.pair, lane.number = lane.pair, None, 0
         self._changed.set()
         lane.building = asyncio.get_running_loop().create_task(self._again(lane, pair))
