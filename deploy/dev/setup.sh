@@ -67,6 +67,9 @@ if ! echo '#include <xxhash.h>' | c++ -E -x c++ - >/dev/null 2>&1 && [ ! -e buil
   }
 fi
 
+# verbs.h, for the native half of RDMA; the library itself is looked for when it is used. Without the header all else builds.
+echo '#include <infiniband/verbs.h>' | c++ -E -x c++ - >/dev/null 2>&1 || apt_install "RDMA in the native build" libibverbs-dev || true
+
 # The source tree on the path, and the two commands, without a second build of the native part.
 "$PY" - <<'PYEOF'
 import pathlib, sysconfig, tomllib
