@@ -6,9 +6,13 @@ import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 
+import numpy as np
+
 from transfer.rdma import RdmaConfig, RdmaTransport
 from transfer.testing.exam import ExamBase, PeerFailureExam, TransportExam
-from transfer.testing.parties import OwnerProcess, Pair
+from transfer.testing.exam_readers import Stoppable, StoppedReaderExam
+from transfer.testing.parties import Bytes, OwnerHere, OwnerProcess, Pair
+from transfer.testing.readers import ReaderProcess
 
 
 class Rdma(ExamBase):
@@ -76,13 +80,17 @@ class TestTwoRails(Shared, TransportExam):
     owner_devices = "rxe_b0,rxe_b1"
 
 
-class TestPeerFailures(Rdma, PeerFailureExam):
+class Apart(Rdma):
+    """Processes of each test's own."""
+
     def run(self, main: Callable[[], Awaitable[None]]) -> None:
         async def body() -> None:
             await main()
 
         asyncio.run(body())
 
+
+class TestPeerFailures(Apart, PeerFailureExam):
     @asynccontextmanager
     async def pair(self) -> AsyncIterator[Pair]:
         owner = await self.start_owner()
@@ -90,4 +98,23 @@ class TestPeerFailures(Rdma, PeerFailureExam):
             async with self.connected(owner) as pair:
                 yield pair
         finally:
+            await owner.close()
+
+
+def memory_of(size: int) -> tuple[object, Bytes]:
+    content = np.zeros(size, dtype=np.uint8)
+    return content, content
+
+
+class TestStoppedReader(Apart, StoppedReaderExam):
+    """A reader's device goes on while its process is stopped: nothing but the owner's deregistering ends its reads."""
+
+    @asynccontextmanager
+    async def stoppable(self) -> AsyncIterator[Stoppable]:
+        owner = OwnerHere(RdmaTransport(RdmaConfig(devices=("rxe_b0",))), memory_of)
+        reader = await ReaderProcess.start("rdma:rxe_a0")
+        try:
+            yield Stoppable(owner, reader)
+        finally:
+            await reader.close()
             await owner.close()
