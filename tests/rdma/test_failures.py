@@ -11,6 +11,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import replace
 
+import numpy as np
 import pytest
 
 from tests.rdma.rails import Rail
@@ -142,6 +143,34 @@ def test_keys_of_one_connection_open_nothing_to_another() -> None:
             await other.close()
 
     on_one_rail(body)
+
+
+def test_peers_get_no_more_queue_pairs_than_they_may() -> None:
+    async def main() -> None:
+        owner = RdmaTransport(RdmaConfig(devices=("rxe_b0",), queue_pairs_max=1))
+        readers = [RdmaTransport(ONE), RdmaTransport(ONE)]
+        try:
+            content = pattern(MIB, 7)
+            region = await owner.register(content)
+            grant = await owner.grant(region, [(0, MIB)], lifetime_s=60.0)
+            for reader in readers:  # the second finds what the first has given back
+                endpoint = await reader.connect(owner.address, deadline_s=10.0)
+                (presented,) = await endpoint.present([grant.descriptor], deadline_s=10.0)
+                memory = np.zeros(MIB, dtype=np.uint8)
+                local = await reader.register(memory)
+                await endpoint.read(pairs(local, presented, [(0, 0, MIB)]), deadline_s=FOREVER_S)
+                assert (memory == content).all()
+                lanes = endpoint._lanes
+                await until(lambda lanes=lanes: "queue_pairs_max" in lanes.why)  # type: ignore[misc]
+                assert lanes.up == owner.lent.pairs == 1
+                await endpoint.close()
+                await until(lambda: owner.lent.pairs == 0)
+        finally:
+            for reader in readers:
+                await reader.close()
+            await owner.close()
+
+    asyncio.run(main())
 
 
 async def until(condition: Callable[[], bool]) -> None:

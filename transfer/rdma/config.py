@@ -27,6 +27,7 @@ _RANGES = {
     "regions_max": (1, REGIONS_MAX),
     "grants_max": (1, GRANTS_MAX),
     "connections_max": (1, 65_536),
+    "queue_pairs_max": (1, 1 << 20),
     "port": (0, 65_535),
 }
 
@@ -44,7 +45,7 @@ class RdmaConfig:
     anew. `spin_s`: how long completions are polled for before the thread sleeps. `rail`: when a rail that has
     failed is tried again. `port_look_s`: how often a port is looked at that is down. `cq_entries`: completions that a
     device keeps for us, which bounds peers * qps * window. `mrs_max`: memory regions that the devices hold for us,
-    granted ranges and our own.
+    granted ranges and our own. `queue_pairs_max`: that all peers together may have us make; devices have few enough.
     """
 
     host: str = "127.0.0.1"
@@ -72,6 +73,7 @@ class RdmaConfig:
     regions_max: int = REGIONS_MAX
     grants_max: int = 16_384
     connections_max: int = 256
+    queue_pairs_max: int = 4_096
 
     def __post_init__(self) -> None:
         for name, (low, high) in _RANGES.items():

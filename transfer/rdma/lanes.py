@@ -29,8 +29,9 @@ from transfer.rdma.verbs import Device, QueuePair, RdmaUnavailable
 if TYPE_CHECKING:
     from transfer.rdma.transport import RdmaTransport
 
-__all__ = ["Lanes", "connect_pair", "pairing"]
+__all__ = ["NO_ROOM", "Lanes", "connect_pair", "pairing"]
 
+NO_ROOM = "queue_pairs_max"
 BROKEN_BY_US = 0
 BROKEN_BY_GRANT = 10  # IBV_WC_REM_ACCESS_ERR
 
@@ -73,6 +74,10 @@ def connect_pair(
     )
 
 
+class _NoRoom(PeerUnreachable):
+    """The owner makes no more queue pairs: no fault of the rail's."""
+
+
 @dataclass(slots=True, eq=False)
 class _Lane:
     index: int
@@ -82,6 +87,7 @@ class _Lane:
     number: int = 0  # the engine's, while it is up
     pair: QueuePair | None = None
     building: asyncio.Task[None] | None = None
+    failed: bool = False  # it could not be built, or its rail is set aside
 
 
 class Lanes:
@@ -119,7 +125,7 @@ class Lanes:
         for lane in self._lanes:
             lane.building = self._task(lane)
         while not self.up:
-            if not self._lanes or not self._rails.usable():
+            if all(lane.failed for lane in self._lanes):
                 raise PeerUnreachable(f"no queue pair could be connected: {self.why}")
             if self._stopped:
                 raise PeerUnreachable(self.why)
@@ -137,19 +143,25 @@ class Lanes:
                 return
             try:
                 await self._build(lane)
+            except _NoRoom as error:
+                self._not_built(lane, error)
+                await asyncio.sleep(self._host.config.port_look_s)
             except (OSError, PeerUnreachable, RdmaUnavailable) as error:
-                self.why = str(error)
                 if lane.rail in self._rails.usable():
                     self._rails.failed(lane.rail, loop.time(), severe=True)
                 else:
                     self._rails.tried(lane.rail, False, loop.time())
-                self._changed.set()
-                if not self.up and not self._rails.usable():
-                    self._host.engine.give_up(self._peer, False)
+                self._not_built(lane, error)
             else:
                 self._rails.tried(lane.rail, True, loop.time())
                 self._changed.set()
                 return
+
+    def _not_built(self, lane: _Lane, error: Exception) -> None:
+        self.why, lane.failed = str(error), True
+        self._changed.set()
+        if all(one.failed for one in self._lanes):
+            self._host.engine.give_up(self._peer, False)
 
     async def _turn(self, lane: _Lane) -> None:
         """Returns when the rail is OK, or this lane is its trial; or when no lane is to be built any more."""
@@ -186,13 +198,15 @@ class Lanes:
             mtu, reads = min(mine.mtu, theirs.mtu), min(mine.reads, theirs.reads)
             asked = Join(lane.index, lane.device, lane.peer_device, pair.number, psn, mtu, reads, mine.gid, mine.lid)
             told = await self._control.ask(asked, config.greeting_s)
+            if isinstance(told, Joined) and told.why.startswith(NO_ROOM):
+                raise _NoRoom(f"the peer: {told.why}")
             if not isinstance(told, Joined) or told.why:
                 raise PeerUnreachable(f"the peer: {told.why if isinstance(told, Joined) else 'broke the protocol'}")
             await self._connect(pair, device, mine, theirs, told, psn)
         except BaseException:
             await self._host.in_thread(pair.close)
             raise
-        lane.pair, lane.number = pair, self._host.number()
+        lane.pair, lane.number, lane.failed = pair, self._host.number(), False
         self._host.lane_opened(lane.number, self, lane.index)
         self._host.engine.add_lane(lane.number, self._peer, pair.address, lane.device, lane.peer_device)
 
@@ -224,6 +238,7 @@ class Lanes:
             for other in self._lanes:  # what lies on them moves at once, too
                 if other.rail == lane.rail and other.number and other is not lane:
                     self._host.engine.drop_lane(other.number)
+        lane.failed = self.states()[lane.rail] is not RailState.OK
         pair, lane.pair, lane.number = lane.pair, None, 0
         self._changed.set()
         lane.building = asyncio.get_running_loop().create_task(self._again(lane, pair))

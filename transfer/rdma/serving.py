@@ -23,7 +23,7 @@ from transfer.errors import LimitReached, PeerUnreachable, Reason
 from transfer.grants import Grant, Rights
 from transfer.rdma.control import Control
 from transfer.rdma.frames import LANES_MAX, RAILS_MAX, Ended, FrameInvalid, Hello, Join, Joined, Present, Shown
-from transfer.rdma.lanes import connect_pair
+from transfer.rdma.lanes import NO_ROOM, connect_pair
 from transfer.rdma.registrar import Asked, Registered
 from transfer.rdma.verbs import Domain, QueuePair, RdmaUnavailable
 from transfer.regions import Region
@@ -68,6 +68,7 @@ class Lent:
         self._closing: set[asyncio.Task[None]] = set()
         self._changed = asyncio.Event()
         self._serials = itertools.count()
+        self.pairs = 0  # queue pairs that guests have
 
     # -- Ground
 
@@ -234,12 +235,16 @@ class Guest:
             return Joined(why="no such rail")
         before = self._pairs.pop(asked.lane, None)
         if before is not None:
+            self._host.lent.pairs -= 1
             await self._host.in_thread(before.close)
+        if self._host.lent.pairs >= config.queue_pairs_max:
+            return Joined(why=f"{NO_ROOM}: {config.queue_pairs_max} are in use")
         device, domain = devices[asked.peer_rail], self.domains[asked.peer_rail]
         psn = self._host.random_psn()
         try:
             mine, pair = await self._host.in_thread(lambda: (device.offer(), domain.queue_pair(1)))
             self._pairs[asked.lane] = pair
+            self._host.lent.pairs += 1
             mtu, reads = min(mine.mtu, asked.mtu), min(mine.reads, asked.reads)
             await self._host.in_thread(
                 lambda: connect_pair(
@@ -261,6 +266,7 @@ class Guest:
 
     async def _end(self) -> None:
         pairs, self._pairs = list(self._pairs.values()), {}
+        self._host.lent.pairs -= len(pairs)
 
         def close_pairs() -> None:
             for pair in pairs:
