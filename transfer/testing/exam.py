@@ -24,6 +24,7 @@ from transfer.errors import (
 )
 from transfer.pending import NO_DIGESTS
 from transfer.testing.exam_base import (
+    DYING,
     FOREVER_S,
     MIB,
     OFFSETS,
@@ -384,7 +385,7 @@ class PeerFailureExam(WritePeerFailureExam):
         answer = await self.answered(transfer)
         source = pattern(4 * self.long_bytes, 11)
         if isinstance(answer, TransferError):
-            assert set(failed(answer)) <= {Reason.PEER_GONE, Reason.LATE}
+            assert set(failed(answer)) <= DYING
         else:
             last = dict.fromkeys(range(4), 0) | {(i * 3) % 4: i % 4 for i in range(self.long_extents)}
             for here, there in last.items():

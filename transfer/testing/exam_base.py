@@ -13,12 +13,14 @@ from transfer.base import Batch, Landed, Region
 from transfer.errors import Reason, TransferError, TransferFailed
 from transfer.testing.parties import Bytes, Pair, pairs
 
-__all__ = ["FOREVER_S", "MIB", "OFFSETS", "SENTINEL", "SIZES", "ExamBase", "examined", "failed", "read_fails"]
+__all__ = ["DYING", "FOREVER_S", "MIB", "OFFSETS", "SENTINEL", "SIZES", "ExamBase", "examined", "failed", "read_fails"]
 
 SIZES = (0, 1, 4095, 4096, 4097, (2 << 20) + 1)
 OFFSETS = (0, 1, 63, 4095)
 SENTINEL = 0xA5
 FOREVER_S = 60.0
+# What may come of a batch whose peer dies: a device can find the memory of a process taken back before its queue pairs.
+DYING = frozenset({Reason.PEER_GONE, Reason.LATE, Reason.REVOKED})
 MIB = 1 << 20
 
 Self = TypeVar("Self", bound="ExamBase")

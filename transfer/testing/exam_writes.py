@@ -14,7 +14,7 @@ import pytest
 
 from transfer.base import Batch, Landed, Region, Rights, Transfer
 from transfer.errors import Reason, TransferCancelled, TransferError, TransferFailed, TransferLate
-from transfer.testing.exam_base import FOREVER_S, SENTINEL, ExamBase, examined, failed
+from transfer.testing.exam_base import DYING, FOREVER_S, SENTINEL, ExamBase, examined, failed
 from transfer.testing.parties import Bytes, Mortal, Pair, pairs, pattern
 
 __all__ = ["WriteExam", "WritePeerFailureExam"]
@@ -205,7 +205,7 @@ class WritePeerFailureExam(_Writing):
         answer = await self.answered(transfer)
         memory[:] = SENTINEL
         if isinstance(answer, TransferError):
-            assert set(failed(answer)) <= {Reason.PEER_GONE, Reason.LATE}
+            assert set(failed(answer)) <= DYING
         with pytest.raises(TransferError):
             await pair.endpoint.write(batch, deadline_s=10.0)
         await pair.reader.deregister(region)
