@@ -173,7 +173,7 @@ def tcp_config(config: TransferConfig, *, listens: bool) -> TcpConfig:
 
 def own_offer(routes: Collection[Route], found: Collection[Nic], trusted: Collection[int], address: str) -> Offer:
     """What this process tells its peers. `address`: as the settings have it."""
-    lacks = [Lack(Carrier.RDMA, "this version has no RDMA transport" if found else "no RDMA device")]
+    lacks = [Lack(Carrier.RDMA, "not offered by nodes of this version" if found else "no RDMA device")]
     if not any(route.carrier is Carrier.TCP for route in routes):
         lacks.append(Lack(Carrier.TCP, "transfer.address = none" if address == "none" else "only connects"))
     return Offer(

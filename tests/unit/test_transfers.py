@@ -49,7 +49,7 @@ def test_what_is_lacking_is_told_with_its_reason() -> None:
     assert offer.why_not(Carrier.TCP) == "transfer.address = none" and offer.why_not(Carrier.LOCAL) == ""
     assert offer.trusted_uids == (5, 7) and offer.home == home_of()
     both = own_offer([Route(Carrier.TCP, "tcp://127.0.0.1:1")], [nic("ACTIVE")], (5,), "127.0.0.1:0")
-    assert both.why_not(Carrier.RDMA) == "this version has no RDMA transport" and both.fabrics == ("roce",)
+    assert both.why_not(Carrier.RDMA) == "not offered by nodes of this version" and both.fabrics == ("roce",)
     assert both.why_not(Carrier.TCP) == ""
 
 
