@@ -5,6 +5,7 @@ from __future__ import annotations
 from transfer.devices.base import CudaDriver, CudaError, DmaBuf, Nic
 from transfer.devices.cuda import CudaUnavailable, LibCuda, load_cuda
 from transfer.devices.memory import DeviceMemory, device_memory
+from transfer.devices.staging import Stager, StagingPool
 from transfer.devices.ways import NoWay, Reached, Way, WaySettings, reach
 
 __all__ = [
@@ -17,6 +18,8 @@ __all__ = [
     "Nic",
     "NoWay",
     "Reached",
+    "Stager",
+    "StagingPool",
     "Way",
     "WaySettings",
     "device_memory",
