@@ -296,14 +296,14 @@ class _Copy:
             async with asyncio.timeout(quiesce_max_s):
                 while self._queued:
                     await self._settle_oldest()
-        except TimeoutError:
+        except (TimeoutError, asyncio.CancelledError):  # cancelled itself: the event loop is being closed
             late = True
         lost = [*self._lost, *(queued.buffer for queued in self._queued)]
         self._queued.clear()
         for buffer in lost:
             self._pool.poison(buffer)
         if lost:
-            why = f"a copy did not end within {quiesce_max_s} s" if late else "the device has failed"
+            why = "a copy did not end in time" if late else "the device has failed"
             raise RegionPoisoned(f"device memory is poisoned: {why}")
 
     async def _settle_oldest(self) -> None:

@@ -228,6 +228,23 @@ async def test_what_does_not_become_quiet_is_poisoned(how: str) -> None:
     assert raised.value.limit == "staging_bytes_max"
 
 
+async def test_a_loop_that_closes_leaves_nothing_that_looks_quiet() -> None:
+    device, held = Device(), pool(2)
+
+    async def fill(host: Bytes, _position: int) -> None:
+        host[:] = 9
+
+    task = asyncio.create_task(stager(held, device).land(memory(device), 0, SIZE, fill, deadline_s=60))
+    await turns()
+    for _ in range(2):  # as asyncio.run does at its end: whatever is left, the wait itself too
+        for one in asyncio.all_tasks() - {asyncio.current_task()}:
+            one.cancel()
+        await turns()
+    with pytest.raises(RegionPoisoned):
+        await task
+    assert (held.free, held.live) == (1, 1)
+
+
 async def test_buffers_go_to_those_that_wait_in_their_order() -> None:
     held = pool(1)
     first = await held.lease()
