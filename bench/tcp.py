@@ -151,7 +151,9 @@ def iperf3(streams: int) -> Figure | str:
     def once() -> float:
         with socket.create_server(("127.0.0.1", 0)) as free:
             port = str(free.getsockname()[1])
-        with subprocess.Popen(["iperf3", "-s", "-1", "-p", port, "--forceflush"], stdout=subprocess.PIPE, text=True) as server:
+        with subprocess.Popen(
+            ["iperf3", "-s", "-1", "-p", port, "--forceflush"], stdout=subprocess.PIPE, text=True
+        ) as server:
             assert server.stdout is not None
             next(line for line in server.stdout if "listening" in line)
             command = ["iperf3", "-c", "127.0.0.1", "-p", port, "-t", "1", "-P", str(streams), "-J"]
