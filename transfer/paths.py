@@ -27,7 +27,8 @@ from transfer.base import Batch, Endpoint, Landed, Presented, Transfer, Transpor
 from transfer.errors import PeerUnreachable, TransferError
 from transfer.offers import Carrier, Offer
 from transfer.pending import check_deadline
-from transfer.tcp.config import is_loopback, parse_address
+from transfer.sockets import is_loopback
+from transfer.tcp.config import parse_address
 from transfer.topology import Nic
 
 __all__ = ["Chosen", "Connection", "Connector", "Path", "PathCounts", "Way", "fabrics", "ways"]

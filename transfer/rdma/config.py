@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import ipaddress
 from dataclasses import dataclass, field
 
+from transfer import sockets
 from transfer.grants import GRANTS_MAX
 from transfer.plan import SLICE_BYTES
 from transfer.rails import RailConfig
 from transfer.rdma.frames import LANES_MAX, RAILS_MAX
 from transfer.regions import REGIONS_MAX
 
-__all__ = ["SCHEME", "RdmaConfig", "address_of", "parse_address"]
+__all__ = ["SCHEME", "RdmaConfig", "parse_address"]
 
 SCHEME = "rdma://"
 _RANGES = {
@@ -88,28 +88,10 @@ class RdmaConfig:
 
     def check_host(self, name: str, host: str) -> None:
         """Raises ValueError where a control connection must not go."""
-        if not self.trusted_network and not _is_loopback(host):
+        if not self.trusted_network and not sockets.is_loopback(host):
             raise ValueError(f"{name}: {host} is not a loopback address, and trusted_network is not set")
-
-
-def _is_loopback(host: str) -> bool:
-    try:
-        return host == "localhost" or ipaddress.ip_address(host.partition("%")[0]).is_loopback
-    except ValueError:
-        return False
-
-
-def address_of(host: str, port: int) -> str:
-    return f"{SCHEME}[{host}]:{port}" if ":" in host else f"{SCHEME}{host}:{port}"
 
 
 def parse_address(address: str) -> tuple[str, int]:
     """Host and port of `rdma://HOST:PORT`, an IPv6 host in brackets. Raises ValueError naming `address`."""
-    host, colon, port = address.removeprefix(SCHEME).rpartition(":")
-    if not address.startswith(SCHEME) or not colon or not port.isascii() or not port.isdigit() or int(port) > 65_535:
-        raise ValueError(f"address must be {SCHEME}HOST:PORT, not {address!r}")
-    if host.startswith("[") and host.endswith("]"):
-        host = host[1:-1]
-    elif ":" in host or not host:
-        raise ValueError(f"address must be {SCHEME}HOST:PORT with an IPv6 host in brackets, not {address!r}")
-    return host, int(port)
+    return sockets.parse_address(SCHEME, address)

@@ -14,8 +14,9 @@ import socket
 
 from transfer.errors import PeerUnreachable
 from transfer.rdma.frames import HEAD_BYTES, Hello, Message, parse_body, parse_head, to_frame
+from transfer.sockets import tune
 
-__all__ = ["Control", "tune"]
+__all__ = ["Control"]
 
 _BUFFER_BYTES = 1 << 18
 
@@ -86,15 +87,3 @@ class Control:
             if not answer.done():
                 answer.set_exception(PeerUnreachable(why))
         self._writer.close()
-
-
-def tune(sock: socket.socket, keepalive_s: float) -> None:
-    """No delay for small frames; a peer whose machine has gone is noticed."""
-    seconds = max(1, round(keepalive_s))
-    sock.setblocking(False)
-    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-    sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
-    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, seconds)
-    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, max(1, seconds // 3))
-    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPCNT, 3)
-    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, int(keepalive_s * 1000))

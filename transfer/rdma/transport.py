@@ -6,7 +6,6 @@ import asyncio
 import contextlib
 import itertools
 import secrets
-import socket
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Protocol, TypeVar
@@ -15,7 +14,7 @@ from transfer.errors import LimitReached, PeerUnreachable, Reason, RegionPoisone
 from transfer.lending import Lender
 from transfer.native import RdmaEngine, RdmaJob, keep_forever, rdma_deregister, rdma_register
 from transfer.pending import check_deadline
-from transfer.rdma.config import RdmaConfig, address_of, parse_address
+from transfer.rdma.config import SCHEME, RdmaConfig, parse_address
 from transfer.rdma.control import Control
 from transfer.rdma.endpoint import RdmaEndpoint
 from transfer.rdma.frames import FrameInvalid, Hello
@@ -24,10 +23,10 @@ from transfer.rdma.registrar import Asked, Registered, Registrar
 from transfer.rdma.serving import Guest, Lent
 from transfer.rdma.verbs import open_devices
 from transfer.regions import Region, RegionState
+from transfer.sockets import connected, listening
 
 __all__ = ["RdmaTransport"]
 
-_BACKLOG = 128
 _FINISHED, _LANE_DOWN, _REFUSED = 1, 2, 3
 _CLOSE_S = 5.0
 _THREADS = 4
@@ -66,7 +65,9 @@ class RdmaTransport(Lender):
         for device in self.devices:
             self.engine.add_device(device.cq_address)
         self._loop.add_reader(self.engine.fd, self._some_events)
-        self._listener, self._address = _listen(self.config)
+        self._listener, self._address = None, ""
+        if self.config.listens:
+            self._listener, self._address = listening(SCHEME, self.config.host, self.config.port)
         self._accepting = self._loop.create_task(self._accept()) if self._listener is not None else None
         self._guests: set[asyncio.Task[None]] = set()
         self._numbers = itertools.count(1)  # of peers, lanes, grants shown to us, and jobs
@@ -200,7 +201,7 @@ class RdmaTransport(Lender):
             raise PeerUnreachable(f"{address}: {error or 'no answer in time'}") from error
 
     async def _opened(self, host: str, port: int) -> RdmaEndpoint:
-        control = await Control.over(await _connected(host, port), self.config.keepalive_s)
+        control = await Control.over(await connected(host, port), self.config.keepalive_s)
         try:
             theirs = await control.greet(await self.hello())
         except BaseException:
@@ -259,38 +260,3 @@ def _register(asked: Asked) -> Registered:
             peer_writes=asked.peer_writes,
         )
     )
-
-
-def _listen(config: RdmaConfig) -> tuple[socket.socket | None, str]:
-    """Raises OSError naming the address."""
-    if not config.listens:
-        return None, ""
-    family = socket.AF_INET6 if ":" in config.host else socket.AF_INET
-    sock = socket.socket(family, socket.SOCK_STREAM | socket.SOCK_CLOEXEC | socket.SOCK_NONBLOCK)
-    try:
-        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        sock.bind((config.host, config.port))
-        sock.listen(_BACKLOG)
-    except OSError as error:
-        sock.close()
-        raise OSError(error.errno, f"{address_of(config.host, config.port)}: {error.strerror}") from error
-    return sock, address_of(config.host, sock.getsockname()[1])
-
-
-async def _connected(host: str, port: int) -> socket.socket:
-    """The first of the host's addresses that answers. Raises OSError."""
-    loop = asyncio.get_running_loop()
-    last: OSError | None = None
-    for family, _, _, _, where in await loop.getaddrinfo(host, port, type=socket.SOCK_STREAM):
-        sock = socket.socket(family, socket.SOCK_STREAM | socket.SOCK_CLOEXEC | socket.SOCK_NONBLOCK)
-        try:
-            await loop.sock_connect(sock, where)
-        except OSError as error:
-            sock.close()
-            last = error
-        except BaseException:
-            sock.close()
-            raise
-        else:
-            return sock
-    raise last or OSError(f"{host} has no address")

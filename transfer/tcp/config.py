@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import ipaddress
-import socket
 from dataclasses import dataclass
 
+from transfer import sockets
 from transfer.grants import GRANTS_MAX
 from transfer.plan import SLICE_BYTES
 from transfer.regions import REGIONS_MAX
+from transfer.sockets import is_loopback
 
-__all__ = ["SCHEME", "TcpConfig", "TlsFiles", "address_of", "is_loopback", "parse_address", "tune"]
+__all__ = ["SCHEME", "TcpConfig", "TlsFiles", "address_of", "is_loopback", "parse_address"]
 
 SCHEME = "tcp://"
 _AT_LEAST_ONE = (
@@ -85,38 +85,10 @@ class TcpConfig:
             )
 
 
-def is_loopback(host: str) -> bool:
-    if host == "localhost":
-        return True
-    try:
-        return ipaddress.ip_address(host.partition("%")[0]).is_loopback
-    except ValueError:
-        return False
-
-
 def address_of(host: str, port: int) -> str:
-    return f"{SCHEME}[{host}]:{port}" if ":" in host else f"{SCHEME}{host}:{port}"
+    return sockets.address_of(SCHEME, host, port)
 
 
 def parse_address(address: str) -> tuple[str, int]:
     """Host and port of `tcp://HOST:PORT`, an IPv6 host in brackets. Raises ValueError naming `address`."""
-    host, colon, port = address.removeprefix(SCHEME).rpartition(":")
-    if not address.startswith(SCHEME) or not colon or not port.isascii() or not port.isdigit() or int(port) > 65_535:
-        raise ValueError(f"address must be {SCHEME}HOST:PORT, not {address!r}")
-    if host.startswith("[") and host.endswith("]"):
-        host = host[1:-1]
-    elif ":" in host or not host:
-        raise ValueError(f"address must be {SCHEME}HOST:PORT with an IPv6 host in brackets, not {address!r}")
-    return host, int(port)
-
-
-def tune(sock: socket.socket, keepalive_s: float) -> None:
-    """No delay for small frames; a peer whose machine has gone is noticed."""
-    seconds = max(1, round(keepalive_s))
-    sock.setblocking(False)
-    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-    sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
-    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, seconds)
-    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, max(1, seconds // 3))
-    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPCNT, 3)
-    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, int(keepalive_s * 1000))
+    return sockets.parse_address(SCHEME, address)

@@ -18,14 +18,14 @@ from transfer.lending import Lender
 from transfer.native import TcpEngine, TcpJob, TcpTls, keep_forever
 from transfer.pending import check_deadline
 from transfer.regions import Region
-from transfer.tcp.config import TcpConfig, address_of, parse_address, tune
+from transfer.sockets import connected, listening, tune
+from transfer.tcp.config import SCHEME, TcpConfig, parse_address
 from transfer.tcp.endpoint import AnotherPeer, TcpEndpoint
 from transfer.tcp.guests import Guests
 from transfer.tcp.motion import proof_of
 
 __all__ = ["TcpTransport"]
 
-_BACKLOG = 128
 _OPENED, _CLOSED, _FINISHED, _QUIET = 1, 2, 3, 4
 _CLOSE_S = 1.0
 _PAUSE_S = 0.1
@@ -51,7 +51,9 @@ class TcpTransport(Lender):
         )
         tls = self.config.tls
         self._tls = TcpTls(tls.certificate, tls.key, tls.ca) if tls is not None else None
-        self._listener, self._address = _listen(self.config)
+        self._listener, self._address = None, ""
+        if self.config.listens:
+            self._listener, self._address = listening(SCHEME, self.config.host, self.config.port)
         self.engine = TcpEngine(
             self.config.workers,
             self.config.grants_max,
@@ -100,7 +102,7 @@ class TcpTransport(Lender):
         (b"": any). Raises OSError, TimeoutError of the caller's time limit, AnotherPeer, and PeerUnreachable where the
         peer hung up.
         """
-        sock = await _connected(host, port)
+        sock = await connected(host, port)
         tune(sock, self.config.keepalive_s)
         connection = self.number()
         opened: asyncio.Future[bytes] = self._loop.create_future()
@@ -280,38 +282,3 @@ class _Served:
 
     def region_gone(self, region: Region) -> None:
         """Peers keep nothing of a region."""
-
-
-def _listen(config: TcpConfig) -> tuple[socket.socket | None, str]:
-    """Raises OSError naming the address."""
-    if not config.listens:
-        return None, ""
-    family = socket.AF_INET6 if ":" in config.host else socket.AF_INET
-    sock = socket.socket(family, socket.SOCK_STREAM | socket.SOCK_CLOEXEC | socket.SOCK_NONBLOCK)
-    try:
-        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        sock.bind((config.host, config.port))
-        sock.listen(_BACKLOG)
-    except OSError as error:
-        sock.close()
-        raise OSError(error.errno, f"{address_of(config.host, config.port)}: {error.strerror}") from error
-    return sock, address_of(config.host, sock.getsockname()[1])
-
-
-async def _connected(host: str, port: int) -> socket.socket:
-    """The first of the host's addresses that answers. Raises OSError."""
-    loop = asyncio.get_running_loop()
-    last: OSError | None = None
-    for family, _, _, _, where in await loop.getaddrinfo(host, port, type=socket.SOCK_STREAM):
-        sock = socket.socket(family, socket.SOCK_STREAM | socket.SOCK_CLOEXEC | socket.SOCK_NONBLOCK)
-        try:
-            await loop.sock_connect(sock, where)
-        except OSError as error:
-            sock.close()
-            last = error
-        except BaseException:
-            sock.close()
-            raise
-        else:
-            return sock
-    raise last or OSError(f"{host} has no address")
