@@ -1,22 +1,16 @@
-"""The replay held against the slowest way to say the same: every choice tried, every leaf looked at. And the published
-trace against published figures, where it is at hand (KVSTORE_TRACES, or --traces FOLDER).
+"""The replay held against the slowest way to say the same: every choice tried, every leaf looked at. The published
+trace is tests/traces.
 """
 
 from __future__ import annotations
 
 import random
 from itertools import combinations
-from pathlib import Path
 
 import numpy as np
 import pytest
 
-from bench.replay import Trace, belady, infinite, load, replay
-
-CONVERSATION = "mooncake_conversation.jsonl"
-CAPACITIES = (1_000, 3_000, 10_000, 30_000, 100_000)
-# Percent of references that hit, partial last blocks counted, by another simulator of the same rules.
-PUBLISHED = {"optimum": (19.07, 29.45, 36.64, 36.64, 36.64), "leaf_lru": (4.45, 6.53, 21.16, 32.57, 36.37)}
+from bench.replay import Trace, belady, replay
 
 
 def small(seed: int, requests: int, fan: int = 2, depth: int = 4) -> Trace:
@@ -86,22 +80,3 @@ def test_leaf_lru_is_exactly_the_order_that_looking_at_every_leaf_gives(seed: in
     of = small(seed, requests=300, fan=3, depth=5)
     for capacity in (5, 17, 60, 200):
         assert replay(of, "leaf_lru", capacity) == leaf_lru_by_looking_at_every_leaf(of, capacity)
-
-
-@pytest.fixture
-def conversation(request: pytest.FixtureRequest) -> Trace:
-    folder = request.config.getoption("--traces")
-    if folder is None:
-        pytest.skip(f"no traces: KVSTORE_TRACES or --traces names a folder with {CONVERSATION}")
-    path = Path(folder) / CONVERSATION
-    if not path.exists():
-        pytest.skip(f"no trace: {path} is not there")
-    return load(path)
-
-
-def test_the_published_trace_gives_the_published_figures(conversation: Trace) -> None:
-    assert (len(conversation.requests), conversation.references, conversation.unique) == (12_031, 288_500, 182_790)
-    assert 100 * infinite(conversation) == pytest.approx(36.64, abs=0.005)
-    for i, capacity in enumerate(CAPACITIES):
-        assert 100 * belady(conversation, capacity) == pytest.approx(PUBLISHED["optimum"][i], abs=0.5)
-        assert 100 * replay(conversation, "leaf_lru", capacity) == pytest.approx(PUBLISHED["leaf_lru"][i], abs=0.5)
