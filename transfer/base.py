@@ -71,8 +71,20 @@ class Transfer(Awaitable[Landed], Protocol):
 class Endpoint(Protocol):
     """A connection to one peer. `read` and `write` begin at once and return without waiting."""
 
-    async def present(self, descriptors: Sequence[bytes], *, deadline_s: float) -> Sequence[Presented]:
-        """Shows the peer's grants to the peer. Raises GrantInvalid or PeerUnreachable."""
+    @property
+    def incarnation(self) -> bytes:
+        """Of the peer's transport: 16 bytes, others for each life of it. Its grants carry them."""
+        ...
+
+    async def present(
+        self, descriptors: Sequence[bytes], *, deadline_s: float, fresh: bool = False
+    ) -> Sequence[Presented]:
+        """Shows the peer's grants to the peer. Raises GrantInvalid or PeerUnreachable.
+
+        fresh: the caller has just been given these by the peer, and may learn from its first batch (REVOKED) that one
+        opens nothing. A transport whose requests prove their grants themselves (TCP) then asks nobody, and does not
+        wait.
+        """
         ...
 
     def read(self, batch: Batch, *, deadline_s: float, parts: Sequence[int] | None = None) -> Transfer:
@@ -90,6 +102,11 @@ class Endpoint(Protocol):
 
 class Transport(Protocol):
     """One way of moving bytes, in one process."""
+
+    @property
+    def incarnation(self) -> bytes:
+        """Of this transport, as endpoints that lead to it tell it."""
+        ...
 
     @property
     def address(self) -> str:

@@ -63,6 +63,10 @@ class Lender:
         self._quiesce_max_s = quiesce_max_s
         self._now_ns = now_ns
 
+    @property
+    def incarnation(self) -> bytes:
+        return self.book.incarnation
+
     def find_region(self, region_id: int) -> Region | None:
         return self._regions.get(region_id)
 

@@ -223,8 +223,14 @@ class Connection:
         counts.endpoints += 1
         counts.connects += 1
 
-    async def present(self, descriptors: Sequence[bytes], *, deadline_s: float) -> Sequence[Presented]:
-        return await self.endpoint.present(descriptors, deadline_s=deadline_s)
+    @property
+    def incarnation(self) -> bytes:
+        return self.endpoint.incarnation
+
+    async def present(
+        self, descriptors: Sequence[bytes], *, deadline_s: float, fresh: bool = False
+    ) -> Sequence[Presented]:
+        return await self.endpoint.present(descriptors, deadline_s=deadline_s, fresh=fresh)
 
     def read(self, batch: Batch, *, deadline_s: float, parts: Sequence[int] | None = None) -> Transfer:
         return _Counted(self.endpoint.read(batch, deadline_s=deadline_s, parts=parts), batch, self._counts, False)

@@ -8,10 +8,11 @@ from contextlib import asynccontextmanager
 
 import numpy as np
 
+from transfer.base import Rights
 from transfer.tcp import TcpConfig, TcpTransport
-from transfer.testing.exam import ExamBase, PeerFailureExam, TransportExam
+from transfer.testing.exam import ExamBase, PeerFailureExam, TransportExam, examined
 from transfer.testing.exam_readers import Stoppable, StoppedReaderExam
-from transfer.testing.parties import Bytes, OwnerHere, OwnerProcess, Pair
+from transfer.testing.parties import Bytes, OwnerHere, OwnerProcess, Pair, pairs, pattern
 from transfer.testing.readers import ReaderProcess
 
 
@@ -79,6 +80,22 @@ class TestTwoProcesses(Tcp, TransportExam, PeerFailureExam):
         finally:
             await reader.close()
             await owner.close()
+
+    @examined
+    async def test_fresh_grants_are_not_asked_about(self, pair: Pair) -> None:
+        """A peer that stands still is not waited for."""
+        assert isinstance(pair.owner, OwnerProcess)
+        await pair.owner.memory("m", 4096, seed=1)
+        region, memory = await pair.memory(4096)
+        descriptor = await pair.owner.grant("m", [(0, 4096)], rights=Rights.READ, lifetime_s=60.0)
+        await pair.owner.stop()
+        try:
+            async with asyncio.timeout(10.0):
+                (presented,) = await pair.endpoint.present([descriptor], deadline_s=60.0, fresh=True)
+        finally:
+            await pair.owner.resume()
+        await pair.endpoint.read(pairs(region, presented, [(0, 0, 4096)]), deadline_s=10.0)
+        assert (memory == pattern(4096, 1)).all()
 
 
 class TestStoppedReader(Tcp, StoppedReaderExam):

@@ -82,7 +82,7 @@ class LocalEndpoint:
         self._peer: Peer | None = None
         self._pages: tuple[MappedSegment, ...] = ()
         self._quiet_fd = -1
-        self._incarnation = b""
+        self.incarnation = b""  # until the peer has greeted
         self._closing = False
         self._channel = channel_of(self._frame, self._ended)
 
@@ -99,7 +99,13 @@ class LocalEndpoint:
     def peer_uid(self) -> int:
         return self._channel.peer_uid()
 
-    async def present(self, descriptors: Sequence[bytes], *, deadline_s: float) -> Sequence[Presented]:
+    async def present(
+        self,
+        descriptors: Sequence[bytes],
+        *,
+        deadline_s: float,
+        fresh: bool = False,  # noqa: ARG002 - a grant's segment comes with the answer: every one is asked about
+    ) -> Sequence[Presented]:
         check_deadline(deadline_s)
         waiting = [self._ask(bytes(descriptor)) for descriptor in descriptors]
         try:
@@ -115,7 +121,7 @@ class LocalEndpoint:
             future.set_result(shown.presented)
             return future
         parsed = parse_descriptor(descriptor)
-        if parsed.incarnation != self._incarnation:
+        if parsed.incarnation != self.incarnation:
             raise GrantInvalid("grant: of another peer, or of an earlier life of this one")
         if self._closing or not self._channel.is_open:
             raise PeerUnreachable("the connection has ended")
@@ -165,7 +171,7 @@ class LocalEndpoint:
     def _greeting(self, body: bytes, fds: list[int]) -> None:
         if len(body) != HELLO.size or len(fds) != 3 or self._peer is not None:
             raise FrameInvalid("greeting")
-        version, self._incarnation, _slots = HELLO.unpack(body)
+        version, self.incarnation, _slots = HELLO.unpack(body)
         if version != PROTOCOL_VERSION:
             self._hello.set_exception(
                 PeerUnreachable(f"the peer speaks version {version}, this side {PROTOCOL_VERSION}")

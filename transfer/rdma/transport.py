@@ -46,10 +46,9 @@ class RdmaTransport(Lender):
     def __init__(self, config: RdmaConfig | None = None) -> None:
         self.config = config or RdmaConfig()
         self._loop = asyncio.get_running_loop()
-        self._incarnation = secrets.token_bytes(16)
         super().__init__(
             key=secrets.token_bytes(32),
-            incarnation=self._incarnation,
+            incarnation=secrets.token_bytes(16),
             regions_max=self.config.regions_max,
             grants_max=self.config.grants_max,
             quiesce_max_s=self.config.quiesce_max_s,
@@ -105,7 +104,7 @@ class RdmaTransport(Lender):
         return working.result()
 
     async def hello(self) -> Hello:
-        return Hello(self._incarnation, await self.in_thread(lambda: tuple(one.offer() for one in self.devices)))
+        return Hello(self.incarnation, await self.in_thread(lambda: tuple(one.offer() for one in self.devices)))
 
     def local_keys(self, region_id: int) -> list[int]:
         return [one.local_key for one in self._local.get(region_id, ())]

@@ -22,7 +22,7 @@ from transfer.sockets import connected, listening, tune
 from transfer.tcp.config import SCHEME, TcpConfig, parse_address
 from transfer.tcp.endpoint import AnotherPeer, TcpEndpoint
 from transfer.tcp.guests import Guests
-from transfer.tcp.motion import proof_of
+from transfer.tcp.shown import proof_of
 
 __all__ = ["TcpTransport"]
 
@@ -76,11 +76,6 @@ class TcpTransport(Lender):
     @property
     def address(self) -> str:
         return self._address
-
-    @property
-    def incarnation(self) -> bytes:
-        """Of this transport, as its peers are told it."""
-        return self.book.incarnation
 
     # -- what endpoints use
 

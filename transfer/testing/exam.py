@@ -35,6 +35,7 @@ from transfer.testing.exam_base import (
     failed,
     read_fails,
 )
+from transfer.testing.exam_grants import GrantExam
 from transfer.testing.exam_writes import WriteExam, WritePeerFailureExam
 from transfer.testing.parties import Pair, pairs, pattern
 from transfer.testing.wire import digests_of
@@ -42,7 +43,7 @@ from transfer.testing.wire import digests_of
 __all__ = ["ExamBase", "PeerFailureExam", "TransportExam", "examined"]
 
 
-class TransportExam(WriteExam):
+class TransportExam(WriteExam, GrantExam):
     """Bytes, answers, grants, regions."""
 
     @examined

@@ -89,7 +89,9 @@ class SimulatedTransport(Lender):
     async def connect(self, address: str, *, deadline_s: float) -> SimulatedEndpoint:
         check_deadline(deadline_s)
         endpoint = self.endpoint_kind(self, address)
-        await endpoint.ask(lambda peer: peer.address, deadline_s)  # PeerUnreachable where nobody answers
+        endpoint.incarnation = await endpoint.ask(
+            lambda peer: peer.incarnation, deadline_s
+        )  # PeerUnreachable where nobody answers
         self.endpoints.append(endpoint)
         return endpoint
 

@@ -98,6 +98,7 @@ class SimulatedEndpoint:
     def __init__(self, host: SimulatedTransport, peer: str) -> None:
         self.host = host
         self.peer = peer
+        self.incarnation = b""  # of whoever last answered at this address
         self._known: dict[int, Known] = {}
         self._requests = 0
         self._working: dict[Work, None] = {}
@@ -106,17 +107,21 @@ class SimulatedEndpoint:
 
     # -- control
 
-    async def present(self, descriptors: Sequence[bytes], *, deadline_s: float) -> Sequence[Presented]:
+    async def present(
+        self, descriptors: Sequence[bytes], *, deadline_s: float, fresh: bool = False
+    ) -> Sequence[Presented]:
         check_deadline(deadline_s)
         for descriptor in descriptors:
             parse_descriptor(descriptor)
 
-        def look(peer: SimulatedTransport) -> list[bool]:
-            return [peer.book.find(descriptor, peer.now_ns()) is not None for descriptor in descriptors]
+        def look(peer: SimulatedTransport) -> tuple[bytes, list[bool]]:
+            known = [peer.book.find(descriptor, peer.now_ns()) is not None for descriptor in descriptors]
+            return peer.incarnation, known
 
-        found = await self.ask(look, deadline_s)
-        if not all(found):
-            raise GrantInvalid("grant: not a live grant of this peer")
+        if not fresh:
+            self.incarnation, found = await self.ask(look, deadline_s)
+            if not all(found):
+                raise GrantInvalid("grant: not a live grant of this peer")
         return [self._show(descriptor) for descriptor in descriptors]
 
     def _show(self, descriptor: bytes) -> Presented:

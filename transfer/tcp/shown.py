@@ -1,19 +1,14 @@
-"""Batches of a TCP connection, and the grants they go by."""
+"""The grants by which the batches of a TCP connection go."""
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable
 from dataclasses import dataclass
 
 from transfer.base import Presented
 from transfer.grants import Descriptor
-from transfer.native import TcpJob
-from transfer.outcome import report_of
-from transfer.pending import Pending
-from transfer.plan import Plan
 
-__all__ = ["Access", "Motion", "Shown", "access_of", "proof_of"]
+__all__ = ["Access", "Shown", "access_of", "proof_of"]
 
 PROOF_BYTES = 16
 Access = tuple[int, int, bytes]  # slot, generation, proof
@@ -35,18 +30,3 @@ class Shown:
     presented: Presented
     access: Access
     over: float
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class Motion:
-    """A batch under way."""
-
-    pending: Pending
-    job: TcpJob
-    plan: Plan
-    settled: Callable[[Pending], None]
-
-    def finished(self) -> None:
-        """No thread touches anything of the job any more."""
-        self.settled(self.pending)
-        self.pending.quiet(report_of(self.job, self.plan))
