@@ -33,7 +33,7 @@ def node(folder: Path, memory_bytes: int, *sets: str, grpc: str = "none") -> Ite
     outlives it, and gRPC unless it is given an address; `sets` (SECTION.KEY=VALUE) say the rest.
     """
     flags = ["--data-dir", str(folder / "data"), "--socket", str(folder / "s"), "--memory", str(memory_bytes)]
-    flags += ["--grpc", grpc, "--metrics", "none", "--json"]
+    flags += ["--address", "none", "--grpc", grpc, "--metrics", "none", "--json"]
     flags += [part for one in ("memory.keep=false", "object.url=none", *sets) for part in ("--set", one)]
     command = [sys.executable, "-m", "kvstore", "node", *flags]
     with subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE) as process:

@@ -36,6 +36,7 @@ STOP_MAX_S: Final = 30.0  # from the signal to the end, beside what object.flush
 FLAGS: Final = {
     "data_dir": ("node.data_dir", "Where the node keeps what it must not forget.", "PATH"),
     "socket": ("node.socket", "The Unix socket that clients connect to.", "PATH"),
+    "address": ("node.address", "HOST:PORT where clients of other machines connect, or none.", "ADDRESS"),
     "name": ("node.name", "Names the node and its shared memory.", "NAME"),
     "memory": ("memory.bytes", "Size of the memory tier, such as 4GiB.", "SIZE"),
     "grpc": ("grpc.address", "HOST:PORT of the gRPC door, or none.", "ADDRESS"),
@@ -137,6 +138,7 @@ def started_facts(started: Node) -> dict[str, Any]:
         "pid": os.getpid(),
         "node": started.name,
         "socket": str(started.socket),
+        "address": started.address,
         "addresses": list(started.doors().addresses),
         "data_dir": str(started.home.path),
         "memory_bytes": sizes.bytes,

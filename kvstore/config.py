@@ -62,11 +62,13 @@ class NodeConfig:
     """name: names the segments. None: made from the data directory's path, so that two directories are two nodes.
     data_dir: None: /var/lib/kvstore for root, else $XDG_DATA_HOME/kvstore or ~/.local/share/kvstore.
     socket: the framed door's. None: $XDG_RUNTIME_DIR/kvstore.sock where that is, else DATA_DIR/kvstore.sock.
+    address: HOST:PORT where clients of other machines come to the framed door; port 0: any free one; "none": nowhere.
     """
 
     name: str | None = None
     data_dir: Path | None = None
     socket: Path | None = None
+    address: str = "127.0.0.1:7400"
 
 
 @dataclass(frozen=True, slots=True)
@@ -250,6 +252,7 @@ _RULES: Final[Mapping[str, Read]] = types.MappingProxyType(
     {
         "cluster.family_blocks": count(1, 1_024, "blocks"),
         "node.name": matching(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}", "1 to 64 letters, digits, dots, dashes, underscores"),
+        "node.address": address,
         "memory.bytes": size(256 << 10),
         "memory.slab_bytes": power_of_two(size(64 << 10, 64 * MIB)),
         "memory.policy": one_of(POLICIES),

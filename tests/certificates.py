@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime
 import ipaddress
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -42,11 +43,13 @@ class Authority:
         self.path = folder / f"{name}.ca.pem"
         self.path.write_bytes(self._certificate.public_bytes(serialization.Encoding.PEM))
 
-    def sign(self, name: str, *, server: bool = False, days: float = 1) -> Pair:
-        """A pair for `name`; a server's is good for localhost and the loopback address. `days` < 0: has run out."""
+    def sign(self, name: str, *, server: bool = False, days: float = 1, also: Sequence[x509.GeneralName] = ()) -> Pair:
+        """A pair for `name`, and for what it is `also` called; a server's is good for localhost and the loopback
+        address. `days` < 0: has run out.
+        """
         key = ec.generate_private_key(ec.SECP256R1())
         now = datetime.datetime.now(datetime.UTC)
-        names: list[x509.GeneralName] = [x509.DNSName(name)]
+        names: list[x509.GeneralName] = [x509.DNSName(name), *also]
         if server:
             names += [x509.DNSName("localhost"), x509.IPAddress(ipaddress.ip_address("127.0.0.1"))]
         usage = ExtendedKeyUsageOID.SERVER_AUTH if server else ExtendedKeyUsageOID.CLIENT_AUTH

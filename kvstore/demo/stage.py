@@ -62,7 +62,7 @@ def run(memory: str, as_json: bool) -> int:
 
 def _start_node(scratch: Path, memory: str, stack: ExitStack) -> Child:
     flags = ["--data-dir", str(scratch / "data"), "--socket", str(scratch / "kv.sock"), "--memory", memory]
-    flags += ["--grpc", "none", "--metrics", "none", "--json"]
+    flags += ["--address", "none", "--grpc", "none", "--metrics", "none", "--json"]
     for one in ("memory.keep=false", "file.enabled=false", "object.url=none"):  # nothing is left behind
         flags += ["--set", one]
     return Child("node", ["-m", "kvstore", "node", *flags], scratch / "node.log", stack)

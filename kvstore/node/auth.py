@@ -230,6 +230,10 @@ class Guard:
         """Digest and bearer of each token, for the framed door, which compares them itself."""
         return self._access.tokens
 
+    def certificates(self) -> tuple[tuple[str, Peer], ...]:
+        """Name in a certificate, and its bearer; for the framed door."""
+        return tuple(self._access.certificates.items())
+
     def authorize(self, headers: Mapping[str, str], certificate_names: Iterable[str] = ()) -> Peer:
         """Who this is. `headers` have lower-case names; `certificate_names` are those of a certificate that TLS has
         verified.

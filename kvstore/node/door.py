@@ -1,6 +1,8 @@
 """The Python half of the framed door: who a connection is, and its rare verbs. The hot ones never come here.
 
-Listens on a Unix socket, 0600 unless others than the node's own user are allowed in.
+Listens on a Unix socket, 0600 unless others than the node's own user are allowed in, and by TCP (`node.address`).
+Who comes by TCP is told as gRPC's callers are (auth.Guard): by a token, else by a certificate, else, where nobody has
+to say who it is, not at all.
 """
 
 from __future__ import annotations
@@ -12,9 +14,9 @@ import logging
 import os
 import socket
 import stat
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Final
+from typing import Final, TypeVar
 
 from kvstore import native
 from kvstore.config import LimitsConfig
@@ -22,8 +24,10 @@ from kvstore.errors import Misconfigured, Rejected, Unavailable
 from kvstore.node.auth import TRUSTED, Denied, Guard, Peer
 from kvstore.node.handlers import Handlers
 from kvstore.node.namespaces import NotOpen
+from kvstore.node.tls import Certificates
 from kvstore.security import SecurityConfig
 from kvstore.wire import errors
+from transfer import sockets
 
 log = logging.getLogger(__name__)
 
@@ -33,6 +37,7 @@ MODE: Final = 0o600
 MODE_FOR_OTHERS: Final = 0o666
 
 Tokens = tuple[tuple[bytes, Peer], ...]  # digest and bearer
+What = TypeVar("What", bytes, str)  # a token's digest, a name in a certificate
 
 
 def listen(path: Path, *, for_others: bool) -> socket.socket:
@@ -45,6 +50,15 @@ def listen(path: Path, *, for_others: bool) -> socket.socket:
         return _bound(path, MODE_FOR_OTHERS if for_others else MODE)
     except OSError as error:
         raise Misconfigured(f"node.socket = {str(path)!r}: cannot listen: {error.strerror}") from error
+
+
+def listen_tcp(address: str) -> tuple[socket.socket, str]:
+    """A listening socket and its HOST:PORT. Raises Misconfigured."""
+    host, _, port = address.rpartition(":")
+    try:
+        return sockets.listening("", host.strip("[]"), int(port))
+    except OSError as error:
+        raise Misconfigured(f"node.address = {address!r}: cannot be bound: {error}; choose another, or none") from error
 
 
 def _clear_the_way(path: Path) -> None:
@@ -84,37 +98,57 @@ def _answers(path: Path) -> bool:
 
 
 class Bearers:
-    """Numbers for tokens, as the native door tells who shows one.
+    """Numbers for tokens and for names in certificates, as the native door tells who shows one.
 
-    A token that gives the same as before keeps its number over a reload. One that gives something else gets a number
-    of its own, so that connections which showed it before are ended like those of a token that was withdrawn.
+    One that gives the same as before keeps its number over a reload. One that gives something else gets a number of
+    its own, so that connections which showed it before are ended like those of a token that was withdrawn.
     """
 
     def __init__(self) -> None:
         self._peers: dict[int, Peer] = {}
-        self._numbers: dict[tuple[bytes, Peer], int] = {}
+        self._numbers: dict[tuple[bytes | str, Peer], int] = {}
         self._next = itertools.count()
 
-    def renew(self, tokens: Iterable[tuple[bytes, Peer]]) -> list[tuple[bytes, int]]:
-        """Digest and number of each, for the native door."""
-        former = self._numbers
-        self._numbers = {one: former[one] if one in former else next(self._next) for one in tokens}
+    def renew(
+        self, tokens: Iterable[tuple[bytes, Peer]], certificates: Iterable[tuple[str, Peer]] = ()
+    ) -> tuple[list[tuple[bytes, int]], list[tuple[str, int]]]:
+        """Digest and number of each token, name and number of each certificate, for the native door."""
+        former, self._numbers = self._numbers, {}
+        numbered = self._number(tokens, former), self._number(certificates, former)
         self._peers = {number: peer for (_, peer), number in self._numbers.items()}
-        return [(digest, number) for (digest, _), number in self._numbers.items()]
+        return numbered
+
+    def _number(
+        self, shown: Iterable[tuple[What, Peer]], former: Mapping[tuple[bytes | str, Peer], int]
+    ) -> list[tuple[What, int]]:
+        numbered = []
+        for one in shown:
+            number = self._numbers[one] = former[one] if one in former else next(self._next)
+            numbered.append((one[0], number))
+        return numbered
 
     def peer(self, number: int) -> Peer | None:
         return self._peers.get(number)
 
 
 class FramedDoor:
-    """Lives on the node's event loop from `start` to `stop`."""
+    """Lives on the node's event loop from `start` to `stop`. `address`: HOST:PORT, or none."""
 
     def __init__(
-        self, security: SecurityConfig, guard: Guard, limits: LimitsConfig, core: native.NodeCore, path: Path
+        self,
+        security: SecurityConfig,
+        guard: Guard,
+        certificates: Certificates,
+        limits: LimitsConfig,
+        core: native.NodeCore,
+        path: Path,
+        address: str,
     ) -> None:
         self._security = security
         self._guard = guard
+        self._certificates = certificates
         self._path = path
+        self.address = address  # as it is bound, from start on
         self._limits = limits
         self._core = core
         self._native: native.Door
@@ -124,7 +158,7 @@ class FramedDoor:
         self._inode = 0
 
     def start(self, handlers: Handlers, payload_fd: int, payload_bytes: int) -> None:
-        """Raises Misconfigured where the socket cannot be had."""
+        """Raises Misconfigured where the socket or the address cannot be had."""
         security, limits = self._security, self._limits
         trusted = sorted({os.getuid(), *security.trusted_uids})
         tokens = self._guard.tokens()
@@ -138,14 +172,20 @@ class FramedDoor:
                 payload_bytes,
                 trusted_uids=trusted,
                 allowed_uids=list(security.allowed_uids),
+                anonymous_over_tcp=not security.authenticates,
+                certified_over_tcp=security.client_ca is not None and security.access_file is None,
                 connections_max=limits.connections_max,
                 frame_bytes_max=limits.frame_bytes_max,
                 hold_wait_ms_max=limits.hold_wait_ms_max,
                 spin_us_max=limits.door_spin_us_max,
                 streamed_bytes_max=limits.streamed_bytes_max,
             )
+        if self.address != "none":
+            remote, self.address = listen_tcp(self.address)
+            with remote:
+                self._native.listen_tcp(remote.fileno(), self._certificates.framed())
         self._handlers = handlers
-        self._native.set_tokens(self._bearers.renew(tokens))
+        self._native.set_bearers(*self._bearers.renew(tokens, self._guard.certificates()))
         self._native.start()
         asyncio.get_running_loop().add_reader(self._native.request_fd, self._take)
 
@@ -154,12 +194,14 @@ class FramedDoor:
         security = self._security
         return bool(tokens or security.allowed_uids or set(security.trusted_uids) - {os.getuid()})
 
-    def retoken(self) -> None:
-        """Takes the guard's tokens as they are now. Connections whose token gives something else now, or nothing, are
-        ended; their clients come back with what they have.
+    def renew(self) -> None:
+        """Takes what the guard knows, and what TLS shows and believes, as they are now. Connections whose token or
+        certificate gives something else now, or nothing, are ended; their clients come back with what they have.
         """
+        if self.address != "none":
+            self._native.renew_tls(self._certificates.framed())
         tokens = self._guard.tokens()
-        self._native.set_tokens(self._bearers.renew(tokens))
+        self._native.set_bearers(*self._bearers.renew(tokens, self._guard.certificates()))
         if self._is_ours():
             self._path.chmod(MODE_FOR_OTHERS if self._for_others(tokens) else MODE)
 
@@ -198,6 +240,8 @@ class FramedDoor:
         bearer = self._bearers.peer(request.token)
         if bearer is not None:
             return bearer
+        if request.remote:
+            return self._guard.authorize({}, request.names)
         if request.uid in self._security.allowed_uids:
             return Peer(f"uid {request.uid}", frozenset(self._security.anonymous_tenants))
         raise Denied(f"uid {request.uid} may not use this node", known=False)

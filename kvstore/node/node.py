@@ -99,7 +99,8 @@ class Node:
         for said in self.said_aloud:
             log.warning(said)
         self.socket = settings.socket_path(config)
-        self._guard, self._certificates = Guard(config.security), Certificates(config.security)
+        self._guard = Guard(config.security)
+        self._certificates = Certificates(config.security, framed=config.node.address != "none")
         self.home = Home(settings.data_dir(config))
         self.home.acquire()
         exits.callback(self.home.release)
@@ -169,7 +170,9 @@ class Node:
 
     async def _start_doors(self, bridge: CoreBridge, namespaces: Namespaces, exits: contextlib.AsyncExitStack) -> None:
         config, guard = self.config, self._guard
-        self._door = FramedDoor(config.security, guard, config.limits, self.core, self.socket)
+        self._door = FramedDoor(
+            config.security, guard, self._certificates, config.limits, self.core, self.socket, config.node.address
+        )
         host = NodeHost(
             name=self.name,
             bridge=bridge,
@@ -203,6 +206,11 @@ class Node:
         exits.push_async_callback(self._door.stop)
 
     @property
+    def address(self) -> str | None:
+        """HOST:PORT of the framed door, as it is bound; None: clients of other machines cannot come."""
+        return self._door.address if self._door.address != "none" else None
+
+    @property
     def admin_socket(self) -> Path:
         """gRPC for operators of this machine, beside the framed door."""
         return self.socket.with_name(self.socket.name + ".grpc")
@@ -234,7 +242,7 @@ class Node:
                 left.append(what)
             else:
                 done.append(what)
-        self._door.retoken()
+        self._door.renew()
         ended = self.grpc.judge_again()
         log.warning(
             "reload: read again: %s; refused: %s; gRPC calls ended: %d; every other setting is read at start only",
@@ -264,6 +272,7 @@ class Node:
         return DoorsReport(
             addresses=(
                 f"unix:{self.socket}",
+                *filter(None, (self.address,)),
                 *self.grpc.addresses,
                 *(route.address for route in self.transfers.connector.offer.routes),
                 *filter(None, (self.telemetry.address,)),
@@ -344,7 +353,8 @@ def make_core(segments: Segments, config: Config, file: native.TableConfig | Non
 
 
 def _addresses(config: Config) -> tuple[str, ...]:
-    return tuple(address for address in (config.grpc.address, config.metrics.address) if address != "none")
+    told = (config.node.address, config.grpc.address, config.metrics.address)
+    return tuple(address for address in told if address != "none")
 
 
 async def _cancelled(task: asyncio.Task[None]) -> None:

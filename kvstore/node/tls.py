@@ -1,7 +1,8 @@
-"""TLS of the TCP doors: one pair of files for gRPC and HTTP, checked at start and whenever they are read again.
+"""TLS of the TCP doors: one pair of files for framed, gRPC and HTTP, checked at start and whenever they are read again.
 
-Both doors refuse anything older than TLS 1.2. With `client_ca`, a client without a certificate that it signed does
-not get through the handshake. What is read again holds for handshakes from then on; a connection that is open stays.
+gRPC and HTTP refuse anything older than TLS 1.2, the framed door anything older than 1.3. With `client_ca`, a client
+without a certificate that it signed does not get through the handshake. What is read again holds for handshakes from
+then on; a connection that is open stays.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from pathlib import Path
 
 import grpc
 
+from kvstore import native
 from kvstore.errors import Misconfigured
 from kvstore.security import SecurityConfig
 
@@ -49,6 +51,7 @@ class _Files:
     private_key: bytes
     certificate: bytes
     client_ca: bytes | None
+    framed: native.Tls | None
 
     def configuration(self) -> grpc.ServerCertificateConfiguration:
         return grpc.ssl_server_certificate_configuration(
@@ -56,40 +59,53 @@ class _Files:
         )
 
 
-def _files(security: SecurityConfig) -> _Files | None:
+def _framed(security: SecurityConfig) -> native.Tls:
+    """Raises Misconfigured, also where this machine has no OpenSSL for native code."""
+    try:
+        return native.Tls(str(security.certificate), str(security.private_key), str(security.client_ca or ""))
+    except RuntimeError as error:
+        raise Misconfigured(f"security.certificate, for node.address: {error}") from error
+
+
+def _files(security: SecurityConfig, *, framed: bool) -> _Files | None:
     """None without TLS. Raises Misconfigured, also where somebody is just writing them."""
     if security.certificate is None or security.private_key is None:
         return None
     before = _read(security)
     context = server_context(security)
+    tls = _framed(security) if framed else None
     if _read(security) != before:
         raise Misconfigured("security.certificate, private_key, client_ca: changed while they were read")
     key, certificate, client_ca = before
     assert context is not None and key is not None and certificate is not None
-    return _Files(context, key, certificate, client_ca)
+    return _Files(context, key, certificate, client_ca, tls)
 
 
 class Certificates:
     """What the TCP doors show and believe, as the files were when they were last read. Thread-safe.
 
-    Raises Misconfigured naming the setting.
+    framed: whether the framed door is one of them. Raises Misconfigured naming the setting.
     """
 
-    def __init__(self, security: SecurityConfig) -> None:
-        self._security = security
+    def __init__(self, security: SecurityConfig, *, framed: bool = False) -> None:
+        self._security, self._framed = security, framed
         self._lock = threading.Lock()
-        self._files = _files(security)
+        self._files = _files(security, framed=framed)
         self._news = False  # for gRPC, which is handed each version once
 
     def reload(self) -> None:
         """Reads the files again. Raises as at start, changing nothing."""
-        files = _files(self._security)
+        files = _files(self._security, framed=self._framed)
         with self._lock:
             self._files, self._news = files, True
 
     def context(self) -> ssl.SSLContext | None:
         """For the next connection of the HTTP door; None without TLS."""
         return self._files.context if self._files is not None else None
+
+    def framed(self) -> native.Tls | None:
+        """For the framed door's connections from now on; None without TLS."""
+        return self._files.framed if self._files is not None else None
 
     def credentials(self) -> grpc.ServerCredentials | None:
         """For the gRPC door, which asks for news at each handshake; None without TLS."""

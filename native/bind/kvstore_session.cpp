@@ -1,8 +1,12 @@
 // Python surface of the client's session (native/door/session.hpp). All calls give the GIL back once, for their whole length.
 //
 //   class Session:
-//     def __init__(self, path: str, token: bytes = b"", connect_s: float = 5.0, workers: int = 1, verify: bool = True) -> None
-//         # ConnectionError: nobody there, or the node hung up; PermissionError: the token; ValueError: version, path, workers
+//     def __init__(self, path: str = "", token: bytes = b"", connect_s: float = 5.0, workers: int = 1, verify: bool = True, *,
+//                  host: str = "", port: int = 0, tls: Tls | None = None) -> None
+//         # path: of a Unix socket; or host and port: by TCP. host: a name or an address (IPv6 without brackets), every address of it is
+//         # tried within connect_s; tls: its certificate must be for `host`
+//         # ConnectionError: nobody there, the node hung up, or TLS failed; PermissionError: the token or the certificate;
+//         # ValueError: version, path, host, port, workers
 //     info: SessionInfo        # trusted session incarnation payload_bytes window_bytes keys_per_call_max frame_bytes_max
 //                              # lease_ms_max hold_wait_ms_max reserve_lapse_ms holds_per_connection_max meta_bytes_max
 //     closed: bool             # the node is gone or close() was called: make a new one
@@ -53,6 +57,7 @@
 //           tickets: list[int] offsets: list[int] parts_ready: list[int] body: bytes
 //   Status (int enum): OK STALE_NAMESPACE REJECTED BAD_INPUT DENIED GONE UNAVAILABLE LATE CANCELLED
 //   PutOutcome: STORED HELD PENDING FULL TOO_LARGE LAPSED.  Tier: NONE MEMORY FILE OBJECT.  NeedKind: ALL LAST STATE.  HoldKind: LEASE VIEW PIN.
+#include <nanobind/stl/optional.h>
 #include <nanobind/stl/shared_ptr.h>
 #include <nanobind/stl/string.h>
 
@@ -62,6 +67,7 @@
 #include "base/clock.hpp"
 #include "door/reservation.hpp"
 #include "kvstore_core_types.hpp"
+#include "kvstore_tls.hpp"
 
 namespace nb = nanobind;
 using namespace nb::literals;
@@ -205,9 +211,13 @@ Writable slot_array(const std::shared_ptr<Reservation>& self, std::uint32_t inde
                   keep({segment, self->session()->channel(), self}));
 }
 
-std::shared_ptr<Session> make_session(const std::string& path, const nb::bytes& token, double connect_s, std::uint32_t workers, bool verify) {
+std::shared_ptr<Session> make_session(const std::string& path, const nb::bytes& token, double connect_s, std::uint32_t workers, bool verify,
+                                      const std::string& host, std::uint16_t port, const std::optional<TlsFiles>& tls) {
   SessionConfig config;
   config.path = path;
+  config.host = host;
+  config.port = port;
+  config.tls = context_of(tls);
   config.token.assign(token.c_str(), token.size());
   config.connect_ms = static_cast<std::uint64_t>(nanos(connect_s, "connect_s") / 1'000'000);
   config.workers = workers;
@@ -217,7 +227,7 @@ std::shared_ptr<Session> make_session(const std::string& path, const nb::bytes& 
     return std::make_shared<Session>(config);
   } catch (const Refused& refused) {
     PyErr_SetString(refused.status == Status::kDenied ? PyExc_PermissionError : PyExc_ConnectionError, refused.what());
-  } catch (const std::system_error& error) {
+  } catch (const std::runtime_error& error) {  // of the system, or of OpenSSL
     PyErr_SetString(PyExc_ConnectionError, error.what());
   }
   throw nb::python_error();
@@ -340,7 +350,10 @@ void bind_session(nb::module_& m) {
   bind_results(m);
   bind_reservation(m);
   auto session = nb::class_<Session>(m, "Session", "A client's connection to the door of its node; see native/door/session.hpp.");
-  session.def(nb::new_(&make_session), "path"_a, "token"_a = nb::bytes(""), "connect_s"_a = 5.0, "workers"_a = 1, "verify"_a = true)
+  session.def(nb::new_(&make_session), "path"_a = "", "token"_a = nb::bytes(""), "connect_s"_a = 5.0, "workers"_a = 1, "verify"_a = true, nb::kw_only(),
+              "host"_a = "", "port"_a = 0, "tls"_a = nb::none(),
+              "To the Unix socket `path`, or by TCP to `host`, a name or an address, and `port`. With `tls` the node's certificate must be for "
+              "`host`. ConnectionError: not reached; PermissionError: not let in.")
       .def_prop_ro("info", [](Session& self) { return self.info(); })
       .def_prop_ro("closed", &Session::closed)
       .def("close", &Session::close, Release())

@@ -1,11 +1,5 @@
 #include "channel.hpp"
 
-#include <poll.h>
-#include <sys/socket.h>
-#include <sys/time.h>
-#include <sys/uio.h>
-#include <unistd.h>
-
 #include <cerrno>
 #include <chrono>
 
@@ -18,20 +12,9 @@ namespace {
 constexpr std::size_t kReceiveBytes = 256u << 10;
 constexpr std::size_t kKeepBytes = 1u << 20;
 
-void slice(int fd, int option) {
-  const timeval time{0, Channel::kSlice / 1'000};
-  setsockopt(fd, SOL_SOCKET, option, &time, sizeof time);
-}
-
 }  // namespace
 
-Channel::Channel(int fd) : fd_(fd), in_(kReceiveBytes) {
-  // Blocking calls return after a slice, so that deadlines and break_off() are seen with one system call a message.
-  slice(fd, SO_RCVTIMEO);
-  slice(fd, SO_SNDTIMEO);
-}
-
-Channel::~Channel() { close(fd_); }
+Channel::Channel(std::unique_ptr<Wire> wire) : wire_(std::move(wire)), in_(kReceiveBytes) {}
 
 void Channel::break_off() {
   broken_ = true;
@@ -86,16 +69,13 @@ Status Channel::send(std::span<const std::uint8_t> frames, Nanos deadline) {
   bool begun = false;
   while (left > 0) {
     if (broken_) return Status::kUnavailable;
-    msghdr message{};
-    message.msg_iov = pieces;
-    message.msg_iovlen = 2;
-    const ssize_t sent = sendmsg(fd_, &message, MSG_NOSIGNAL);
+    const ssize_t sent = wire_->send(pieces);
     if (sent < 0 && errno != EAGAIN && errno != EINTR) {
       break_off();
       return Status::kUnavailable;
     }
     auto step = static_cast<std::size_t>(std::max<ssize_t>(sent, 0));
-    begun = begun || step > 0;
+    begun = begun || step > 0 || wire_->sealed();
     left -= step;
     for (iovec& piece : pieces) {
       const std::size_t of = std::min(step, piece.iov_len);
@@ -198,7 +178,7 @@ ssize_t Channel::look_again(Nanos start) {
   ssize_t got = -1;
   errno = EAGAIN;
   while (!dedicated_ && monotonic_now() - start < spin_.window()) {
-    got = recv(fd_, in_.data() + end_, in_.size() - end_, MSG_DONTWAIT);
+    got = wire_->receive(in_.data() + end_, in_.size() - end_, false);
     if (got >= 0 || errno != EAGAIN) return got;
     if (!spin_.give_way()) break;
   }
@@ -207,17 +187,9 @@ ssize_t Channel::look_again(Nanos start) {
 }
 
 ssize_t Channel::sleep_for_it(Nanos left) {
-  int flags = 0;
-  if (left < 2 * kSlice) {
-    pollfd one{fd_, POLLIN, 0};
-    const timespec time{std::max<Nanos>(left, 0) / 1'000'000'000, std::max<Nanos>(left, 0) % 1'000'000'000};
-    if (ppoll(&one, 1, &time, nullptr) <= 0) {
-      errno = EAGAIN;
-      return -1;
-    }
-    flags = MSG_DONTWAIT;
-  }
-  return recv(fd_, in_.data() + end_, in_.size() - end_, flags);
+  const bool waits = left >= 2 * kSlice;  // a whole slice, with one system call
+  if (!waits && !wire_->readable(left)) return -1;
+  return wire_->receive(in_.data() + end_, in_.size() - end_, waits);
 }
 
 void Channel::dispatch() {

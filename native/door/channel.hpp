@@ -17,6 +17,7 @@
 
 #include "base/spin_window.hpp"
 #include "frame.hpp"
+#include "wire.hpp"
 
 namespace kvstore::door {
 
@@ -27,13 +28,12 @@ struct Answer {
 
 class Channel {
  public:
-  explicit Channel(int fd);  // connected, blocking; taken
-  ~Channel();
+  explicit Channel(std::unique_ptr<Wire> wire);
   Channel(const Channel&) = delete;
   Channel& operator=(const Channel&) = delete;
 
   void set_frame_bytes_max(std::uint32_t bytes) { frame_bytes_max_ = bytes; }
-  int fd() const noexcept { return fd_; }
+  int fd() const noexcept { return wire_->fd(); }
   bool broken() const noexcept { return broken_.load(); }
   void break_off();  // ends every wait within kSlice
 
@@ -55,7 +55,7 @@ class Channel {
   void dedicate() { dedicated_ = true; }
   void read_slice();
 
-  static constexpr Nanos kSlice = 50'000'000;
+  static constexpr Nanos kSlice = Wire::kSlice;
   static constexpr Nanos kSpinMax = 100'000;  // whoever waits for an answer looks again for so long before it sleeps
 
  private:
@@ -70,7 +70,7 @@ class Channel {
   void dispatch();
   void undo(const FrameHeader& header, std::span<const std::uint8_t> body);
 
-  const int fd_;
+  const std::unique_ptr<Wire> wire_;
   std::atomic<std::uint32_t> frame_bytes_max_{1u << 20};
   std::atomic<bool> broken_{false};
   std::atomic<bool> dedicated_{false};

@@ -6,11 +6,13 @@
 #include <algorithm>
 #include <deque>
 #include <memory>
+#include <string>
 #include <unordered_map>
 #include <vector>
 
 #include "frame.hpp"
 #include "part_hasher.hpp"
+#include "tcp/tls.hpp"
 
 namespace kvstore::door {
 
@@ -43,13 +45,17 @@ struct Connection {
   enum class State { kHello, kOpen, kCondemned, kClosed };
 
   int fd = -1;
+  std::unique_ptr<tcp::Stream> stream;          // over fd, which it owns then. Null: TLS is spoken here, and nothing has come yet
+  std::shared_ptr<const tcp::TlsContext> tls;   // null: clear text
   OwnerId owner = 0;
   State state = State::kHello;
+  bool remote = false;  // came by TCP: has no user id, and is never trusted
   bool trusted = false;
   bool joined = false;  // in the table of the segment's clients
   uid_t uid = 0;
   pid_t pid = 0;
-  std::int64_t token = -1;
+  std::int64_t token = -1;  // the number of its bearer, by token or certificate
+  std::shared_ptr<const std::vector<std::string>> names;  // of its certificate; null: none
   Nanos hello_by = 0;
   Nanos stalled_since = 0;  // 0: nothing waits to be taken
   std::uint32_t armed = 0;  // epoll events asked for
@@ -66,6 +72,12 @@ struct Connection {
   std::deque<ReadJob> reads;
   std::uint64_t streamed_bytes = 0;  // of landings and holds
 
+  bool handshaking() const noexcept { return tls != nullptr && state == State::kHello; }
+  bool holds_input() const noexcept { return stream != nullptr && stream->holds_input(); }
+  std::int64_t write(std::span<const std::uint8_t> bytes) {
+    const iovec piece{const_cast<std::uint8_t*>(bytes.data()), bytes.size()};
+    return stream->write({&piece, 1});
+  }
   std::size_t pending() const noexcept { return out.bytes.size() - out_sent; }
   bool may(NsId ns) const noexcept { return std::binary_search(allowed.begin(), allowed.end(), ns); }
   void allow(NsId ns) {

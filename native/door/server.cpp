@@ -8,6 +8,7 @@
 #include <cerrno>
 #include <stdexcept>
 #include <system_error>
+#include <utility>
 
 #include "base/clock.hpp"
 #include "core/process.hpp"
@@ -18,13 +19,17 @@ namespace {
 
 constexpr std::size_t kReceiveBytes = 256u << 10;   // what a peer's buffer has room for, at least
 constexpr std::size_t kKeepBytes = 1u << 20;        // larger buffers are given back when they are empty
-constexpr std::size_t kHelloBytesMax = 4u << 10;    // of the first frame, whoever sends it: nobody has asked who that is
 constexpr std::size_t kPauseBytes = 1u << 20;       // a peer with so much to take is not listened to
-constexpr Nanos kHousekeeping = 100'000'000;
+constexpr int kHandshakesPerTurn = 4;
+constexpr int kReceivesPerTurn = 4;  // of one peer
 constexpr Nanos kCensus = 1'000'000'000;
-constexpr std::uint64_t kListenerTag = 0, kWakeTag = ~std::uint64_t{0};
+
+// The first bytes of a TLS handshake: the record's type, and the greater number of its version.
+bool is_tls(const std::uint8_t* bytes) noexcept { return bytes[0] == 22 && bytes[1] == 3; }
 
 [[noreturn]] void fail(const char* what) { throw std::system_error(errno, std::generic_category(), what); }
+
+}  // namespace
 
 void watch(int epoll, int op, int fd, std::uint32_t events, std::uint64_t tag) {
   epoll_event event{};
@@ -32,8 +37,6 @@ void watch(int epoll, int op, int fd, std::uint32_t events, std::uint64_t tag) {
   event.data.u64 = tag;
   if (epoll_ctl(epoll, op, fd, &event) != 0 && op == EPOLL_CTL_ADD) fail("epoll_ctl");
 }
-
-}  // namespace
 
 // ---- what other threads bring
 
@@ -60,28 +63,42 @@ bool Inbox::push(Item&& item) {
 // ---- life
 
 Door::Impl::Impl(NodeCore& core_, int listener_, int payload_fd, std::uint64_t payload_bytes, const DoorConfig& config_)
-    : core(core_), config(config_), payload(payload_fd, payload_bytes, transfer::Access::kReadWrite),
-      listener(fcntl(listener_, F_DUPFD_CLOEXEC, 3)) {
-  if (listener < 0) fail("listener");
+    : core(core_), config(config_), payload(payload_fd, payload_bytes, transfer::Access::kReadWrite) {
   const int wake = eventfd(0, EFD_NONBLOCK | EFD_CLOEXEC);
   request_event = eventfd(0, EFD_NONBLOCK | EFD_CLOEXEC);
   epoll = epoll_create1(EPOLL_CLOEXEC);
   if (wake < 0 || request_event < 0 || epoll < 0) fail("eventfd or epoll");
   inbox = std::make_shared<Inbox>(wake);
   inbox->door = this;
-  fcntl(listener, F_SETFL, fcntl(listener, F_GETFL) | O_NONBLOCK);
-  watch(epoll, EPOLL_CTL_ADD, listener, EPOLLIN, kListenerTag);
   watch(epoll, EPOLL_CTL_ADD, wake, EPOLLIN, kWakeTag);
+  listen_on(listener_, false);
+}
+
+void Door::Impl::listen_on(int fd, bool remote) {
+  const int own = fcntl(fd, F_DUPFD_CLOEXEC, 3);
+  if (own < 0) fail("listener");
+  fcntl(own, F_SETFL, fcntl(own, F_GETFL) | O_NONBLOCK);
+  watch(epoll, EPOLL_CTL_ADD, own, EPOLLIN, kListenerTag + listeners.size());
+  listeners.push_back({own, remote});
 }
 
 Door::Impl::~Impl() {
-  for (const int fd : {listener, epoll, request_event}) close(fd);
+  for (const Listener& one : listeners) close(one.fd);
+  for (const int fd : {epoll, request_event}) close(fd);
 }
 
 Door::Door(NodeCore& core, int listener, int payload_fd, std::uint64_t payload_bytes, const DoorConfig& config)
     : impl_(std::make_unique<Impl>(core, listener, payload_fd, payload_bytes, config)) {}
 
 Door::~Door() { stop(); }
+
+void Door::listen_tcp(int listener, std::shared_ptr<const tcp::TlsContext> tls) {
+  if (impl_->thread.joinable()) throw std::logic_error("listen_tcp: before start");
+  if (impl_->listeners.size() > 1) throw std::logic_error("listen_tcp: once");
+  if (tls && !tls->can_accept()) throw std::invalid_argument("tls: a door shows a certificate");
+  impl_->tls = std::move(tls);
+  impl_->listen_on(listener, true);
+}
 
 void Door::start() {
   if (impl_->thread.joinable()) return;
@@ -106,18 +123,22 @@ void Door::Impl::run() {
   while (!stopping) {
     const int ready = await(events);
     const Nanos now = monotonic_now();
+    int handshakes = 0;
     // First, so that what Python has allowed holds for every frame that was sent after it.
     if (inbox->filled) take_inbox(now);
     for (int i = 0; i < ready; ++i) {
       const std::uint64_t tag = events[static_cast<std::size_t>(i)].data.u64;
-      if (tag == kListenerTag) {
-        accept_all(now);
-      } else if (tag == kWakeTag) {
+      if (tag == kWakeTag) {
         take_inbox(now);
+      } else if (tag >= kListenerTag) {
+        accept_all(listeners[tag - kListenerTag], tag, now);
       } else if (Connection* peer = find(tag)) {
+        if (peer->handshaking() && ++handshakes > kHandshakesPerTurn) continue;  // epoll tells of it again
         on_event(*peer, events[static_cast<std::size_t>(i)].events, now);
       }
     }
+    for (const OwnerId owner : std::exchange(unread, {}))
+      if (Connection* peer = find(owner); peer != nullptr && listens_to(*peer)) take(*peer, now);
     if (const auto deadline = core.next_deadline(); deadline && *deadline <= now) core.tick(now);
     if (now >= next_housekeeping) housekeep(now);
     for (const OwnerId owner : answered)
@@ -142,7 +163,7 @@ int Door::Impl::await(std::span<epoll_event> events) {
   const auto room = static_cast<int>(events.size());
   Nanos now = start;
   int ready = 0;
-  while (now - start < spin.window()) {
+  while (unread.empty() && now - start < spin.window()) {
     ready = epoll_wait(epoll, events.data(), room, 0);
     if (ready != 0 || !spin.give_way()) break;
     now = monotonic_now();
@@ -156,6 +177,7 @@ int Door::Impl::await(std::span<epoll_event> events) {
 }
 
 int Door::Impl::wait_ms(Nanos now) const {
+  if (!unread.empty()) return 0;
   Nanos until = next_housekeeping;
   if (const auto deadline = core.next_deadline(); deadline && *deadline < until) until = *deadline;
   return until <= now ? 0 : static_cast<int>(std::min<Nanos>((until - now + 999'999) / 1'000'000, 1'000));
@@ -168,67 +190,45 @@ Connection* Door::Impl::find(OwnerId owner) {
 
 // ---- connections
 
-void Door::Impl::accept_all(Nanos now) {
-  for (;;) {
-    const int fd = accept4(listener, nullptr, nullptr, SOCK_NONBLOCK | SOCK_CLOEXEC);
-    if (fd < 0) {
-      if (errno == EMFILE || errno == ENFILE) {  // else epoll would spin on it
-        watch(epoll, EPOLL_CTL_MOD, listener, 0, kListenerTag);
-        listening = false;
-      }
-      if (errno == EINTR || errno == ECONNABORTED) continue;
-      return;
-    }
-    ucred who{static_cast<pid_t>(0), static_cast<uid_t>(-1), static_cast<gid_t>(-1)};
-    socklen_t size = sizeof who;
-    const bool known = getsockopt(fd, SOL_SOCKET, SO_PEERCRED, &who, &size) == 0;
-    // The last quarter is for those who are trusted: strangers that only connect keep no engine out.
-    const std::uint32_t most = known && trusts(who.uid) ? config.connections_max : config.connections_max - config.connections_max / 4;
-    if (peers.size() >= most) {
-      FrameWriter no;
-      no.error(Verb::kError, 0, 0, Status::kRejected, "connections_max", "too many connections", most);
-      [[maybe_unused]] const auto sent = send(fd, no.bytes.data(), no.bytes.size(), MSG_NOSIGNAL);
-      close(fd);
-      tally.refused_full += 1;
-      continue;
-    }
-    auto peer = std::make_unique<Connection>();
-    peer->fd = fd;
-    peer->owner = core.new_owner();
-    peer->uid = who.uid;
-    peer->pid = who.pid;
-    peer->hello_by = now + Nanos{config.hello_ms_max} * 1'000'000;
-    peer->in.resize(kReceiveBytes);
-    peer->armed = EPOLLIN;
-    watch(epoll, EPOLL_CTL_ADD, fd, EPOLLIN, peer->owner);
-    peers.emplace(peer->owner, std::move(peer));
-    next_housekeeping = std::min(next_housekeeping, now + kHousekeeping);
-    tally.accepted += 1;
-    tally.connections += 1;
-  }
-}
-
 void Door::Impl::on_event(Connection& peer, std::uint32_t events, Nanos now) {
   if (peer.state == Connection::State::kCondemned) {
     // Nothing of it is heard any more, except that it has gone: then nothing of it can land any more.
     if ((events & (EPOLLHUP | EPOLLERR)) != 0) close_peer(peer);
     return;
   }
-  if ((events & EPOLLIN) != 0) {
-    const bool open = receive(peer);
-    work_off(peer, now);
-    if (!open) return close_peer(peer);
+  if (peer.stream == nullptr && !begin_tls(peer)) return;
+  if (peer.stream == nullptr) return;
+  if ((events & EPOLLIN) != 0 || peer.stream->reads_by_writing()) {
+    take(peer, now);
   } else if ((events & (EPOLLHUP | EPOLLERR)) != 0) {
     return close_peer(peer);
   } else {
     flush(peer, now);
     work_off(peer, now);
+    if (peer.holds_input()) unread.push_back(peer.owner);  // it was not listened to, and epoll has nothing to tell
   }
+}
+
+bool Door::Impl::listens_to(const Connection& peer) const {
+  const bool open = peer.state == Connection::State::kHello || peer.state == Connection::State::kOpen;
+  return open && peer.pending() < kPauseBytes && peer.reads.empty();
+}
+
+// Receives and works off. Bytes that TLS has and epoll does not know of are looked after in the same turn, or in the next.
+void Door::Impl::take(Connection& peer, Nanos now) {
+  for (int i = 0; i < kReceivesPerTurn; ++i) {
+    const bool open = receive(peer);
+    work_off(peer, now);
+    if (!open) return close_peer(peer);
+    if (!peer.holds_input() || !listens_to(peer)) return;
+  }
+  unread.push_back(peer.owner);
 }
 
 bool Door::Impl::receive(Connection& peer) {
   if (peer.in_begin == peer.in_end) {
     peer.in_begin = peer.in_end = 0;
+    if (peer.state == Connection::State::kOpen && peer.in.size() < kReceiveBytes) peer.in.resize(kReceiveBytes);
     if (peer.in.size() > kKeepBytes) {
       peer.in.resize(kReceiveBytes);
       peer.in.shrink_to_fit();
@@ -241,9 +241,10 @@ bool Door::Impl::receive(Connection& peer) {
   }
   const std::size_t room = peer.in.size() - peer.in_end;
   if (room == 0) return true;  // a whole frame is waiting to be worked off
-  const ssize_t got = recv(peer.fd, peer.in.data() + peer.in_end, room, 0);
-  if (got == 0) return false;
-  if (got < 0) return errno == EAGAIN || errno == EINTR;
+  const iovec into{peer.in.data() + peer.in_end, room};
+  const std::int64_t got = peer.stream->read({&into, 1});
+  if (got < 0 && got != -EAGAIN && peer.handshaking()) tally.cut_tls += 1;
+  if (got <= 0) return got == -EAGAIN;
   peer.in_end += static_cast<std::size_t>(got);
   tally.bytes_in += static_cast<std::uint64_t>(got);
   return true;
@@ -260,6 +261,10 @@ void Door::Impl::work_off(Connection& peer, Nanos now) {
     FrameHeader header;
     if (have < sizeof header) break;
     std::memcpy(&header, peer.in.data() + peer.in_begin, sizeof header);
+    if (peer.state == Connection::State::kHello && peer.remote && is_tls(peer.in.data() + peer.in_begin)) {
+      malformed(peer, header, "tls", "this door speaks clear text");
+      break;
+    }
     const std::size_t most = peer.state == Connection::State::kHello ? kHelloBytesMax : config.frame_bytes_max;
     if (header.body_bytes > most) {
       malformed(peer, header, "body_bytes", "larger than frame_bytes_max", most);
@@ -289,12 +294,9 @@ void Door::Impl::flush(Connection& peer, Nanos now) {
   for (;;) {
     if (peer.pending() < kReceiveBytes && !peer.reads.empty()) produce(peer);
     if (peer.pending() == 0) break;
-    const ssize_t sent = send(peer.fd, peer.out.bytes.data() + peer.out_sent, peer.pending(), MSG_NOSIGNAL);
-    if (sent < 0 && errno == EINTR) continue;
-    if (sent < 0) {
-      if (errno != EAGAIN) return close_peer(peer);
-      break;
-    }
+    const std::int64_t sent = peer.write({peer.out.bytes.data() + peer.out_sent, peer.pending()});
+    if (sent == -EAGAIN) break;
+    if (sent < 0) return close_peer(peer);
     peer.out_sent += static_cast<std::size_t>(sent);
     tally.bytes_out += static_cast<std::uint64_t>(sent);
     peer.stalled_since = now;
@@ -321,8 +323,8 @@ void Door::Impl::flush(Connection& peer, Nanos now) {
 void Door::Impl::arm(Connection& peer) {
   if (peer.state != Connection::State::kHello && peer.state != Connection::State::kOpen) return;
   std::uint32_t wanted = 0;
-  if (peer.pending() > 0) wanted |= EPOLLOUT;
-  if (peer.pending() < kPauseBytes && peer.reads.empty()) wanted |= EPOLLIN;
+  if (peer.pending() > 0 || (peer.stream != nullptr && peer.stream->reads_by_writing())) wanted |= EPOLLOUT;
+  if (listens_to(peer) || (peer.stream != nullptr && peer.stream->writes_by_reading())) wanted |= EPOLLIN;
   if (wanted == peer.armed) return;
   peer.armed = wanted;
   watch(epoll, EPOLL_CTL_MOD, peer.fd, wanted, peer.owner);
@@ -342,7 +344,8 @@ void Door::Impl::close_peer(Connection& peer) {
   const bool was_open = peer.state != Connection::State::kHello;
   peer.state = Connection::State::kClosed;
   epoll_ctl(epoll, EPOLL_CTL_DEL, peer.fd, nullptr);
-  close(peer.fd);
+  if (peer.stream == nullptr) close(peer.fd);
+  peer.stream.reset();
   peer.fd = -1;
   {
     std::lock_guard lock(inbox->mutex);
@@ -352,6 +355,7 @@ void Door::Impl::close_peer(Connection& peer) {
   if (peer.joined) core.client_left(peer.owner);
   tally.connections -= 1;
   if (peer.trusted) tally.trusted -= 1;
+  if (peer.remote) tally.remote -= 1;
   dead.push_back(peer.owner);
   if (!was_open) return;
   Request gone;
@@ -402,6 +406,11 @@ void Door::Impl::take_inbox(Nanos now) {
   }
 }
 
+void Door::Impl::resume_listening() {
+  for (std::size_t i = 0; i < listeners.size(); ++i)
+    if (!std::exchange(listeners[i].listening, true)) watch(epoll, EPOLL_CTL_MOD, listeners[i].fd, EPOLLIN, kListenerTag + i);
+}
+
 void Door::Impl::housekeep(Nanos now) {
   bool soon = false;
   for (auto& [owner, held_peer] : peers) {
@@ -419,10 +428,7 @@ void Door::Impl::housekeep(Nanos now) {
       condemn(peer);
     }
   }
-  if (!listening) {
-    listening = true;
-    watch(epoll, EPOLL_CTL_MOD, listener, EPOLLIN, kListenerTag);
-  }
+  resume_listening();
   if (now >= next_census && core.quarantine_left()) {
     next_census = now + kCensus;
     for (const ClientEntry& client : core.former_clients())

@@ -1,4 +1,4 @@
-// The framed door: one thread, one epoll, a Unix socket. Answers the hot verbs from NodeCore and hands the rare ones to Python.
+// The framed door: one thread, one epoll, a Unix socket and, if it is told to, TCP. Answers the hot verbs from NodeCore and hands the rare ones to Python.
 //
 // Rules
 // - Answers directly on its own thread; a parked HOLD is answered when NodeCore settles it, on whichever thread, through a wake-up.
@@ -7,6 +7,9 @@
 // - A connection uses the namespaces that Python allowed it and no other; everything else is kStaleNamespace, as if it did not exist.
 // - A trusted peer maps the segment. When the door cuts one off, what it held or may still write is kept until the peer has
 //   closed its end or has died: only then nothing of it can land any more.
+// - Who comes by TCP is never trusted, whatever it shows: it has no user id. A token says who it is; then a certificate that TLS has
+//   verified; then, where that is allowed, nothing does.
+// - A handshake costs this thread, so a turn takes few steps of them: who floods the door with handshakes waits for its own kind.
 // - A peer that is not trusted sees no offset, gets no descriptor, and its bytes are hashed by the node as they land.
 #pragma once
 #include <sys/types.h>
@@ -22,11 +25,17 @@
 #include "core/superblock.hpp"
 #include "frame.hpp"
 
+namespace kvstore::tcp {
+class TlsContext;
+}
+
 namespace kvstore::door {
 
 struct DoorConfig {
   std::vector<uid_t> trusted_uids;
   std::vector<uid_t> allowed_uids;  // not trusted, and let in without a token; everybody else shows one
+  bool anonymous_over_tcp = false;    // who shows nothing is let in
+  bool certified_over_tcp = false;    // and who shows a certificate that has no number of its own
   std::uint32_t connections_max = 1'024;
   std::uint32_t frame_bytes_max = 8u << 20;
   std::uint32_t queue_bytes_max = 64u << 20;    // answers that wait for one peer
@@ -46,8 +55,10 @@ struct Request {
   std::uint32_t method = 0;
   bool trusted = false;
   bool gone = false;  // no request: the connection has ended, forget what you know of this owner
+  bool remote = false;  // came by TCP; `uid` says nothing
   uid_t uid = 0;
-  std::int64_t token = -1;  // number given with set_tokens; -1: none shown
+  std::int64_t token = -1;  // number given with set_bearers; -1: shows nothing that has one
+  std::shared_ptr<const std::vector<std::string>> names;  // of the certificate it has shown; null: none
   std::vector<std::uint8_t> body;
 };
 
@@ -56,9 +67,14 @@ struct TokenDigest {
   std::int64_t token = -1;  // what Request::token says of those who show it
 };
 
+struct CertificateName {
+  std::string name;
+  std::int64_t token = -1;  // as TokenDigest's
+};
+
 struct DoorStats {
-  std::uint64_t connections = 0, trusted = 0;  // now
-  std::uint64_t accepted = 0, refused_full = 0, refused_token = 0, cut_token = 0, cut_malformed = 0, cut_slow = 0, cut_hello = 0, frames = 0,
+  std::uint64_t connections = 0, trusted = 0, remote = 0;  // now
+  std::uint64_t accepted = 0, refused_full = 0, refused_token = 0, cut_token = 0, cut_malformed = 0, cut_slow = 0, cut_hello = 0, cut_tls = 0, frames = 0,
                 bytes_in = 0, bytes_out = 0, requests_dropped = 0;  // ever
 };
 
@@ -67,11 +83,14 @@ class Door {
   // `listener`: a bound, listening AF_UNIX stream socket; the door dups it. `payload_fd`: passed to trusted peers.
   Door(NodeCore& core, int listener, int payload_fd, std::uint64_t payload_bytes, const DoorConfig& config);
   ~Door();  // stops
+  // Before start(). `listener`: a bound, listening TCP socket; the door dups it. `tls`: has a certificate; null: clear text.
+  void listen_tcp(int listener, std::shared_ptr<const tcp::TlsContext> tls);
+  void renew_tls(std::shared_ptr<const tcp::TlsContext> tls);  // for connections from now on
   void start();
   void stop();  // ends all connections; parked fetches are answered empty. Idempotent.
 
-  // From now on these. Connections of peers that are not trusted, and whose token's number is among them no more, are ended.
-  void set_tokens(std::vector<TokenDigest> tokens);
+  // From now on these. Connections of peers that are not trusted, and whose bearer's number is among them no more, are ended.
+  void set_bearers(std::vector<TokenDigest> tokens, std::vector<CertificateName> certificates);
   bool allow(OwnerId owner, NsId ns);  // false: that connection is gone
   void disallow(NsId ns);              // from everybody: the namespace was cleared
 

@@ -56,15 +56,29 @@ struct Inbox {
   Door::Impl* door = nullptr;  // used on the door's thread only
 };
 
+struct Listener {
+  int fd = -1;
+  bool remote = false;
+  bool listening = true;  // false: out of descriptors, for a moment
+};
+
+void watch(int epoll, int op, int fd, std::uint32_t events, std::uint64_t tag);
+constexpr std::uint64_t kWakeTag = ~std::uint64_t{0}, kListenerTag = kWakeTag - 8;  // no owner has such a number
+constexpr std::size_t kHelloBytesMax = 4u << 10;  // of the first frame, whoever sends it: nobody has asked who that is
+constexpr Nanos kHousekeeping = 100'000'000;
+
 struct Door::Impl {
   Impl(NodeCore& core_, int listener_, int payload_fd, std::uint64_t payload_bytes, const DoorConfig& config_);
   ~Impl();
 
   // ---- server.cpp
   void run();
-  void accept_all(Nanos now);
+  void listen_on(int fd, bool remote);
+  void resume_listening();
   void on_event(Connection& peer, std::uint32_t events, Nanos now);
+  void take(Connection& peer, Nanos now);
   bool receive(Connection& peer);  // false: the peer has closed
+  bool listens_to(const Connection& peer) const;
   void work_off(Connection& peer, Nanos now);
   void flush(Connection& peer, Nanos now);
   void arm(Connection& peer);
@@ -79,6 +93,11 @@ struct Door::Impl {
   bool trusts(uid_t uid) const {
     return std::find(config.trusted_uids.begin(), config.trusted_uids.end(), uid) != config.trusted_uids.end();
   }
+
+  // ---- server_accept.cpp
+  void accept_all(Listener& listener, std::uint64_t tag, Nanos now);
+  void admit(int fd, const Listener& listener, Nanos now);
+  bool begin_tls(Connection& peer);  // false: it is closed
 
   // ---- verbs.cpp: one frame. False: it cost the connection.
   bool handle(Connection& peer, const FrameHeader& header, std::span<const std::uint8_t> body, Nanos now);
@@ -99,7 +118,14 @@ struct Door::Impl {
   bool malformed(Connection& peer, const FrameHeader& header, std::string_view field, std::string_view reason,
                  std::uint64_t limit = 0);
   void outcomes(Connection& peer, const FrameHeader& header, std::span<const Outcome> outcomes);
+
+  // ---- verbs_hello.cpp
   const TokenDigest* token_of(std::span<const std::uint8_t> token) const;
+  std::int64_t number_of(const std::vector<std::string>& names) const;
+  bool may_come_in(Connection& peer, std::span<const std::uint8_t> token, std::string_view& field, std::string_view& reason);
+  bool turn_away(Connection& peer, const FrameHeader& header, Status status, std::string_view field, std::string_view reason,
+                 std::uint64_t limit = 0);
+  void welcome(Connection& peer, std::uint64_t request);
   void end_withdrawn();
 
   // ---- verbs_streamed.cpp: bytes of peers that are not trusted
@@ -116,13 +142,12 @@ struct Door::Impl {
   NodeCore& core;
   const DoorConfig config;
   const transfer::MappedSegment payload;  // offsets into it are the core's own
-  const int listener;
+  std::vector<Listener> listeners;  // the Unix socket's first; epoll knows them by kListenerTag + index
   int epoll = -1;
   int request_event = -1;
   std::shared_ptr<Inbox> inbox;
   std::thread thread;
   std::atomic<bool> stopping{false};
-  bool listening = true;  // false: out of descriptors, for a moment
   Nanos next_housekeeping = 0;
   Nanos next_census = 0;  // of former clients
   SpinWindow spin{Nanos{config.spin_us_max} * 1'000};
@@ -130,6 +155,7 @@ struct Door::Impl {
   std::unordered_map<OwnerId, std::unique_ptr<Connection>> peers;
   std::vector<OwnerId> dead;
   std::vector<OwnerId> answered;  // have something to take that nobody has flushed
+  std::vector<OwnerId> unread;    // TLS has bytes of them that epoll does not know of
   OwnerId working_on = 0;         // whose frames are being handled, and who is flushed after it
 
   // The door's thread's own; `counts` is its copy.
@@ -145,6 +171,8 @@ struct Door::Impl {
   mutable std::mutex shared;  // what follows is also Python's
   std::deque<Request> requests;
   std::vector<TokenDigest> tokens;
+  std::unordered_map<std::string, std::int64_t> certificates;
+  std::shared_ptr<const tcp::TlsContext> tls;
   DoorStats counts;
 };
 

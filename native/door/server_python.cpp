@@ -1,16 +1,26 @@
 // What Python does with a door, from its own threads: it allows namespaces, takes rare verbs and answers them. Rules: server.hpp.
 #include <unistd.h>
 
+#include <stdexcept>
+
 #include "server_impl.hpp"
 
 namespace kvstore::door {
 
-void Door::set_tokens(std::vector<TokenDigest> tokens) {
+void Door::set_bearers(std::vector<TokenDigest> tokens, std::vector<CertificateName> certificates) {
   {
     std::lock_guard lock(impl_->shared);
     impl_->tokens = std::move(tokens);
+    impl_->certificates.clear();
+    for (CertificateName& one : certificates) impl_->certificates.emplace(std::move(one.name), one.token);
   }
   impl_->inbox->push(Inbox::Judge{});  // after it, so that who has said HELLO with an old one is seen
+}
+
+void Door::renew_tls(std::shared_ptr<const tcp::TlsContext> tls) {
+  if (tls && !tls->can_accept()) throw std::invalid_argument("tls: a door shows a certificate");
+  std::lock_guard lock(impl_->shared);
+  impl_->tls = std::move(tls);
 }
 
 bool Door::allow(OwnerId owner, NsId ns) {

@@ -1,11 +1,7 @@
 // Connecting, closing, and calls that run in the caller's thread. Rules: session.hpp.
 #include "session.hpp"
 
-#include <fcntl.h>
-#include <poll.h>
 #include <sys/eventfd.h>
-#include <sys/socket.h>
-#include <sys/un.h>
 #include <unistd.h>
 
 #include <cerrno>
@@ -13,6 +9,7 @@
 #include <utility>
 
 #include "base/clock.hpp"
+#include "connecting.hpp"
 #include "session_impl.hpp"
 
 namespace kvstore::door {
@@ -20,66 +17,6 @@ namespace {
 
 constexpr std::uint64_t kPopulateMax = 8ull << 30;  // larger segments fill their page tables as they are used
 constexpr Nanos kMilli = 1'000'000;
-
-[[noreturn]] void fail(const std::string& what) { throw std::system_error(errno, std::generic_category(), what); }
-
-struct Descriptor {
-  int fd = -1;
-  ~Descriptor() {
-    if (fd >= 0) close(fd);
-  }
-  int release() { return std::exchange(fd, -1); }
-};
-
-int connect_to(const std::string& path, Nanos deadline) {
-  sockaddr_un address{};
-  if (path.empty() || path.size() >= sizeof address.sun_path)
-    throw std::invalid_argument("path: 1 to " + std::to_string(sizeof address.sun_path - 1) + " bytes");
-  address.sun_family = AF_UNIX;
-  std::memcpy(address.sun_path, path.data(), path.size());
-  Descriptor socket_{::socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0)};
-  if (socket_.fd < 0) fail("socket");
-  // A Unix socket connects at once or says that the backlog is full.
-  while (::connect(socket_.fd, reinterpret_cast<const sockaddr*>(&address), sizeof address) != 0) {
-    if (errno != EAGAIN && errno != EINTR) fail("connect to " + path);
-    if (monotonic_now() >= deadline) fail("connect to " + path);
-    usleep(1'000);
-  }
-  fcntl(socket_.fd, F_SETFL, fcntl(socket_.fd, F_GETFL) & ~O_NONBLOCK);
-  return socket_.release();
-}
-
-// Receives exactly the wanted bytes, and a descriptor if one comes with them.
-void receive(int fd, std::span<std::uint8_t> into, Nanos deadline, Descriptor& passed) {
-  std::size_t got = 0;
-  while (got < into.size()) {
-    pollfd one{fd, POLLIN, 0};
-    const Nanos left = deadline - monotonic_now();
-    if (left <= 0 || poll(&one, 1, static_cast<int>(left / kMilli) + 1) <= 0) {
-      errno = ETIMEDOUT;
-      fail("waiting for the node's HELLO");
-    }
-    iovec piece{into.data() + got, into.size() - got};
-    alignas(cmsghdr) char control[CMSG_SPACE(sizeof(int))];
-    msghdr message{};
-    message.msg_iov = &piece;
-    message.msg_iovlen = 1;
-    message.msg_control = control;
-    message.msg_controllen = sizeof control;
-    const ssize_t now = recvmsg(fd, &message, MSG_CMSG_CLOEXEC | MSG_DONTWAIT);
-    if (now < 0 && (errno == EAGAIN || errno == EINTR)) continue;
-    if (now == 0) errno = ECONNRESET;
-    if (now <= 0) fail("the node hung up");
-    got += static_cast<std::size_t>(now);
-    for (cmsghdr* header = CMSG_FIRSTHDR(&message); header != nullptr; header = CMSG_NXTHDR(&message, header)) {
-      if (header->cmsg_level != SOL_SOCKET || header->cmsg_type != SCM_RIGHTS) continue;
-      int descriptor = -1;
-      std::memcpy(&descriptor, CMSG_DATA(header), sizeof descriptor);
-      if (passed.fd >= 0) ::close(passed.fd);
-      passed.fd = descriptor;
-    }
-  }
-}
 
 }  // namespace
 
@@ -104,7 +41,7 @@ Session::Impl::Impl(const SessionConfig& config_) : config(config_), process(get
   if (config.workers < 1 || config.workers > 16) throw std::invalid_argument("workers: 1 to 16");
   if (config.token.size() > 0xffff) throw std::invalid_argument("token: at most 65535 bytes");
   completion_event = eventfd(0, EFD_NONBLOCK | EFD_CLOEXEC);
-  if (completion_event < 0) fail("eventfd");
+  if (completion_event < 0) throw std::system_error(errno, std::generic_category(), "eventfd");
   try {
     connect();
   } catch (...) {
@@ -114,47 +51,15 @@ Session::Impl::Impl(const SessionConfig& config_) : config(config_), process(get
 }
 
 void Session::Impl::connect() {
-  const Nanos deadline = monotonic_now() + static_cast<Nanos>(config.connect_ms) * kMilli;
-  Descriptor socket_{connect_to(config.path, deadline)};
-  Descriptor passed{hello(socket_.fd, deadline)};
-  channel = std::make_shared<Channel>(socket_.release());
+  Welcome welcome = say_hello(config, monotonic_now() + static_cast<Nanos>(config.connect_ms) * kMilli);
+  info = welcome.info;
+  if (info.trusted && welcome.segment.fd < 0) throw std::invalid_argument("hello: the node passed no segment");
+  channel = std::make_shared<Channel>(std::move(welcome.wire));
   channel->set_frame_bytes_max(std::max<std::uint32_t>(info.frame_bytes_max, 1u << 20));
   soon = std::make_unique<Soon>(channel);
-  if (info.trusted && passed.fd < 0) throw std::invalid_argument("hello: the node passed no segment");
   if (!info.trusted) return;
   const auto populate = info.payload_bytes <= kPopulateMax ? transfer::Populate::kAtOnce : transfer::Populate::kAsUsed;
-  segment = std::make_shared<MappedSegment>(passed.fd, info.payload_bytes, transfer::Access::kReadWrite, populate);
-}
-
-int Session::Impl::hello(int fd, Nanos deadline) {
-  FrameWriter request;
-  const std::size_t start = request.begin(Verb::kHello, 0, 1);
-  HelloRequest said;
-  said.token_bytes = static_cast<std::uint16_t>(config.token.size());
-  request.put(said);
-  request.append(config.token.data(), config.token.size());
-  request.finish(start);
-  // A node that has no room says so without listening: its reason is there to be read although nothing can be sent.
-  const ssize_t sent = ::send(fd, request.bytes.data(), request.bytes.size(), MSG_NOSIGNAL);
-  if (sent != static_cast<ssize_t>(request.bytes.size()) && errno != EPIPE && errno != ECONNRESET) fail("sending HELLO");
-  Descriptor passed;
-  Answer answer;
-  receive(fd, {reinterpret_cast<std::uint8_t*>(&answer.header), sizeof answer.header}, deadline, passed);
-  if (answer.header.body_bytes > 65'536) throw std::invalid_argument("hello: the answer is too large");
-  answer.body.resize(answer.header.body_bytes);
-  receive(fd, answer.body, deadline, passed);
-  if (answer.header.status != Status::kOk) {
-    Result error;
-    take_error(answer, error);
-    throw Refused(error.status, error.field + ": " + error.reason);
-  }
-  HelloAnswer said_back;
-  if (answer.header.verb != Verb::kHello || !Reader(answer.body).read(said_back) || said_back.version != kFrameVersion)
-    throw std::invalid_argument("hello: the node speaks another version");
-  info = {said_back.trusted != 0, said_back.session, said_back.incarnation, said_back.payload_bytes, said_back.window_bytes,
-          said_back.keys_per_call_max, said_back.frame_bytes_max, said_back.lease_ms_max, said_back.hold_wait_ms_max,
-          said_back.reserve_lapse_ms, said_back.holds_per_connection_max, said_back.meta_bytes_max};
-  return passed.release();
+  segment = std::make_shared<MappedSegment>(welcome.segment.fd, info.payload_bytes, transfer::Access::kReadWrite, populate);
 }
 
 Session::Impl::~Impl() {

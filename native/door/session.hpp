@@ -22,12 +22,19 @@ namespace kvstore::transfer {
 class MappedSegment;
 }
 
+namespace kvstore::tcp {
+class TlsContext;
+}
+
 namespace kvstore::door {
 
 using transfer::MappedSegment;  // of the node's payload: read for gets and views, written by what is published in place
 
 struct SessionConfig {
-  std::string path;
+  std::string path;          // of a Unix socket, or
+  std::string host;          // a name or an address, and
+  std::uint16_t port = 0;    // where the node listens by TCP
+  std::shared_ptr<const tcp::TlsContext> tls;  // what is believed and shown there; null: clear text
   std::string token;
   std::uint64_t connect_ms = 5'000;
   std::uint32_t workers = 1;
@@ -79,7 +86,7 @@ class Channel;
 
 class Session {
  public:
-  // Throws std::system_error (nobody there, no permission), std::invalid_argument (path, versions), Refused.
+  // Throws std::system_error (nobody there, no permission), std::invalid_argument (path, host, versions), Refused (the node, or TLS).
   explicit Session(const SessionConfig& config);
   ~Session();
   Session(const Session&) = delete;

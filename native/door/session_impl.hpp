@@ -32,7 +32,6 @@ struct Session::Impl {
   ~Impl();
 
   void connect();
-  int hello(int fd, Nanos deadline);  // the segment's descriptor, or -1
   Link link(Nanos deadline) { return {*channel, info, segment.get(), config.verify, deadline}; }
   bool enter();  // false: closed
   void leave();

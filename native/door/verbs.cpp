@@ -47,8 +47,7 @@ bool Door::Impl::malformed(Connection& peer, const FrameHeader& header, std::str
                            std::uint64_t limit) {
   tally.cut_malformed += 1;
   peer.out.error(Verb::kError, 0, header.request, Status::kBadInput, field, reason, limit);
-  [[maybe_unused]] const auto sent =
-      send(peer.fd, peer.out.bytes.data() + peer.out_sent, peer.pending(), MSG_NOSIGNAL | MSG_DONTWAIT);
+  peer.write({peer.out.bytes.data() + peer.out_sent, peer.pending()});
   peer.out.bytes.clear();
   peer.out_sent = 0;
   condemn(peer);
@@ -393,8 +392,10 @@ bool Door::Impl::call(Connection& peer, const FrameHeader& header, std::span<con
   request.request = header.request;
   request.method = asked.method;
   request.trusted = peer.trusted;
+  request.remote = peer.remote;
   request.uid = peer.uid;
   request.token = peer.token;
+  request.names = peer.names;
   request.body.assign(message.begin(), message.end());
   {
     std::lock_guard lock(shared);

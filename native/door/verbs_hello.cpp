@@ -40,6 +40,12 @@ const TokenDigest* Door::Impl::token_of(std::span<const std::uint8_t> token) con
   return match;
 }
 
+std::int64_t Door::Impl::number_of(const std::vector<std::string>& names) const {
+  for (const std::string& name : names)
+    if (const auto found = certificates.find(name); found != certificates.end()) return found->second;
+  return -1;
+}
+
 // A trusted peer is that by its user id: its token gave it nothing, and takes nothing away.
 void Door::Impl::end_withdrawn() {
   std::vector<Connection*> ended;
@@ -47,6 +53,7 @@ void Door::Impl::end_withdrawn() {
     std::lock_guard lock(shared);
     std::unordered_set<std::int64_t> numbers;
     for (const TokenDigest& known : tokens) numbers.insert(known.token);
+    for (const auto& [name, number] : certificates) numbers.insert(number);
     for (auto& [owner, peer] : peers)
       if (peer->state == Connection::State::kOpen && !peer->trusted && peer->token >= 0 && !numbers.contains(peer->token))
         ended.push_back(peer.get());
@@ -55,44 +62,40 @@ void Door::Impl::end_withdrawn() {
   tally.cut_token += ended.size();
 }
 
-bool Door::Impl::hello(Connection& peer, const FrameHeader& header, std::span<const std::uint8_t> body) {
-  HelloRequest said;
-  std::span<const std::uint8_t> token;
-  Reader reader(body);
-  if (header.verb != Verb::kHello || !reader.read(said) || said.magic != kHelloMagic)
-    return malformed(peer, header, "hello", "the first frame is a HELLO");
-  if (!reader.bytes(said.token_bytes, token) || reader.left() != 0)
-    return malformed(peer, header, "token_bytes", "does not match the frame");
-  if (said.version_min > kFrameVersion || said.version_max < kFrameVersion)
-    return malformed(peer, header, "version", "none of those offered is spoken here", kFrameVersion);
-  const bool own = trusts(peer.uid);
-  const bool allowed = std::find(config.allowed_uids.begin(), config.allowed_uids.end(), peer.uid) != config.allowed_uids.end();
-  bool denied = !own && !allowed && token.empty();
+// By what it shows: a token decides where there is one; then, by TCP, a certificate. Else who it is: by TCP nobody, here its user.
+bool Door::Impl::may_come_in(Connection& peer, std::span<const std::uint8_t> token, std::string_view& field, std::string_view& reason) {
+  const std::vector<std::string> names = peer.remote ? peer.stream->peer_names() : std::vector<std::string>{};
+  if (!names.empty()) peer.names = std::make_shared<const std::vector<std::string>>(names);
+  field = "token";
   if (!token.empty()) {
     std::lock_guard lock(shared);
     const TokenDigest* known = token_of(token);
-    denied = known == nullptr;
+    reason = "not known here";
     if (known != nullptr) peer.token = known->token;
+    return known != nullptr;
   }
-  if (denied) {
-    tally.refused_token += 1;
-    peer.out.error(Verb::kHello, 0, header.request, Status::kDenied, "token", token.empty() ? "needed here" : "not known here");
-    flush(peer, 0);
-    close_peer(peer);
+  if (!names.empty()) {
+    std::lock_guard lock(shared);
+    peer.token = number_of(names);
+    if (peer.token >= 0 || config.certified_over_tcp) return true;
+    field = "certificate";
+    reason = "not known here";
     return false;
   }
-  const std::uint64_t start = own && peer.pid > 0 ? process_start(peer.pid) : 0;
-  if (start != 0) {  // a process that cannot be watched is not trusted with the segment
-    peer.joined = core.client_joined(peer.owner, static_cast<std::uint32_t>(peer.pid), start);
-    if (!peer.joined) {
-      peer.out.error(Verb::kHello, 0, header.request, Status::kRejected, "clients_max", "too many clients map the segment", kClientsMax);
-      flush(peer, 0);
-      close_peer(peer);
-      return false;
-    }
-    peer.trusted = true;
-    tally.trusted += 1;
-  }
+  reason = "needed here";
+  if (peer.remote) return config.anonymous_over_tcp;
+  return trusts(peer.uid) || std::find(config.allowed_uids.begin(), config.allowed_uids.end(), peer.uid) != config.allowed_uids.end();
+}
+
+bool Door::Impl::turn_away(Connection& peer, const FrameHeader& header, Status status, std::string_view field, std::string_view reason,
+                           std::uint64_t limit) {
+  peer.out.error(Verb::kHello, 0, header.request, status, field, reason, limit);
+  flush(peer, 0);
+  close_peer(peer);
+  return false;
+}
+
+void Door::Impl::welcome(Connection& peer, std::uint64_t request) {
   const CoreConfig& limits = core.config();
   HelloAnswer answer;
   answer.trusted = peer.trusted ? 1 : 0;
@@ -107,9 +110,35 @@ bool Door::Impl::hello(Connection& peer, const FrameHeader& header, std::span<co
   answer.reserve_lapse_ms = static_cast<std::uint32_t>(limits.reserve_lapse / kMilli);
   answer.holds_per_connection_max = limits.holds_per_owner_max;
   answer.meta_bytes_max = kMetaBytesMax;
-  const std::size_t start_of = peer.out.begin(Verb::kHello, kAnswer, header.request);
+  const std::size_t start_of = peer.out.begin(Verb::kHello, kAnswer, request);
   peer.out.put(answer);
   peer.out.finish(start_of);
+}
+
+bool Door::Impl::hello(Connection& peer, const FrameHeader& header, std::span<const std::uint8_t> body) {
+  HelloRequest said;
+  std::span<const std::uint8_t> token;
+  Reader reader(body);
+  if (header.verb != Verb::kHello || !reader.read(said) || said.magic != kHelloMagic)
+    return malformed(peer, header, "hello", "the first frame is a HELLO");
+  if (!reader.bytes(said.token_bytes, token) || reader.left() != 0)
+    return malformed(peer, header, "token_bytes", "does not match the frame");
+  if (said.version_min > kFrameVersion || said.version_max < kFrameVersion)
+    return malformed(peer, header, "version", "none of those offered is spoken here", kFrameVersion);
+  std::string_view field, reason;
+  if (!may_come_in(peer, token, field, reason)) {
+    tally.refused_token += 1;
+    return turn_away(peer, header, Status::kDenied, field, reason);
+  }
+  const bool own = !peer.remote && trusts(peer.uid);
+  const std::uint64_t start = own && peer.pid > 0 ? process_start(peer.pid) : 0;
+  if (start != 0) {  // a process that cannot be watched is not trusted with the segment
+    peer.joined = core.client_joined(peer.owner, static_cast<std::uint32_t>(peer.pid), start);
+    if (!peer.joined) return turn_away(peer, header, Status::kRejected, "clients_max", "too many clients map the segment", kClientsMax);
+    peer.trusted = true;
+    tally.trusted += 1;
+  }
+  welcome(peer, header.request);
   peer.state = Connection::State::kOpen;
   {
     std::lock_guard lock(inbox->mutex);

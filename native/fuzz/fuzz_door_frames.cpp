@@ -62,6 +62,7 @@ extern "C" int LLVMFuzzerTestOneInput(const std::uint8_t* data, std::size_t size
   auto owned = std::make_unique<Connection>();
   Connection& peer = *owned;
   peer.fd = pair[0];
+  peer.stream = tcp::plain_stream(pair[0]);
   peer.owner = target.core->new_owner();
   peer.uid = getuid();
   peer.pid = getpid();
@@ -69,6 +70,7 @@ extern "C" int LLVMFuzzerTestOneInput(const std::uint8_t* data, std::size_t size
   peer.trusted = (data[0] & 1) != 0;
   if ((data[0] & 2) != 0) peer.state = Connection::State::kOpen;
   if (peer.state == Connection::State::kHello) peer.trusted = false;
+  peer.remote = !peer.trusted && (data[0] & 4) != 0;
   peer.allow(0);
   epoll_event event{};
   epoll_ctl(door.epoll, EPOLL_CTL_ADD, peer.fd, &event);

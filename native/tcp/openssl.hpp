@@ -18,10 +18,12 @@ struct OpenSsl {
   int (*ctx_use_private_key_file)(Ctx*, const char* path, int type);
   int (*ctx_check_private_key)(const Ctx*);
   int (*ctx_load_verify_locations)(Ctx*, const char* file, const char* folder);
-  void (*ctx_set_verify)(Ctx*, int mode, void* callback);
+  int (*ctx_set_default_verify_paths)(Ctx*);
+  int (*ctx_set_num_tickets)(Ctx*, std::size_t count);
   Ssl* (*ssl_new)(Ctx*);
   void (*ssl_free)(Ssl*);
   int (*set_fd)(Ssl*, int fd);
+  void (*set_verify)(Ssl*, int mode, void* callback);
   void (*set_accept_state)(Ssl*);
   void (*set_connect_state)(Ssl*);
   int (*set1_host)(Ssl*, const char* name);
@@ -35,6 +37,22 @@ struct OpenSsl {
   int (*shutdown)(Ssl*);
   long (*get_verify_result)(const Ssl*);
   const char* (*verify_error_string)(long error);
+  // A peer's certificate and the names in it.
+  void* (*get1_peer_certificate)(const Ssl*);
+  void (*certificate_free)(void* certificate);
+  void* (*certificate_extension)(const void* certificate, int number, int* critical, int* index);
+  void* (*certificate_subject)(const void* certificate);
+  int (*stack_size)(const void* stack);
+  void* (*stack_value)(const void* stack, int index);
+  void (*general_names_free)(void* names);
+  void* (*general_name_value)(const void* name, int* kind);
+  int (*name_index)(const void* name, int number, int after);
+  void* (*name_entry)(const void* name, int index);
+  void* (*entry_data)(const void* entry);
+  int (*string_length)(const void* string);
+  const unsigned char* (*string_data)(const void* string);
+  int (*string_to_utf8)(unsigned char** out, const void* string);
+  void (*memory_free)(void* memory, const char* file, int line);
   unsigned long (*err_get)();
   void (*err_clear)();
   void (*err_text)(unsigned long error, char* into, std::size_t bytes);

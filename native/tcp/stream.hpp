@@ -7,6 +7,7 @@
 #include <memory>
 #include <span>
 #include <string>
+#include <vector>
 
 namespace kvstore::tcp {
 
@@ -23,6 +24,8 @@ class Stream {
   virtual bool writes_by_reading() const noexcept { return false; }
   // Bytes that can be read though the descriptor is not readable.
   virtual bool holds_input() const noexcept { return false; }
+  // The names in the certificate that the peer has shown and TLS has verified: the subject's alternative ones, then its common ones.
+  virtual std::vector<std::string> peer_names() const { return {}; }
   // Why the last call failed, for people.
   virtual std::string trouble() const { return {}; }
 };

@@ -10,12 +10,14 @@
 #include <cstring>
 #include <stdexcept>
 
+#include "peer_names.hpp"
+
 namespace kvstore::tcp {
 
 namespace {
 
 // Numbers of openssl/ssl.h, which is not needed to build.
-constexpr int kFilePem = 1, kVerifyPeer = 1, kVerifyMust = 2;
+constexpr int kFilePem = 1, kVerifyNone = 0, kVerifyPeer = 1, kVerifyMust = 2;
 constexpr int kCtrlMode = 33, kCtrlServerName = 55, kCtrlMinVersion = 123;
 constexpr long kPartialWrite = 1, kMovingBuffer = 2, kReleaseBuffers = 16, kTls13 = 0x0304;
 constexpr int kErrorWantRead = 2, kErrorWantWrite = 3, kErrorSyscall = 5, kErrorZeroReturn = 6;
@@ -33,18 +35,22 @@ class Tls final : public Stream {
   }
   ~Tls() override {
     ssl_.err_clear();
-    ssl_.shutdown(handle_);  // says goodbye if that can be said at once
+    if (getpid() == process_) ssl_.shutdown(handle_);  // says goodbye if that can be said at once; a child after fork has no say
     ssl_.ssl_free(handle_);
     ssl_.err_clear();
     ::close(fd_);
   }
-  void accept() { ssl_.set_accept_state(handle_); }
+  void accept() {
+    ssl_.set_verify(handle_, context_->asks() ? kVerifyPeer | kVerifyMust : kVerifyNone, nullptr);
+    ssl_.set_accept_state(handle_);
+  }
   void connect(const std::string& name) {
     std::array<unsigned char, 16> address;
     const bool numeric = inet_pton(AF_INET, name.c_str(), address.data()) == 1 || inet_pton(AF_INET6, name.c_str(), address.data()) == 1;
     const int good = numeric ? ssl_.param_set1_ip_asc(ssl_.get0_param(handle_), name.c_str()) : ssl_.set1_host(handle_, name.c_str());
     if (good != 1) throw std::runtime_error("TLS: " + name + " is no name that a certificate can have");
     if (!numeric) ssl_.ssl_ctrl(handle_, kCtrlServerName, 0, const_cast<char*>(name.c_str()));
+    ssl_.set_verify(handle_, kVerifyPeer, nullptr);
     ssl_.set_connect_state(handle_);
   }
 
@@ -53,6 +59,7 @@ class Tls final : public Stream {
   bool writes_by_reading() const noexcept override { return write_wants_read_; }
   bool holds_input() const noexcept override { return holds_; }
   std::string trouble() const override { return trouble_; }
+  std::vector<std::string> peer_names() const override { return names_of_peer(ssl_, handle_); }
 
   std::int64_t read(std::span<const iovec> into) noexcept override {
     std::int64_t moved = 0;
@@ -110,6 +117,7 @@ class Tls final : public Stream {
 
   const OpenSsl& ssl_;
   std::shared_ptr<const TlsContext> context_;
+  const pid_t process_ = getpid();
   int fd_;
   OpenSsl::Ssl* handle_;
   bool read_wants_write_ = false, write_wants_read_ = false, holds_ = false;
@@ -119,7 +127,7 @@ class Tls final : public Stream {
 }  // namespace
 
 TlsContext::TlsContext(const std::string& certificate, const std::string& key, const std::string& ca)
-    : ssl_(OpenSsl::get()), ctx_(ssl_.ctx_new(ssl_.tls_method())) {
+    : ssl_(OpenSsl::get()), ctx_(ssl_.ctx_new(ssl_.tls_method())), has_certificate_(!certificate.empty()), has_ca_(!ca.empty()) {
   const auto fail = [this](const std::string& what) {
     const std::string said = ssl_.complaint();
     ssl_.ctx_free(ctx_);
@@ -128,11 +136,14 @@ TlsContext::TlsContext(const std::string& certificate, const std::string& key, c
   if (ctx_ == nullptr) fail("TLS");
   ssl_.ctx_ctrl(ctx_, kCtrlMinVersion, kTls13, nullptr);
   ssl_.ctx_ctrl(ctx_, kCtrlMode, kPartialWrite | kMovingBuffer | kReleaseBuffers, nullptr);
-  if (ssl_.ctx_use_certificate_chain_file(ctx_, certificate.c_str()) != 1) fail(certificate);
-  if (ssl_.ctx_use_private_key_file(ctx_, key.c_str(), kFilePem) != 1) fail(key);
-  if (ssl_.ctx_check_private_key(ctx_) != 1) fail(key + " is not the key of " + certificate);
-  if (ssl_.ctx_load_verify_locations(ctx_, ca.c_str(), nullptr) != 1) fail(ca);
-  ssl_.ctx_set_verify(ctx_, kVerifyPeer | kVerifyMust, nullptr);
+  ssl_.ctx_set_num_tickets(ctx_, 0);
+  if (has_certificate_) {
+    if (ssl_.ctx_use_certificate_chain_file(ctx_, certificate.c_str()) != 1) fail(certificate);
+    if (ssl_.ctx_use_private_key_file(ctx_, key.c_str(), kFilePem) != 1) fail(key);
+    if (ssl_.ctx_check_private_key(ctx_) != 1) fail(key + " is not the key of " + certificate);
+  }
+  if (has_ca_ && ssl_.ctx_load_verify_locations(ctx_, ca.c_str(), nullptr) != 1) fail(ca);
+  if (!has_ca_ && ssl_.ctx_set_default_verify_paths(ctx_) != 1) fail("the certificates that the system trusts");
 }
 
 TlsContext::~TlsContext() { ssl_.ctx_free(ctx_); }

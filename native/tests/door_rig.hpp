@@ -1,5 +1,6 @@
 // A node's core and door over a small memory, in this process, for tests and fuzz targets.
 #pragma once
+#include <netinet/in.h>
 #include <sys/mman.h>
 #include <sys/socket.h>
 #include <sys/un.h>
@@ -60,6 +61,7 @@ struct Rig {
     meta = mmap(nullptr, meta_bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
     door_config = std::move(doors);
     door_config.allowed_uids = {getuid()};  // so that a peer that is not trusted comes in
+    door_config.anonymous_over_tcp = true;
     start(1);
   }
   void start(std::uint64_t incarnation) {
@@ -73,6 +75,16 @@ struct Rig {
     unlink(path.c_str());
     if (bind(listener, reinterpret_cast<sockaddr*>(&address), sizeof address) != 0 || listen(listener, 128) != 0) std::abort();
     door = std::make_unique<Door>(*core, listener, payload_fd, config.memory.bytes, door_config);
+    const int remote = socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0);
+    sockaddr_in place{};
+    place.sin_family = AF_INET;
+    place.sin_addr.s_addr = htonl(INADDR_LOOPBACK);
+    socklen_t size = sizeof place;
+    if (bind(remote, reinterpret_cast<sockaddr*>(&place), size) != 0 || listen(remote, 128) != 0) std::abort();
+    if (getsockname(remote, reinterpret_cast<sockaddr*>(&place), &size) != 0) std::abort();
+    port = ntohs(place.sin_port);
+    door->listen_tcp(remote, nullptr);
+    close(remote);
     door->start();
   }
   void stop() {
@@ -89,7 +101,12 @@ struct Rig {
   }
   std::shared_ptr<Session> connect(std::string token = "", bool verify = true) {
     SessionConfig session;
-    session.path = path;
+    if (by_tcp) {
+      session.host = "127.0.0.1";
+      session.port = port;
+    } else {
+      session.path = path;
+    }
     session.token = std::move(token);
     session.verify = verify;
     return std::make_shared<Session>(session);
@@ -115,6 +132,8 @@ struct Rig {
   void* meta = nullptr;
   std::size_t meta_bytes = 0;
   std::string path;
+  std::uint16_t port = 0;  // of 127.0.0.1
+  bool by_tcp = false;     // how connect() comes
   std::unique_ptr<NodeCore> core;
   std::unique_ptr<Door> door;
 };

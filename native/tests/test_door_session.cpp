@@ -13,8 +13,9 @@ using namespace kvstore::test;
 
 namespace {
 
-void round_trip(DoorConfig doors, std::vector<std::uint32_t> parts, std::size_t blocks) {
+void round_trip(DoorConfig doors, std::vector<std::uint32_t> parts, std::size_t blocks, bool by_tcp = false) {
   Rig rig(64ull << 20, {}, std::move(doors));
+  rig.by_tcp = by_tcp;
   const NsId ns = rig.core->open_namespace(spec_of(1, parts));
   CHECK(ns != kNoNamespace);
   auto session = rig.connect(ns);
@@ -128,8 +129,9 @@ void view_and_reserve() {
   rig.core->with_memory([](SlotTable& table) { CHECK(table.stats().slots_retired == 0); });
 }
 
-void many_threads() {
+void many_threads(bool by_tcp) {
   Rig rig(64ull << 20, {}, trusting());
+  rig.by_tcp = by_tcp;
   const NsId ns = rig.core->open_namespace(spec_of(1, {4096, 4096}));
   auto session = rig.connect(ns);
   std::vector<std::thread> threads;
@@ -160,8 +162,9 @@ std::vector<Result> completions(Session& session, std::size_t count) {
   return all;
 }
 
-void submitted(DoorConfig doors) {
+void submitted(DoorConfig doors, bool by_tcp = false) {
   Rig rig(64ull << 20, {}, std::move(doors));
+  rig.by_tcp = by_tcp;
   const NsId ns = rig.core->open_namespace(spec_of(1, {4096, 4096}));
   auto session = rig.connect(ns);
   const Bytes source(64, 8192);
@@ -215,8 +218,9 @@ void a_wait_is_bounded_by_the_node() {
   CHECK(answered.status == Status::kOk && answered.blocks == 0);  // and not late
 }
 
-void node_gone() {
+void node_gone(bool by_tcp) {
   Rig rig(64ull << 20, {}, trusting(), true);
+  rig.by_tcp = by_tcp;
   const NsId ns = rig.core->open_namespace(spec_of(1, {4096}));
   auto session = rig.connect(ns);
   const auto keys = only_in_files(rig, ns);
@@ -241,8 +245,9 @@ void node_gone() {
   CHECK(session->closed() && lookup(*session, ns, keys).status == Status::kUnavailable);
 }
 
-void given_up() {
+void given_up(bool by_tcp) {
   Rig rig(64ull << 20, {}, trusting(), true);
+  rig.by_tcp = by_tcp;
   const NsId ns = rig.core->open_namespace(spec_of(1, {4096}));
   auto session = rig.connect(ns);
   const OwnerId mover = rig.core->new_owner();
@@ -320,6 +325,61 @@ void soon_sent() {
   CHECK(!session->tell_soon(Verb::kQuiet, {}));
 }
 
+// Whose user the door trusts is nobody by TCP: no segment, no offset, whatever number stands for "no user".
+void a_far_peer_is_never_trusted() {
+  DoorConfig doors;
+  doors.trusted_uids = {getuid(), static_cast<uid_t>(-1)};
+  Rig rig(64ull << 20, {}, doors);
+  const NsId ns = rig.core->open_namespace(spec_of(1, {4096}));
+  CHECK(rig.connect()->info().trusted);
+  rig.by_tcp = true;
+  auto far = rig.connect(ns);
+  CHECK(!far->info().trusted && far->segment() == nullptr);
+  const auto keys = chain_of(1, 1);
+  const Bytes source(1, 4096);
+  CHECK(put(*far, ns, keys, source.whole()).blocks == 1);
+  HoldArguments hold;
+  hold.ns = ns;
+  hold.keys = keys;
+  ViewOperation view(hold, far->parts_of(ns, 0));
+  CHECK(far->run(view, in_ms(1'000)).status == Status::kRejected);
+  for (int i = 0; i < 400 && rig.door->stats().remote != 1; ++i) usleep(1'000);
+  CHECK(rig.door->stats().remote == 1);
+}
+
+// Names are resolved, every address of one is tried, and who is not there is not waited for.
+void found_by_name() {
+  Rig rig;
+  SessionConfig config;
+  config.host = "localhost";  // ::1 as well, in many places, where this door does not listen
+  config.port = rig.port;
+  CHECK(Session(config).info().session != 0);
+  config.host = "nobody.invalid";
+  CHECK(throws<std::system_error>([&] { Session nobody(config); }));
+  const int bound = socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0);  // bound, and nobody listens
+  sockaddr_in place{};
+  place.sin_family = AF_INET;
+  place.sin_addr.s_addr = htonl(INADDR_LOOPBACK);
+  socklen_t size = sizeof place;
+  CHECK(bind(bound, reinterpret_cast<sockaddr*>(&place), size) == 0);
+  CHECK(getsockname(bound, reinterpret_cast<sockaddr*>(&place), &size) == 0);
+  config.host = "127.0.0.1";
+  config.port = ntohs(place.sin_port);
+  CHECK(throws<std::system_error>([&] { Session nobody(config); }));
+  // Listens and never answers.
+  CHECK(listen(bound, 1) == 0);
+  config.connect_ms = 100;
+  const Nanos began = monotonic_now();
+  CHECK(throws<std::system_error>([&] { Session silent(config); }));
+  CHECK(monotonic_now() - began >= 90'000'000);
+  close(bound);
+  for (const auto& wrong : {std::pair<std::string, std::uint16_t>{"", 1}, {"127.0.0.1", 0}}) {
+    config.host = wrong.first;
+    config.port = wrong.second;
+    CHECK(throws<std::invalid_argument>([&] { Session none(config); }));
+  }
+}
+
 }  // namespace
 
 int main() {
@@ -330,12 +390,19 @@ int main() {
   flipped_bit(true);
   flipped_bit(false);
   view_and_reserve();
-  many_threads();
+  round_trip(trusting(), {1, 4095, 4097, 70'000}, 40, true);
+  round_trip({}, {600'000}, 3, true);
   submitted(trusting());
   submitted({});
+  submitted({}, true);
   a_wait_is_bounded_by_the_node();
-  node_gone();
-  given_up();
+  for (const bool by_tcp : {false, true}) {
+    many_threads(by_tcp);
+    node_gone(by_tcp);
+    given_up(by_tcp);
+  }
+  a_far_peer_is_never_trusted();
+  found_by_name();
   soon_sent();
   return test::finish();
 }

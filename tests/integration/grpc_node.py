@@ -40,6 +40,7 @@ def config_for(
     security: SecurityConfig | None = None,
     limits: LimitsConfig | None = None,
     door: GrpcConfig | None = None,
+    address: str = "none",
     metrics: str = "none",
     memory_bytes: int = 32 * MIB,
 ) -> Config:
@@ -49,7 +50,7 @@ def config_for(
     if not name.exists():
         name.write_text(f"test-{secrets.token_hex(6)}")
     return Config(
-        node=NodeConfig(name=name.read_text(), data_dir=folder / "data", socket=folder / "kv.sock"),
+        node=NodeConfig(name=name.read_text(), data_dir=folder / "data", socket=folder / "kv.sock", address=address),
         memory=MemoryConfig(bytes=memory_bytes),
         file=FileConfig(enabled=False),
         object=ObjectConfig(url="none"),

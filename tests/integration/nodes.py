@@ -59,14 +59,20 @@ class NodeProcess:
     """`kvstore node`, started, killed and started again on the same data."""
 
     def __init__(
-        self, home: Path, *sets: str, memory: str = "16MiB", grpc: str = "none", metrics: str = "none"
+        self,
+        home: Path,
+        *sets: str,
+        memory: str = "16MiB",
+        address: str = "none",
+        grpc: str = "none",
+        metrics: str = "none",
     ) -> None:
         self.home = home
         self.socket = home / "kv.sock"
         self.address = f"unix:{self.socket}"
         self._flags = ["--data-dir", str(home / "data"), "--socket", str(self.socket), "--memory", memory]
         # Without files, unless a test says otherwise: most ask about memory, and the default would take 10 GiB of disk.
-        self._flags += ["--grpc", grpc, "--metrics", metrics, "--json"] + [
+        self._flags += ["--address", address, "--grpc", grpc, "--metrics", metrics, "--json"] + [
             part for one in ("file.enabled=false", "object.url=none", *sets) for part in ("--set", one)
         ]
         self.process: subprocess.Popen[str] | None = None

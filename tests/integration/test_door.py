@@ -56,8 +56,12 @@ class Rig:
                 allowed_uids=uids if allowed else [],
                 **limits,
             )
+        self.listen()
         self.door.start()
         self.ns = self.core.open_namespace(bytes(32), 0, 16, [PARTS])
+
+    def listen(self) -> None:
+        """Further addresses, before it starts."""
 
     def stop(self) -> None:
         for peer in self.peers:
@@ -268,7 +272,7 @@ def test_a_killed_writer_leaves_nothing_behind(rig: Rig) -> None:
 def test_tokens_and_connections_are_limited(tmp_path: Path) -> None:
     rig = Rig(tmp_path, trusted=False, allowed=False, connections_max=2, hello_ms_max=300)
     try:
-        rig.door.set_tokens([(hashlib.sha256(b"good").digest(), 41)])
+        rig.door.set_bearers([(hashlib.sha256(b"good").digest(), 41)])
         for token in (b"", b"bad"):
             with pytest.raises(PermissionError, match="token"):
                 native.Session(rig.path, token)
@@ -289,15 +293,15 @@ def test_who_showed_a_token_that_is_no_more_is_ended(tmp_path: Path) -> None:
     digests = [(hashlib.sha256(token).digest(), i) for i, token in enumerate((b"old", b"kept"))]
     rig = Rig(tmp_path, trusted=False, allowed=False)
     try:
-        rig.door.set_tokens(digests)
+        rig.door.set_bearers(digests)
         old, kept = native.Session(rig.path, b"old"), native.Session(rig.path, b"kept")
-        rig.door.set_tokens(digests[1:])
+        rig.door.set_bearers(digests[1:])
         eventually(lambda: rig.door.stats()["cut_token"] == 1)
         assert old.lookup(rig.ns, chain(1), [], 5.0).status == native.Status.UNAVAILABLE
         assert kept.lookup(rig.ns, chain(1), [], 5.0).status == STALE
         with pytest.raises(PermissionError, match="token"):
             native.Session(rig.path, b"old")
-        rig.door.set_tokens([(digests[1][0], 7)])  # the same token, which gives something else now
+        rig.door.set_bearers([(digests[1][0], 7)])  # the same token, which gives something else now
         eventually(lambda: rig.door.stats()["cut_token"] == 2)
         assert kept.lookup(rig.ns, chain(1), [], 5.0).status == native.Status.UNAVAILABLE
         assert rig.door.stats()["connections"] == 0
@@ -308,9 +312,9 @@ def test_who_showed_a_token_that_is_no_more_is_ended(tmp_path: Path) -> None:
 def test_a_trusted_peer_is_that_without_its_token(tmp_path: Path) -> None:
     rig = Rig(tmp_path, trusted=True)
     try:
-        rig.door.set_tokens([(hashlib.sha256(b"some").digest(), 0)])
+        rig.door.set_bearers([(hashlib.sha256(b"some").digest(), 0)])
         session = native.Session(rig.path, b"some")
-        rig.door.set_tokens([])
+        rig.door.set_bearers([])
         with pytest.raises(PermissionError):
             native.Session(rig.path, b"some")
         assert session.lookup(rig.ns, chain(1), [], 5.0).status == STALE and rig.door.stats()["cut_token"] == 0

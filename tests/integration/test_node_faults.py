@@ -259,7 +259,20 @@ def test_two_writers_of_one_key(node: NodeProcess, ns: Namespace) -> None:
 
 def test_two_nodes_on_one_directory_or_segment(node: NodeProcess, tmp_path: Path) -> None:
     def refusal(*flags: str) -> str:
-        command = [sys.executable, "-m", "kvstore", "node", "--memory", "16MiB", "--grpc", "none", "--metrics", "none"]
+        command = [
+            sys.executable,
+            "-m",
+            "kvstore",
+            "node",
+            "--memory",
+            "16MiB",
+            "--address",
+            "none",
+            "--grpc",
+            "none",
+            "--metrics",
+            "none",
+        ]
         command += ["--set", "file.enabled=false", "--set", "object.url=none", *flags]
         done = subprocess.run(command, capture_output=True, text=True, timeout=START_MAX_S, check=False)
         assert done.returncode == 2

@@ -30,7 +30,7 @@ class Stage:
         """A node with all its tiers. Everything is admitted to files, because the demo asks for everything again."""
         settings = (f"file.bytes={files}", "file.slab_bytes=8MiB", "file.admission=always", "memory.keep=false")
         flags = ["--data-dir", str(self._scratch / "data"), "--socket", str(self._socket), "--memory", memory]
-        flags += ["--grpc", "none", "--metrics", "none", "--json"]
+        flags += ["--address", "none", "--grpc", "none", "--metrics", "none", "--json"]
         flags += [part for setting in settings for part in ("--set", setting)]
         self._child("node", ["kvstore", "node", *flags]).answer()  # says where it listens, once it does
 

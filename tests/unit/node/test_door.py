@@ -5,13 +5,16 @@ from __future__ import annotations
 import socket
 from pathlib import Path
 from types import SimpleNamespace
+from typing import cast
 
 import pytest
 
+from kvstore import native
 from kvstore.config import LimitsConfig
 from kvstore.errors import Misconfigured
 from kvstore.node.auth import TRUSTED, Denied, Guard, Peer
 from kvstore.node.door import Bearers, FramedDoor, listen
+from kvstore.node.tls import Certificates
 from kvstore.security import SecurityConfig
 
 
@@ -55,27 +58,59 @@ def test_folders_are_made_and_what_cannot_be_is_said(tmp_path: Path) -> None:
 def test_a_token_keeps_its_number_as_long_as_it_gives_the_same() -> None:
     bearers, one, two = Bearers(), b"1" * 32, b"2" * 32
     acme, zebra = Peer("a", frozenset({"acme"})), Peer("z", frozenset({"zebra"}))
-    first = dict(bearers.renew([(one, acme), (two, zebra)]))
+    first = dict(bearers.renew([(one, acme), (two, zebra)])[0])
     assert bearers.peer(first[one]) == acme and bearers.peer(-1) is None
-    again = dict(bearers.renew([(two, zebra), (one, acme)]))
+    again = dict(bearers.renew([(two, zebra), (one, acme)])[0])
     assert again == first
-    changed = dict(bearers.renew([(one, zebra)]))
+    changed = dict(bearers.renew([(one, zebra)])[0])
     assert changed[one] not in first.values()
     assert bearers.peer(changed[one]) == zebra
     assert bearers.peer(first[one]) is None and bearers.peer(first[two]) is None  # of requests still under way
-    back = dict(bearers.renew([(one, acme)]))
+    back = dict(bearers.renew([(one, acme)])[0])
     assert back[one] not in {*first.values(), *changed.values()}  # a number never comes back
+    both, named = bearers.renew([(one, acme)], [("one", acme), ("two", zebra)])
+    assert dict(both) == back and len({*dict(named).values(), *back.values()}) == 3
+    assert bearers.peer(dict(named)["two"]) == zebra
+    assert bearers.renew([], [("two", zebra)]) == ([], [named[1]])
+    assert bearers.peer(dict(named)["one"]) is None
+
+
+def door_of(security: SecurityConfig, folder: Path) -> FramedDoor:
+    certificates = Certificates(SecurityConfig())
+    core: native.NodeCore = None  # type: ignore[assignment]
+    return FramedDoor(security, Guard(security), certificates, LimitsConfig(), core, folder / "s", "none")
+
+
+def request(**fields: object) -> native.Request:
+    said = {"uid": 2**32 - 1, "trusted": False, "remote": False, "token": -1, "names": [], **fields}
+    return cast(native.Request, SimpleNamespace(**said))
+
+
+def test_who_a_request_by_tcp_is_from(tmp_path: Path) -> None:
+    """As gRPC's guard has it; a user id says nothing there, whichever it is."""
+    open_door = door_of(SecurityConfig(allowed_uids=(2**32 - 1,), anonymous_tenants=("open",)), tmp_path)
+    assert open_door._peer(request(remote=True)) == Peer("anonymous", frozenset({"open"}))
+    asking = SecurityConfig(
+        certificate=tmp_path / "c", private_key=tmp_path / "k", client_ca=tmp_path / "a", anonymous_tenants=("open",)
+    )
+    signed = door_of(asking, tmp_path)
+    assert signed._peer(request(remote=True, names=["who", "else"])) == Peer("who", frozenset({"open"}))
+    with pytest.raises(Denied, match="token"):
+        signed._peer(request(remote=True))
+    acme = Peer("a", frozenset({"acme"}))
+    ((_, ((_, number),))) = signed._bearers.renew([], [("who", acme)])
+    assert signed._peer(request(remote=True, names=["who"], token=number)) == acme
 
 
 def test_who_a_request_is_from(tmp_path: Path) -> None:
     """The native door lets nobody else in; who would come in all the same is nobody here either."""
     security = SecurityConfig(allowed_uids=(1001,), anonymous_tenants=("open",))
-    door = FramedDoor(security, Guard(security), LimitsConfig(), None, tmp_path / "s")  # type: ignore[arg-type]
+    door = door_of(security, tmp_path)
     acme = Peer("a", frozenset({"acme"}))
-    ((_, number),) = door._bearers.renew([(b"1" * 32, acme)])
+    (((_, number),), _) = door._bearers.renew([(b"1" * 32, acme)])
 
     def peer(uid: int, *, trusted: bool = False, token: int = -1) -> Peer:
-        return door._peer(SimpleNamespace(uid=uid, trusted=trusted, token=token))  # type: ignore[arg-type]
+        return door._peer(request(uid=uid, trusted=trusted, token=token))
 
     assert peer(0, trusted=True) is TRUSTED
     assert peer(1002, token=number) == acme
