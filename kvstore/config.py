@@ -15,7 +15,7 @@ import tomllib
 import types
 import typing
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Final
 
@@ -208,7 +208,9 @@ class TransferConfig:
 
     address: HOST:PORT of TCP, as peers are told it; port 0: any free one; "none": this node only connects. Beyond
     loopback it needs TLS.
-    certificate, private_key, peer_ca: PEM files. All three or none; both sides show a certificate that peer_ca signed.
+    certificate, private_key: PEM files. Both or neither. peer_ca: by whom peers are believed, those that come, which
+    are asked for a certificate then, and those that this node connects to. Where none of the three is given they are
+    `[security]`'s certificate, private_key and client_ca.
     lanes: connections to each peer. workers: threads that move bytes, of each transport.
     """
 
@@ -437,6 +439,14 @@ def _from_environment(environ: Mapping[str, str]) -> dict[str, Said]:
 
 
 # ---- places ---------------------------------------------------------------------------------------------------------
+
+
+def transfer_of(config: Config) -> TransferConfig:
+    """`[transfer]`, with the files of `[security]` where it names none of its own."""
+    told, security = config.transfer, config.security
+    if (told.certificate, told.private_key, told.peer_ca) != (None, None, None):
+        return told
+    return replace(told, certificate=security.certificate, private_key=security.private_key, peer_ca=security.client_ca)
 
 
 def data_dir(config: Config, environ: Mapping[str, str] | None = None) -> Path:

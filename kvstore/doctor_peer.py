@@ -17,6 +17,7 @@ import numpy as np
 
 from kvstore.admin.connection import CALL_S, Connection, translated
 from kvstore.allowed import address, human
+from kvstore.config import transfer_of
 from kvstore.errors import KvStoreError, Misconfigured
 from kvstore.transfers import Transfers
 from kvstore.wire import store
@@ -83,7 +84,7 @@ def _check(peer: str) -> None:
 async def reach(peer: str, answer: store.OfferResponse, config: Config) -> Look:
     """Decides, connects, and moves the probe's bytes. Raises Misconfigured."""
     trusted = {os.getuid(), *config.security.trusted_uids}
-    transfers = Transfers(config.transfer, trusted_uids=trusted, now_ns=time.monotonic_ns, listens=False)
+    transfers = Transfers(transfer_of(config), trusted_uids=trusted, now_ns=time.monotonic_ns, listens=False)
     found = Look(peer)
     try:
         await transfers.start()

@@ -148,9 +148,11 @@ async def _closed(transport: LocalTransport | TcpTransport) -> None:
 def tcp_config(config: TransferConfig, *, listens: bool) -> TcpConfig:
     """Raises Misconfigured naming the setting."""
     files = (config.certificate, config.private_key, config.peer_ca)
-    if any(files) and not all(files):
-        raise Misconfigured("transfer.certificate, transfer.private_key and transfer.peer_ca: all three or none")
-    tls = TlsFiles(*map(str, files)) if all(files) else None
+    if (config.certificate is None) != (config.private_key is None):
+        raise Misconfigured("transfer.certificate and transfer.private_key: both or neither")
+    if listens and config.peer_ca is not None and config.certificate is None:
+        raise Misconfigured("transfer.peer_ca: needs transfer.certificate, who listens shows one")
+    tls = TlsFiles(*(str(path or "") for path in files)) if any(files) else None
     host, port = "127.0.0.1", "0"
     if listens:
         host, _, port = config.address.rpartition(":")

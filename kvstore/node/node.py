@@ -164,7 +164,8 @@ class Node:
     async def _start_transfers(self, exits: contextlib.AsyncExitStack) -> None:
         path = self.socket.with_name(self.socket.name + ".peer")
         trusted = {os.getuid(), *self.config.security.trusted_uids}
-        self.transfers = Transfers(self.config.transfer, trusted_uids=trusted, now_ns=self.clock.now_ns, path=str(path))
+        config = settings.transfer_of(self.config)
+        self.transfers = Transfers(config, trusted_uids=trusted, now_ns=self.clock.now_ns, path=str(path))
         exits.push_async_callback(self.transfers.close)
         await self.transfers.start()
 

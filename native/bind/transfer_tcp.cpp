@@ -149,7 +149,8 @@ void bind_transfer_tcp(nb::module_& m) {
           [](TlsHandle* self, const std::string& certificate, const std::string& key, const std::string& ca) {
             new (self) TlsHandle{std::make_shared<const TlsContext>(certificate, key, ca)};
           },
-          "certificate"_a, "key"_a, "ca"_a, "Paths of PEM files. RuntimeError names the one at fault, or what is not installed.");
+          "certificate"_a, "key"_a, "ca"_a,
+          "Paths of PEM files, or \"\"; see native/tcp/tls.hpp. RuntimeError names the one at fault, or what is not installed.");
   bind_jobs(m);
   bind_engine(m);
 }

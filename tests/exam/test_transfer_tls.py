@@ -109,6 +109,31 @@ def test_a_client_of_another_authority_gets_nothing() -> None:
     asyncio.run(main())
 
 
+def test_where_none_is_asked_for_who_connects_needs_no_certificate_and_still_verifies() -> None:
+    async def main() -> None:
+        server = TlsFiles(str(papers().server.certificate), str(papers().server.private_key))
+        owner, reader = listening(server), asking(TlsFiles(ca=str(papers().authority.path)))
+        endpoint = await reader.connect(owner.address, deadline_s=5.0)
+        await endpoint.close()
+        await reader.close()
+        for ca in (str(papers().stranger.path), ""):  # "": whom the system trusts
+            doubting = asking(TlsFiles(ca=ca))
+            with pytest.raises(PeerUnreachable, match="certificate"):
+                await doubting.connect(owner.address, deadline_s=5.0)
+            await doubting.close()
+        await owner.close()
+
+    asyncio.run(main())
+
+
+def test_where_one_is_asked_for_who_has_none_gets_nothing() -> None:
+    async def main() -> None:
+        owner = listening(papers().files(papers().server))
+        await refused(owner, asking(TlsFiles(ca=str(papers().authority.path))))
+
+    asyncio.run(main())
+
+
 @pytest.mark.parametrize("sealed", ["owner", "reader"])
 def test_one_side_in_the_clear_gets_nothing(sealed: str) -> None:
     async def main() -> None:

@@ -22,6 +22,7 @@ from kvstore.config import TransferConfig
 from kvstore.doctor_peer import reach
 from kvstore.errors import Misconfigured
 from kvstore.node.node import Node
+from kvstore.security import SecurityConfig
 from kvstore.transfers import PROBE_BYTES
 from kvstore.wire import services, store
 from tests.certificates import Authority
@@ -162,6 +163,20 @@ async def test_what_a_node_connects_to_is_counted_by_path(tmp_path: Path) -> Non
         assert 'kvstore_transfer_endpoints{path="process"} 0.0' in told
         await connected.close()
         assert 'kvstore_transfer_endpoints{path="tcp"} 0.0' in await scraped(node)
+
+
+async def test_the_nodes_own_certificate_serves_transfers_too(tmp_path: Path) -> None:
+    authority = Authority(tmp_path, "peers")
+    pair = authority.sign("node", server=True)
+    security = SecurityConfig(certificate=pair.certificate, private_key=pair.private_key)
+    config = config_for(tmp_path, security=security)
+    async with running(config) as node:
+        told = changed(await asked(f"unix:{node.admin_socket}"), Carrier.TCP)
+        believing = replace(config, transfer=TransferConfig(peer_ca=authority.path))
+        ours = await reach("x", told, believing)
+        assert ours.well and (ours.path, ours.moved_bytes) == ("tcp", PROBE_BYTES)
+        clear = await reach("x", told, replace(config, security=SecurityConfig()))
+        assert not clear.path and "; tcp: " in clear.fault
 
 
 async def test_with_tls_both_sides_show_who_they_are(tmp_path: Path) -> None:

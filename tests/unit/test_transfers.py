@@ -7,10 +7,12 @@ from pathlib import Path
 
 import pytest
 
-from kvstore.config import TransferConfig
+from kvstore.config import Config, TransferConfig, transfer_of
 from kvstore.errors import Misconfigured
+from kvstore.security import SecurityConfig
 from kvstore.transfers import PROBE_LIFE_S, Transfers, own_offer, tcp_config
 from transfer.offers import Carrier, Route, home_of
+from transfer.tcp import TlsFiles
 from transfer.topology import Gid, Nic, Place
 
 UIDS = (os.getuid(),)
@@ -22,8 +24,8 @@ UIDS = (os.getuid(),)
         (TransferConfig(address="0.0.0.0:7402"), "not all"),
         (TransferConfig(address="[::]:7402"), "not all"),
         (TransferConfig(address="192.0.2.1:7402"), "in the clear"),
-        (TransferConfig(certificate=Path("c.pem")), "all three or none"),
-        (TransferConfig(certificate=Path("c.pem"), private_key=Path("k.pem")), "all three or none"),
+        (TransferConfig(certificate=Path("c.pem")), "both or neither"),
+        (TransferConfig(peer_ca=Path("a.pem")), "needs transfer.certificate"),
     ],
 )
 def test_what_would_leave_loopback_in_the_clear_or_lead_nowhere_is_refused(config: TransferConfig, said: str) -> None:
@@ -36,6 +38,22 @@ def test_settings_reach_the_transport() -> None:
     told = tcp_config(config, listens=True)
     assert (told.host, told.port, told.lanes, told.workers, told.listens) == ("::1", 7402, 3, 2, True)
     assert told.tls is not None and (told.tls.certificate, told.tls.key, told.tls.ca) == ("c", "k", "a")
+
+
+def test_tls_may_be_of_the_listening_side_alone_and_a_side_that_only_connects_needs_no_certificate() -> None:
+    serving = tcp_config(TransferConfig(certificate=Path("c"), private_key=Path("k")), listens=True)
+    assert serving.tls == TlsFiles("c", "k", "")
+    assert tcp_config(TransferConfig(peer_ca=Path("a")), listens=False).tls == TlsFiles("", "", "a")
+
+
+def test_files_of_security_stand_in_for_those_of_transfer() -> None:
+    c, k, a, other = Path("c"), Path("k"), Path("a"), Path("other")
+    security = SecurityConfig(certificate=c, private_key=k, client_ca=a)
+    told = transfer_of(Config(transfer=TransferConfig(lanes=3), security=security))
+    assert told == TransferConfig(certificate=c, private_key=k, peer_ca=a, lanes=3)
+    own = TransferConfig(certificate=other, private_key=other)
+    assert transfer_of(Config(transfer=own, security=security)) == own, "its own are whole, and not mixed with others"
+    assert transfer_of(Config()) == TransferConfig()
 
 
 def nic(state: str) -> Nic:

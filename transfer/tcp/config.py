@@ -25,11 +25,20 @@ _AT_LEAST_ONE = (
 
 @dataclass(frozen=True, slots=True)
 class TlsFiles:
-    """Paths of PEM files: our certificate and its key, and the CA by which peers are believed. Both sides verify."""
+    """Paths of PEM files: our certificate and its key, and the CA by which peers are believed.
 
-    certificate: str
-    key: str
-    ca: str
+    Who connects always verifies who listens: by `ca`, or, where it is "", by those that the system trusts. Who listens
+    shows a certificate, and asks for one if there is a `ca`; without it whoever has a grant may read by it. Who only
+    connects needs no certificate ("") for a peer that asks for none.
+    """
+
+    certificate: str = ""
+    key: str = ""
+    ca: str = ""
+
+    def __post_init__(self) -> None:
+        if bool(self.certificate) != bool(self.key):
+            raise ValueError("tls: certificate and key, both or neither")
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,6 +84,8 @@ class TcpConfig:
                 raise ValueError(f"{name} must be positive, not {getattr(self, name)}")
         if not 0 <= self.spin_s_max <= 0.01:
             raise ValueError(f"spin_s_max must be within 0..0.01, not {self.spin_s_max}")
+        if self.listens and self.tls is not None and not self.tls.certificate:
+            raise ValueError("tls: who listens shows a certificate")
         self.check_clear("host", self.host)
 
     def check_clear(self, name: str, host: str) -> None:

@@ -60,3 +60,11 @@ def test_nothing_leaves_loopback_without_tls(host: str) -> None:
 def test_limits_are_named(name: str, value: float) -> None:
     with pytest.raises(ValueError, match=name):
         TcpConfig(**{name: value})  # type: ignore[arg-type]
+
+
+def test_a_certificate_has_its_key_and_who_listens_has_one() -> None:
+    with pytest.raises(ValueError, match="both or neither"):
+        TlsFiles(certificate="certificate.pem")
+    with pytest.raises(ValueError, match="who listens shows a certificate"):
+        TcpConfig(tls=TlsFiles(ca="ca.pem"))
+    TcpConfig(tls=TlsFiles(ca="ca.pem"), listens=False)
