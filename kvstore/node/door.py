@@ -162,8 +162,8 @@ class FramedDoor:
         security, limits = self._security, self._limits
         trusted = sorted({os.getuid(), *security.trusted_uids})
         tokens = self._guard.tokens()
-        listener = listen(self._path, for_others=self._for_others(tokens))
-        with listener:
+        remote, self.address = listen_tcp(self.address) if self.address != "none" else (None, "none")
+        with remote or contextlib.nullcontext(), listen(self._path, for_others=self._for_others(tokens)) as listener:
             self._inode = self._path.stat().st_ino
             self._native = native.Door(
                 self._core,
@@ -180,9 +180,7 @@ class FramedDoor:
                 spin_us_max=limits.door_spin_us_max,
                 streamed_bytes_max=limits.streamed_bytes_max,
             )
-        if self.address != "none":
-            remote, self.address = listen_tcp(self.address)
-            with remote:
+            if remote is not None:
                 self._native.listen_tcp(remote.fileno(), self._certificates.framed())
         self._handlers = handlers
         self._native.set_bearers(*self._bearers.renew(tokens, self._guard.certificates()))

@@ -14,11 +14,15 @@ from tests.integration.nodes import START_MAX_S
 TAKEN, NOT_OURS = "Address already in use", "Cannot assign requested address"
 
 
+FLAGS = {"address": "node", "grpc": "grpc", "metrics": "metrics"}  # and the section that each is of
+
+
 def said(folder: Path, door: str, address: str) -> list[str]:
     """What a node that does not start says, but for the warning that it would be insecure."""
-    other = {"grpc": "metrics", "metrics": "grpc"}[door]
     command = [sys.executable, "-m", "kvstore", "node", "--data-dir", str(folder / "data"), "--memory", "8MiB"]
-    command += ["--socket", str(folder / "s"), f"--{door}", address, f"--{other}", "none", "--insecure"]
+    command += ["--socket", str(folder / "s"), "--insecure"]
+    for name, setting in FLAGS.items():
+        command += [f"--{name}", address if setting == door else "none"]
     command += ["--set", "file.enabled=false", "--set", "object.url=none", "--set", "memory.keep=false"]
     done = subprocess.run(command, capture_output=True, text=True, timeout=START_MAX_S, check=False)
     assert done.returncode == 2
@@ -27,7 +31,7 @@ def said(folder: Path, door: str, address: str) -> list[str]:
     return [line for line in done.stderr.splitlines() if "INSECURE: " not in line]
 
 
-@pytest.mark.parametrize("door", ["grpc", "metrics"])
+@pytest.mark.parametrize("door", FLAGS.values())
 def test_a_port_that_somebody_has(tmp_path: Path, door: str) -> None:
     with socket.socket() as other:
         other.bind(("127.0.0.1", 0))
@@ -37,7 +41,7 @@ def test_a_port_that_somebody_has(tmp_path: Path, door: str) -> None:
         assert line.startswith(f"kvstore node: {door}.address = {address!r}: ") and TAKEN in line
 
 
-@pytest.mark.parametrize("door", ["grpc", "metrics"])
+@pytest.mark.parametrize("door", FLAGS.values())
 @pytest.mark.parametrize(
     ("address", "reason"),
     [("192.0.2.1:7401", NOT_OURS), ("no-such-host.invalid:7401", "ame"), ("256.256.256.256:1", "ame")],
