@@ -25,7 +25,8 @@ from transfer.errors import PeerUnreachable, RegionPoisoned
 from transfer.local import LocalConfig, LocalTransport
 from transfer.native import MappedSegment
 from transfer.offers import FABRICS_MAX, TRUSTED_MAX, Carrier, Lack, Offer, Route, home_of
-from transfer.paths import Connector, fabrics
+from transfer.paths import Chosen, Connection, Connector, fabrics
+from transfer.paths import Path as Way
 from transfer.tcp import TcpConfig, TcpTransport, TlsFiles
 from transfer.topology import Nic, nics
 
@@ -40,6 +41,7 @@ log = logging.getLogger(__name__)
 PROBE_BYTES: Final = 64 << 10
 PROBE_LIFE_S: Final = 120.0  # told anew from its half on, so that whoever is told has at least a minute
 QUIESCE_MAX_S: Final = 10.0  # of a stop, as the tiers': well within the time that a node has for it
+_PATHS: Final = {Carrier.LOCAL: Way.HOST, Carrier.RDMA: Way.RDMA, Carrier.TCP: Way.TCP}
 _WILDCARDS: Final = frozenset({"0.0.0.0", "::", "*"})  # noqa: S104 - refused
 
 
@@ -107,6 +109,30 @@ class Transfers:
 
     def transport(self, carrier: Carrier) -> Transport:
         return self._transports[carrier]
+
+    async def lend(self, fd: int, size: int, name: str) -> dict[Carrier, Region]:
+        """Shared memory behind a descriptor, registered with every transport: until `close`."""
+        segment = MappedSegment(fd, size, writable=True)
+        return {carrier: await one.register(segment, name=name) for carrier, one in self._transports.items()}
+
+    async def back(self, carrier: Carrier, incarnation: bytes, *, deadline_s: float) -> Connection:
+        """The way to a peer's memory over the connections that it made. Raises PeerUnreachable, and ValueError for a
+        carrier that has no way back.
+        """
+        transport = self._transports[carrier]
+        if not isinstance(transport, TcpTransport):
+            raise ValueError(f"carrier: {carrier.name.lower()} has no way back to a peer")
+        endpoint = await transport.back(incarnation, deadline_s=deadline_s)
+        path = _PATHS[carrier]
+        return Connection(endpoint, transport, Chosen(path, "", ()), self.connector.counts[path])
+
+    def incarnation(self, carrier: Carrier) -> bytes:
+        """Of our transport, as peers know it."""
+        return self._transports[carrier].book.incarnation
+
+    def served(self, carrier: Carrier, moved: int) -> None:
+        """Bytes of ours that a peer says it has read."""
+        self.connector.counts[_PATHS[carrier]].bytes_served += moved
 
     async def probes(self) -> list[Probe]:
         """One for each kind of route. The bytes are the same for all, and as long as this process lives."""

@@ -15,7 +15,7 @@ import tempfile
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
-PROTOS = ("kvstore/v1/store.proto", "kvstore/v1/admin.proto")
+PROTOS = ("kvstore/v1/store.proto", "kvstore/v1/admin.proto", "kvstore/v1/framed.proto")
 
 
 def generate(out: Path) -> list[Path]:

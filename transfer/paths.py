@@ -87,6 +87,7 @@ class PathCounts:
     refusals: int = 0  # a way that should have worked and did not
     bytes_read: int = 0
     bytes_written: int = 0
+    bytes_served: int = 0  # of ours, as whoever read them says
 
 
 def fabrics(nics: Iterable[Nic]) -> tuple[str, ...]:
@@ -184,6 +185,12 @@ class Connector:
         self._transports = dict(transports)
         self.offer = offer
         self.counts: dict[Path, PathCounts] = {path: PathCounts() for path in Path}
+
+    def without(self, carrier: Carrier) -> Connector:
+        """The same, its counts too, but for this carrier."""
+        fewer = Connector({one: kept for one, kept in self._transports.items() if one is not carrier}, self.offer)
+        fewer.counts = self.counts
+        return fewer
 
     async def connect(self, there: Offer, *, deadline_s: float) -> Connection:
         """Raises PeerUnreachable, naming every path and its reason, where none leads there."""

@@ -182,7 +182,7 @@ class AsyncSlots(SlotsFace):
 
     async def write(self, part: int, sources: object) -> None:
         places = self._filling.places(part, sources)
-        check(await _beside(self._filling.held.write, part, places.addresses, places.lengths, self._times.left()))
+        check(await _beside(self._filling.held.write, part, places, self._times.left()))
 
     async def publish(self, part: int) -> None:
         self._filling.check_next(part)

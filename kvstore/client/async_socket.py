@@ -9,12 +9,14 @@ from __future__ import annotations
 import asyncio
 import itertools
 from collections.abc import Callable
+from functools import partial
 
 from kvstore import native
+from kvstore.client.away import AwayAsync
 from kvstore.client.calls import Asked, Line, Times, as_call, body_of, own_loop, report, told
 from kvstore.client.socket import DONE, GONE, NOT_OPEN, SocketChannel, as_told, place
 from kvstore.client.space import Space
-from kvstore.client.steps import Answer, Limits, Reopen, Reopened, Report, Reserve, Step
+from kvstore.client.steps import Answer, Limits, Lookup, Reopen, Reopened, Report, Reserve, Step
 from kvstore.errors import KvStoreError
 from kvstore.quiet import quietly
 from kvstore.wire import store
@@ -23,8 +25,9 @@ from kvstore.wire import store
 class AsyncSocketChannel:
     """Submitted calls of the live session, on one event loop."""
 
-    def __init__(self, connections: SocketChannel) -> None:
+    def __init__(self, connections: SocketChannel, away: AwayAsync) -> None:
         self._connections = connections
+        self._away = away
         self._tokens = itertools.count(1)
         self._waiting: dict[int, asyncio.Future[native.Result]] = {}
         self._watched: Line | None = None
@@ -78,6 +81,8 @@ class AsyncSocketChannel:
             if label is not None:  # whatever is answered: without it the family goes by its number
                 await self._wait(line, "submit_call", (store.METHOD_LABEL, label, times.left()))
             return DONE
+        if not line.maps and not isinstance(step, Lookup):
+            return await self._away.perform(line, space, step, times, partial(self._call_on, line))
         if isinstance(step, Reserve):
             _, arguments = as_call(line, handle, step, times)
             reserve: Callable[..., native.Reservation] = line.session.reserve
@@ -99,6 +104,9 @@ class AsyncSocketChannel:
             if not future.cancelled() and future.result().hold:
                 line.session.release(future.result().hold)
             raise
+
+    async def _call_on(self, line: Line, method: int, body: bytes, left_s: float) -> native.Result:
+        return await self._wait(line, "submit_call", (method, body, left_s))
 
     async def call(self, method: int, body: bytes, times: Times) -> bytes:
         """A rare verb. Raises what its answer says."""
@@ -122,6 +130,7 @@ class AsyncSocketChannel:
         if line is not None and self._loop is not None:
             self._loop.remove_reader(line.session.completion_fd)
         await asyncio.to_thread(self._connections.close)
+        await self._away.close()
         if line is not None:
             self._complete(line)
         gone, self._waiting = self._waiting, {}

@@ -34,7 +34,7 @@ class Memory(NamedTuple):
 
 
 class Places(NamedTuple):
-    """Where n blocks lie: `pieces` places each, block after block. `owners` keeps them there.
+    """Where n blocks lie: `pieces` places each, block after block. `memories`: what they lie in, and what keeps it there.
 
     addresses: (n * pieces,); lengths: (pieces,) where all blocks are cut alike, else (n * pieces,)
     """
@@ -42,7 +42,7 @@ class Places(NamedTuple):
     addresses: Addresses
     lengths: Addresses
     pieces: int
-    owners: object
+    memories: Sequence[Memory]
 
     def of(self, first: int, end: int) -> Places:
         """Of blocks first..end."""
@@ -51,7 +51,7 @@ class Places(NamedTuple):
         cut = slice(first * self.pieces, end * self.pieces)
         alike = self.lengths.shape[0] == self.pieces
         lengths = self.lengths if alike else self.lengths[cut]
-        return Places(self.addresses[cut], lengths, self.pieces, self.owners)
+        return Places(self.addresses[cut], lengths, self.pieces, self.memories)
 
     def pick(self, blocks: Sequence[int]) -> Places:
         """Of these blocks only, in the order given."""
@@ -60,7 +60,7 @@ class Places(NamedTuple):
         if lengths.shape[0] != self.pieces:
             lengths = lengths.reshape(-1, self.pieces)[chosen].reshape(-1)
         addresses = self.addresses.reshape(-1, self.pieces)[chosen].reshape(-1)
-        return Places(addresses, lengths, self.pieces, self.owners)
+        return Places(addresses, lengths, self.pieces, self.memories)
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,6 +109,11 @@ class Registry:
             else:
                 self._uses.pop(id(buffer), None)
                 self._by_id.pop(id(buffer), None)
+
+    @property
+    def kept(self) -> frozenset[int]:
+        """The identities of what `find` gives for them."""
+        return frozenset(map(id, self._by_id.values()))
 
     def find(self, buffer: object, name: str) -> Memory:
         return self._by_id.get(id(buffer)) or memory_of(buffer, name)
@@ -176,7 +181,7 @@ def places(given: object, wanted: Wanted, registry: Registry) -> Places:
     _check(memory, wanted, wanted.name, blocks)
     end = memory.address + blocks * shard_bytes
     addresses = np.arange(memory.address, end, shard_bytes, dtype=np.uint64)
-    return Places(addresses, _one_length(shard_bytes), 1, memory.owner)
+    return Places(addresses, _one_length(shard_bytes), 1, (memory,))
 
 
 @lru_cache(maxsize=64)
@@ -206,7 +211,7 @@ def _listed(given: Sequence[object], wanted: Wanted, registry: Registry) -> Plac
     for i, memory in enumerate(found):
         _check(memory, wanted, f"{name}[{i}]", 1)
     addresses = np.array([memory.address for memory in found], dtype=np.uint64)
-    return Places(addresses, _one_length(wanted.shard_bytes), 1, [memory.owner for memory in found])
+    return Places(addresses, _one_length(wanted.shard_bytes), 1, found)
 
 
 def _scattered(given: Extents, wanted: Wanted, registry: Registry) -> Places:
@@ -229,7 +234,7 @@ def _scattered(given: Extents, wanted: Wanted, registry: Registry) -> Places:
     bases = np.array([memory.address for memory in found], dtype=np.uint64)
     addresses = (bases[index] + offset.astype(np.uint64)).reshape(-1) if blocks else bases[:0]
     lengths = length.reshape(-1).astype(np.uint64)
-    return Places(addresses, lengths, max(pieces, 1), [memory.owner for memory in found])
+    return Places(addresses, lengths, max(pieces, 1), found)
 
 
 def _checked_table(table: object, name: str, blocks: int) -> npt.NDArray[np.int64]:

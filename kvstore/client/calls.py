@@ -35,11 +35,14 @@ LABELS_MAX: Final = 1_024  # remembered a line; told again after that
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Line:
-    """One session, for as long as its node lives."""
+    """One session, for as long as its node lives. maps: whether this process maps the node's memory; else bytes move
+    by transfers (moving.py).
+    """
 
     session: native.Session
     limits: Limits
     lending: Lending
+    maps: bool
     labels: set[str] = field(default_factory=set)  # that the node has been told
 
     def untold(self, step: Report) -> bytes | None:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Protocol
 
 from kvstore.client.address import UnixAddress, parse
 from kvstore.client.async_socket import AsyncSocketChannel
+from kvstore.client.away import AwayAsync
 from kvstore.client.socket import SocketChannel
 
 if TYPE_CHECKING:
@@ -71,7 +72,9 @@ def connect_async(address: str, token: str | None, tls: Tls | None, *, verify: b
     at = parse(address)
     if isinstance(at, UnixAddress):
         _no_tls(tls)
-        return AsyncSocketChannel(SocketChannel(at.path, token, verify=verify, workers=workers))
+        return AsyncSocketChannel(
+            SocketChannel(at.path, token, verify=verify, workers=workers), AwayAsync(tls, verify=verify)
+        )
     from kvstore.client.grpc_aio import AsyncGrpcChannel
 
     return AsyncGrpcChannel(address, token, tls, verify=verify)

@@ -99,7 +99,7 @@ class Slots(SlotsFace):
     def write(self, part: int, sources: object) -> None:
         """Copies a part of every granted block. `sources` speaks of all blocks of the chain, as in a put."""
         places = self._filling.places(part, sources)
-        check(self._filling.held.write(part, places.addresses, places.lengths, self._times.left()))
+        check(self._filling.held.write(part, places, self._times.left()))
 
     def publish(self, part: int) -> None:
         """Lets followers read the part. Parts go in order; one not written is hashed where it lies."""

@@ -11,15 +11,19 @@ import os
 import threading
 import time
 from collections.abc import Callable
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from kvstore import native
+from kvstore.client.away import Away
 from kvstore.client.calls import Line, Times, as_call, body_of, check_usable, report, told
 from kvstore.client.space import Known, Space
-from kvstore.client.steps import Answer, Limits, Reopen, Reopened, Report, Status, Step, Told
+from kvstore.client.steps import Answer, Limits, Lookup, Reopen, Reopened, Report, Status, Step, Told
 from kvstore.client.views import Lending
 from kvstore.errors import KvStoreError, Rejected, Unavailable
 from kvstore.wire import store
+
+if TYPE_CHECKING:
+    from kvstore.client.tls import Tls
 
 PAUSE_S_MIN: Final = 0.02
 PAUSE_S_MAX: Final = 1.0
@@ -28,8 +32,9 @@ PAUSE_S_MAX: Final = 1.0
 class SocketChannel:
     """Thread-safe. `deadline` arguments are readings of time.monotonic()."""
 
-    def __init__(self, path: str, token: str | None, *, verify: bool, workers: int) -> None:
+    def __init__(self, path: str, token: str | None, *, verify: bool, workers: int, tls: Tls | None = None) -> None:
         self._path = path
+        self._away = Away(tls, verify=verify)
         self._token = (token or "").encode()
         self._verify = verify
         self._workers = workers
@@ -66,7 +71,7 @@ class SocketChannel:
         session = self._new_session(deadline)
         info, former = session.info, self._line
         limits = Limits(info.keys_per_call_max, info.window_bytes, info.meta_bytes_max, info.hold_wait_ms_max / 1e3)
-        self._line = line = Line(session, limits, Lending(session))
+        self._line = line = Line(session, limits, Lending(session), info.trusted)
         if former is not None:
             former.session.close()
             self._former.append(former)
@@ -114,6 +119,7 @@ class SocketChannel:
             line, self._line = self._line, None
         if line is not None:
             line.session.close()
+        self._away.close()
 
     # ---- steps ------------------------------------------------------------------------------------------------------
 
@@ -139,6 +145,8 @@ class SocketChannel:
             if label is not None:  # whatever is answered: without it the family goes by its number
                 line.session.call(store.METHOD_LABEL, label, times.left())
             return DONE
+        if not line.maps and not isinstance(step, Lookup):
+            return self._away.perform(line, space, step, times)
         name, arguments = as_call(line, handle, step, times)
         call: Callable[..., native.Result | native.Reservation] = getattr(line.session, name)
         return told(line, step, call(*arguments), space.shard_bytes)

@@ -18,7 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 from kvstore import native
-from kvstore.client.buffers import Addresses
+from kvstore.client.buffers import Places
 from kvstore.client.steps import Answer, Lent
 
 Block = npt.NDArray[np.uint8]
@@ -106,8 +106,8 @@ class LentSlots:
     def array(self, index: int) -> Block:
         return np.asarray(_Lent(self._reservation.array(index), self._kept))
 
-    def write(self, part: int, addresses: Addresses, lengths: Addresses, deadline_s: float) -> Answer:
-        return self._reservation.write(part, addresses, lengths, deadline_s)
+    def write(self, part: int, places: Places, deadline_s: float) -> Answer:
+        return self._reservation.write(part, places.addresses, places.lengths, deadline_s)
 
     def publish(self, part: int, deadline_s: float) -> Answer:
         return self._reservation.publish(part, deadline_s)

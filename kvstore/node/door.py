@@ -25,6 +25,7 @@ from kvstore.node.auth import TRUSTED, Denied, Guard, Peer
 from kvstore.node.handlers import Handlers
 from kvstore.node.namespaces import NotOpen
 from kvstore.node.tls import Certificates
+from kvstore.node.visitors import METHODS, Visitors
 from kvstore.security import SecurityConfig
 from kvstore.wire import errors
 from transfer import sockets
@@ -153,11 +154,12 @@ class FramedDoor:
         self._core = core
         self._native: native.Door
         self._handlers: Handlers
+        self._visitors: Visitors
         self._tasks: set[asyncio.Task[None]] = set()
         self._bearers = Bearers()
         self._inode = 0
 
-    def start(self, handlers: Handlers, payload_fd: int, payload_bytes: int) -> None:
+    def start(self, handlers: Handlers, visitors: Visitors, payload_fd: int, payload_bytes: int) -> None:
         """Raises Misconfigured where the socket or the address cannot be had."""
         security, limits = self._security, self._limits
         trusted = sorted({os.getuid(), *security.trusted_uids})
@@ -182,7 +184,7 @@ class FramedDoor:
             )
             if remote is not None:
                 self._native.listen_tcp(remote.fileno(), self._certificates.framed())
-        self._handlers = handlers
+        self._handlers, self._visitors = handlers, visitors
         self._native.set_bearers(*self._bearers.renew(tokens, self._guard.certificates()))
         self._native.start()
         asyncio.get_running_loop().add_reader(self._native.request_fd, self._take)
@@ -227,7 +229,10 @@ class FramedDoor:
     def _take(self) -> None:
         for request in self._native.take_requests(REQUESTS_MAX):
             if request.gone:
+                self._visitors.gone(request.owner)
                 continue
+            if request.method in METHODS:
+                self._visitors.came(request.owner)
             task = asyncio.ensure_future(self._answer(request))
             self._tasks.add(task)
             task.add_done_callback(self._tasks.discard)
@@ -248,17 +253,25 @@ class FramedDoor:
         owner, number = request.owner, request.request
         try:
             peer = self._peer(request)
-            body = await self._handlers.call(
-                peer, request.method, request.body, lambda handle: self._native.allow(owner, handle)
-            )
+            if request.method in METHODS:
+                body = await self._visitors.call(owner, peer, request.method, request.body)
+            else:
+                body = await self._handlers.call(
+                    peer, request.method, request.body, lambda handle: self._native.allow(owner, handle)
+                )
         except Exception as error:  # each is told to the caller, and the unexpected to the log as well
             if isinstance(error, Denied):
                 self._guard.denied("framed", error)
             status, text, limit = _refusal(error)
             told = errors.detail(text, limit_name=limit)
-            self._native.answer_error(owner, number, int(status), told.field, told.reason, told.limit)
+            if not request.unanswered:
+                self._native.answer_error(owner, number, int(status), told.field, told.reason, told.limit)
         else:
-            self._native.answer(owner, number, body)
+            if not request.unanswered:
+                self._native.answer(owner, number, body)
+        finally:
+            if request.unanswered:
+                self._native.answered(owner)
 
 
 def _refusal(error: Exception) -> tuple[native.Status, str, str]:

@@ -27,6 +27,7 @@ from kvstore.node.door import FramedDoor
 from kvstore.node.file_store import FileStore
 from kvstore.node.handlers import DoorsReport, Handlers, NodeHost, TierReport
 from kvstore.node.home import Home
+from kvstore.node.leases import MovingHost
 from kvstore.node.mover import Demote, Mover
 from kvstore.node.namespaces import Namespaces
 from kvstore.node.object_store import ObjectStore, url_of
@@ -34,6 +35,7 @@ from kvstore.node.segments import Segments
 from kvstore.node.service import GrpcServer
 from kvstore.node.telemetry import Telemetry
 from kvstore.node.tls import Certificates
+from kvstore.node.visitors import Visitors
 from kvstore.security import check_addresses
 from kvstore.tiers.base import Keys, Shape, Tier, TierKind
 from kvstore.tiers.ladder import Ladder
@@ -203,7 +205,11 @@ class Node:
         self.telemetry = Telemetry(config, guard, self._certificates, host, handlers)
         exits.push_async_callback(asyncio.to_thread, self.telemetry.stop)
         self.telemetry.start()
-        self._door.start(handlers, self.segments.payload.fd, self.segments.size.bytes)
+        payload = self.segments.payload
+        regions = await self.transfers.lend(payload.fd, self.segments.size.bytes, "payload")
+        visitors = Visitors(MovingHost(bridge, self.clock, config.limits, self.transfers, regions), handlers)
+        exits.push_async_callback(visitors.close)
+        self._door.start(handlers, visitors, payload.fd, self.segments.size.bytes)
         exits.push_async_callback(self._door.stop)
 
     @property

@@ -219,6 +219,7 @@ def transfers(counts: Mapping[Path, PathCounts]) -> Iterator[Metric]:
     for path, one in counts.items():
         moved.add_metric([path.value, "read"], one.bytes_read)
         moved.add_metric([path.value, "written"], one.bytes_written)
+        moved.add_metric([path.value, "served"], one.bytes_served)
         endpoints.add_metric([path.value], one.endpoints)
         connects.add_metric([path.value], one.connects)
         refusals.add_metric([path.value], one.refusals)

@@ -51,6 +51,15 @@ class _MethodEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Method.ValueTy
     METHOD_WATCH: _Method.ValueType  # 5
     METHOD_LABEL: _Method.ValueType  # 6
     METHOD_OFFER: _Method.ValueType  # 7
+    METHOD_LEASE: _Method.ValueType  # 8
+    """Of framed.proto: bytes that move by transfers."""
+    METHOD_RELEASE: _Method.ValueType  # 9
+    METHOD_PULL: _Method.ValueType  # 10
+    METHOD_RESERVE: _Method.ValueType  # 11
+    METHOD_FILL: _Method.ValueType  # 12
+    METHOD_PUBLISH: _Method.ValueType  # 13
+    METHOD_SEAL: _Method.ValueType  # 14
+    METHOD_ABORT: _Method.ValueType  # 15
 
 class Method(_Method, metaclass=_MethodEnumTypeWrapper):
     """The rare verbs as the framed socket names them in its CALL frames (docs/format/frames.md): the body is the request message,
@@ -65,6 +74,15 @@ METHOD_INFO: Method.ValueType  # 4
 METHOD_WATCH: Method.ValueType  # 5
 METHOD_LABEL: Method.ValueType  # 6
 METHOD_OFFER: Method.ValueType  # 7
+METHOD_LEASE: Method.ValueType  # 8
+"""Of framed.proto: bytes that move by transfers."""
+METHOD_RELEASE: Method.ValueType  # 9
+METHOD_PULL: Method.ValueType  # 10
+METHOD_RESERVE: Method.ValueType  # 11
+METHOD_FILL: Method.ValueType  # 12
+METHOD_PUBLISH: Method.ValueType  # 13
+METHOD_SEAL: Method.ValueType  # 14
+METHOD_ABORT: Method.ValueType  # 15
 Global___Method: _TypeAlias = Method  # noqa: Y015
 
 class _Tier:

@@ -67,12 +67,15 @@ std::tuple<int, ArrayOut<std::uint8_t>, ArrayOut<std::uint64_t>, ArrayOut<std::u
   return std::tuple_cat(std::tuple(static_cast<int>(status)), arrays_of(out));
 }
 
-ArrayOut<std::uint8_t> seal(CoreClass& self, int tier, OwnerId owner, const WordsIn& tickets, const WordsIn& checksums, Nanos) {
+ArrayOut<std::uint8_t> seal(CoreClass& self, int tier, OwnerId owner, const WordsIn& tickets, const WordsIn& checksums, Nanos, int path,
+                            Nanos elapsed) {
+  const auto moved = static_cast<MovePath>(path);
+  if (moved != MovePath::kHoldMemory && moved != MovePath::kPutStreamed) throw nb::value_error("path: MovePath.PUT_STREAMED, or none");
   const Tier where = tier_of(tier);
   std::vector<Outcome> out(tickets.shape(0));
   {
     nb::gil_scoped_release release;
-    self.core.seal(where, owner, tickets_of(tickets), words_of(checksums), out, MovePath::kHoldMemory, 0);
+    self.core.seal(where, owner, tickets_of(tickets), words_of(checksums), out, moved, elapsed);
   }
   std::vector<std::uint8_t> outcomes;
   for (const Outcome one : out) outcomes.push_back(static_cast<std::uint8_t>(one));
@@ -123,7 +126,8 @@ void bind_calls(nb::class_<CoreClass>& core) {
            [](CoreClass& self, OwnerId owner, std::uint64_t ticket, std::uint32_t part, std::uint64_t checksum) {
              return static_cast<int>(self.core.publish_part(owner, ticket_of(ticket), part, checksum));
            }, "owner"_a, "ticket"_a, "part"_a, "checksum"_a)
-      .def("seal", &seal, "tier"_a, "owner"_a, "tickets"_a, "checksums"_a, "now"_a)
+      .def("seal", &seal, "tier"_a, "owner"_a, "tickets"_a, "checksums"_a, "now"_a, "path"_a = static_cast<int>(MovePath::kHoldMemory),
+           "elapsed_ns"_a = Nanos{0})
       .def("abort", [](CoreClass& self, int tier, OwnerId owner, const WordsIn& tickets) {
              self.core.abort(tier_of(tier), owner, tickets_of(tickets));
            }, "tier"_a, "owner"_a, "tickets"_a)

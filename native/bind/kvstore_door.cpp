@@ -12,10 +12,11 @@
 //                                                    # of their bearers carry; ends the connections of numbers that are gone
 //     allow(owner, ns) -> bool; disallow(ns)
 //     request_fd: int; take_requests(max) -> list[Request]
-//         # Request: owner request method trusted gone remote (by TCP: uid says nothing) uid token (-1: none) names (of the
+//         # Request: owner request method trusted unanswered gone remote (by TCP: uid says nothing) uid token (-1: none) names (of the
 //         # certificate it showed) body: bytes
 //         # gone: that owner's connection has ended, there is nothing to answer
 //     answer(owner, request, body: bytes) -> bool
+//     answered(owner) -> None                        # an unanswered one is done
 //     answer_error(owner, request, status: int, field: str, reason: str, limit: int = 0) -> bool
 //     stats() -> dict[str, int]
 //   class Tls:               # for the door and for Session: what is shown and what is believed; reads the files once
@@ -106,7 +107,8 @@ void bind_door(nb::module_& m) {
       .value("UNAVAILABLE", Status::kUnavailable).value("LATE", Status::kLate).value("CANCELLED", Status::kCancelled);
   nb::class_<Request>(m, "Request", "A rare verb that a connection asks for; gone: the connection has ended.")
       .def_ro("owner", &Request::owner).def_ro("request", &Request::request).def_ro("method", &Request::method)
-      .def_ro("trusted", &Request::trusted).def_ro("gone", &Request::gone).def_ro("remote", &Request::remote)
+      .def_ro("trusted", &Request::trusted).def_ro("unanswered", &Request::unanswered)
+      .def_ro("gone", &Request::gone).def_ro("remote", &Request::remote)
       .def_ro("uid", &Request::uid).def_ro("token", &Request::token)
       .def_prop_ro("names", &names_of, nb::for_getter(nb::sig("def names(self) -> list[str]")))
       .def_prop_ro("body", [](const Request& self) { return bytes_of(self.body); });
@@ -136,6 +138,7 @@ void bind_door(nb::module_& m) {
       .def("answer", [](Door& self, OwnerId owner, std::uint64_t request, const nb::bytes& body) {
              return self.answer(owner, request, span_of(body));
            }, "owner"_a, "request"_a, "body"_a)
+      .def("answered", &Door::answered, "owner"_a)
       .def("answer_error", [](Door& self, OwnerId owner, std::uint64_t request, int status, const std::string& field,
                               const std::string& reason, std::uint64_t limit) {
              if (status < 1 || status > 5) throw nb::value_error("status: one that says what is wrong, and travels");

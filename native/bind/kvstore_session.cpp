@@ -27,6 +27,7 @@
 //         # blocks_corrupt. Releases by itself (the frame goes out with the next call or 2 ms later).
 //     view(ns, shard, keys, hint, wait_s, deadline_s, following=False)   # following: also parts of a block still being written; trusted only (else kRejected); hold, offsets, tickets, tiers, blocks; verified
 //     call(method: int, body: bytes, deadline_s)        # a rare verb; body
+//     tell_call(method: int, body: bytes) -> None       # one that nobody waits for; sent with the next call or 2 ms later
 //     reserve(ns, shard, keys, hint, deadline_s, parent=b"", metas=[]) -> Reservation
 //     flush() -> None                                   # sends what waits for the next call
 //   Not answered, sent with the next call or 2 ms later:
@@ -169,6 +170,13 @@ void fetched(Session& session, NsId ns, const Hint& hint, std::uint32_t asked,
   FrameWriter body;
   body.put(told);
   session.tell_soon(Verb::kFetched, body.bytes);  // a short lock: not worth giving the GIL back for
+}
+
+void tell_call(Session& session, std::uint32_t method, const nb::bytes& message) {
+  FrameWriter body;
+  body.put(CallRequest{method, 0});
+  body.append(message.data(), message.size());
+  session.tell_soon(Verb::kCall, body.bytes);
 }
 
 void quiet(Session& session, std::uint64_t former, std::uint64_t incarnation) {
@@ -361,6 +369,7 @@ void bind_session(nb::module_& m) {
       .def("array", &array, "offset"_a, "bytes"_a)
       .def("flush", [](Session& self) { self.flush(monotonic_now() + kTellNs); }, Release())
       .def("fetched", &fetched, "ns"_a, "hint"_a, "blocks_asked"_a, "blocks_by_tier"_a, "blocks_failed"_a, "bytes"_a, "elapsed_ns"_a)
+      .def("tell_call", &tell_call, "method"_a, "body"_a)
       .def("release", [](Session& self, HoldId hold) { tell_words(self, Verb::kRelease, {hold}); }, "hold"_a)
       .def("corrupt", [](Session& self, const std::vector<std::uint64_t>& tickets) { tell_words(self, Verb::kCorrupt, tickets); }, "tickets"_a)
       .def("quiet", &quiet, "session"_a, "incarnation"_a);

@@ -54,6 +54,7 @@ struct Request {
   std::uint64_t request = 0;
   std::uint32_t method = 0;
   bool trusted = false;
+  bool unanswered = false;  // say answered(), and nothing else
   bool gone = false;  // no request: the connection has ended, forget what you know of this owner
   bool remote = false;  // came by TCP; `uid` says nothing
   uid_t uid = 0;
@@ -100,6 +101,8 @@ class Door {
   bool answer(OwnerId owner, std::uint64_t request, std::span<const std::uint8_t> body);
   bool answer_error(OwnerId owner, std::uint64_t request, Status status, const std::string& field, const std::string& reason,
                     std::uint64_t limit);
+  // Of a request that nobody waits for: it is done.
+  void answered(OwnerId owner);
   DoorStats stats() const;
 
   struct Impl;  // server_impl.hpp

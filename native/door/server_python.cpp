@@ -74,6 +74,8 @@ bool Door::answer_error(OwnerId owner, std::uint64_t request, Status status, con
   return impl_->inbox->push(Inbox::Frame{owner, std::move(frame.bytes), true});
 }
 
+void Door::answered(OwnerId owner) { impl_->inbox->push(Inbox::Frame{owner, {}, true}); }
+
 DoorStats Door::stats() const {
   std::lock_guard lock(impl_->shared);
   return impl_->counts;

@@ -23,7 +23,8 @@ bool may_go_unanswered(Verb verb) {
     case Verb::kWrite:
     case Verb::kFetched:
     case Verb::kCorrupt:
-    case Verb::kQuiet: return true;
+    case Verb::kQuiet:
+    case Verb::kCall: return true;
     default: return false;
   }
 }
@@ -391,6 +392,7 @@ bool Door::Impl::call(Connection& peer, const FrameHeader& header, std::span<con
   request.owner = peer.owner;
   request.request = header.request;
   request.method = asked.method;
+  request.unanswered = (header.flags & kNoAnswer) != 0;
   request.trusted = peer.trusted;
   request.remote = peer.remote;
   request.uid = peer.uid;

@@ -1,0 +1,367 @@
+"""The steps of a client that maps no segment of its node: bytes move by transfers, control over the framed connection.
+
+Written once for both faces, as generators that ask for two things: a rare verb of the node, and something awaited on the
+event loop of the client's transports. What is awaited may be interrupted; what gives memory back may not.
+
+  get   LEASE -> read one-sidedly, compare -> RELEASE (nobody waits for it)
+  put   grant our memory -> PULL: the node reads it -> revoke
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Awaitable, Callable, Coroutine, Generator
+from dataclasses import dataclass
+from functools import partial
+from typing import TYPE_CHECKING, Any, Final, TypeVar
+
+from google.protobuf.message import DecodeError
+
+from kvstore.client.calls import times_of
+from kvstore.client.steps import Answer, Fetch, Keys, Look, Put, PutOutcome, Reserve, Status, Taken, Told, WireHint
+from kvstore.errors import KvStoreError, Unavailable
+from kvstore.wire import framed, store
+from transfer.batch import EXTENTS_MAX
+from transfer.offers import OfferInvalid, parse_offer
+
+if TYPE_CHECKING:
+    from google.protobuf.message import Message
+
+    from kvstore.client.buffers import Places
+    from kvstore.client.calls import Line, Times
+    from kvstore.client.space import Space
+    from kvstore.client.ways import Loan, Reached, Ways
+    from kvstore.native import Result
+
+__all__ = ["Awaited", "Called", "Conduct", "Movable", "Mover", "conduct_of", "drive", "drive_async"]
+
+PIECES_MAX: Final = EXTENTS_MAX // 4  # of one pull: a grant's ranges are sorted and travel
+NO_VIEWS: Final = Told(
+    Status.REJECTED, field="address", reason="views need the node's own machine and user: connect to unix:PATH"
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Called:
+    """A rare verb, answered by its Result."""
+
+    method: int
+    body: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Awaited:
+    """Answered by what it returns. whole: not to be interrupted."""
+
+    work: Callable[[], Coroutine[Any, Any, Any]]
+    whole: bool = False
+
+
+T = TypeVar("T")
+Conduct = Generator[Called | Awaited, Any, T]
+Run = Callable[[Conduct[Answer], Callable[[], float]], Answer]
+Movable = Fetch | Put | Reserve | Look
+
+
+@dataclass(frozen=True, slots=True)
+class Mover:
+    """What a step has at hand. verify: off only to show why it is on."""
+
+    ways: Ways
+    line: Line
+    verify: bool
+
+
+def drive(conduct: Conduct[T], call: Callable[[Called], object], wait: Callable[[Awaited], object]) -> T:
+    """In the calling thread. What interrupts a step is told to the conduct, which gives memory back and lets it through."""
+    try:
+        asked = next(conduct)
+        while True:
+            try:
+                answer = call(asked) if isinstance(asked, Called) else wait(asked)
+            except BaseException as error:
+                asked = conduct.throw(error)
+            else:
+                asked = conduct.send(answer)
+    except StopIteration as stop:
+        result: T = stop.value
+        return result
+
+
+async def drive_async(
+    conduct: Conduct[T], call: Callable[[Called], Awaitable[object]], wait: Callable[[Awaited], Awaitable[object]]
+) -> T:
+    try:
+        asked = next(conduct)
+        while True:
+            try:
+                answer = await (call(asked) if isinstance(asked, Called) else wait(asked))
+            except BaseException as error:
+                asked = conduct.throw(error)
+            else:
+                asked = conduct.send(answer)
+    except StopIteration as stop:
+        result: T = stop.value
+        return result
+
+
+def conduct_of(mover: Mover, space: Space, step: Movable, times: Times, run: Run) -> Conduct[Answer]:
+    """run: drives what a reservation asks later, in the calling thread, within so many seconds."""
+    if isinstance(step, Fetch):
+        return (yield from fetching(mover, space, step, times))
+    if isinstance(step, Put):
+        return (yield from putting(mover, space, step, times))
+    if isinstance(step, Reserve):
+        return (yield from reserving(mover, space, step, run))
+    return NO_VIEWS
+
+
+def _reached(mover: Mover, times: Times) -> Conduct[Reached]:
+    """Raises Unavailable, Rejected."""
+    known = mover.ways.known(mover.line)
+    if known is not None:
+        return known
+    told = yield Called(store.METHOD_OFFER, b"")
+    if told.status != Status.OK:
+        raise Unavailable(told.reason or "the node is gone")
+    try:
+        offer = parse_offer(store.OfferResponse.FromString(told.body).offer)
+    except (DecodeError, OfferInvalid) as error:
+        raise Unavailable(f"the node's offer does not parse: {error}") from error
+    reached: Reached = yield Awaited(partial(mover.ways.reach, mover.line, offer, times.left()))
+    return reached
+
+
+# ---- get ------------------------------------------------------------------------------------------------------------
+
+
+def fetching(mover: Mover, space: Space, step: Fetch, times: Times) -> Conduct[Answer]:
+    """One window."""
+    wait_s = times.wait(times.left(), mover.line.limits)
+    try:
+        reached = yield from _reached(mover, times)
+    except KvStoreError as error:
+        return Told(Status.UNAVAILABLE, reason=str(error))
+    most = max(1, EXTENTS_MAX // step.places.pieces)
+    keys = step.keys[:most]
+    request = framed.LeaseRequest(
+        namespace=space.known.digest,
+        shard=step.shard,
+        chain=store.Chain(keys=keys.tobytes(), position=step.hint.position),
+        hints=hints_of(step.hint),
+        wait_ms=max(0, round(wait_s * 1e3)),
+        carrier=int(reached.fetching.chosen.path.carrier),
+    )
+    asked_at = time.monotonic()
+    told = yield Called(store.METHOD_LEASE, request.SerializeToString())
+    if told.status != Status.OK:
+        return _failed(told)
+    lease = _lease_of(told, len(keys), len(space.part_bytes[step.shard]))
+    if lease is None:
+        return Told(Status.UNAVAILABLE, field="lease", reason="the node's answer does not parse")
+    if not lease.offsets:
+        return Told()
+    release = framed.ReleaseRequest(lease=lease.lease)
+    try:
+        left_s = min(times.left(), asked_at + lease.lease_ms / 1e3 - time.monotonic())
+        read = yield Awaited(
+            partial(
+                mover.ways.read,
+                reached,
+                lease,
+                step.places.of(0, len(lease.offsets)),
+                space.part_bytes[step.shard],
+                space.registry.kept,
+                verify=mover.verify,
+                deadline_s=max(0.0, left_s),
+            )
+        )
+        release.bytes = read.blocks * space.shard_bytes[step.shard]
+        if read.corrupt is not None:
+            release.corrupt.append(lease.tickets[read.corrupt])
+    except KvStoreError as error:
+        return Told(Status.UNAVAILABLE, reason=str(error))
+    finally:
+        mover.line.session.tell_call(store.METHOD_RELEASE, release.SerializeToString())
+    status = Status.OK
+    if read.failure and read.corrupt is None:
+        status = Status.LATE if read.late else Status.UNAVAILABLE
+    return Told(
+        status,
+        reason=read.failure,
+        blocks=read.blocks,
+        blocks_corrupt=int(read.corrupt is not None),
+        window_full=lease.window_full or len(keys) < len(step.keys),
+        bytes=release.bytes,
+        tiers=lease.tiers[: read.blocks],
+    )
+
+
+def _lease_of(told: Result, keys: int, parts: int) -> framed.LeaseResponse | None:
+    """None for one that does not fit what was asked."""
+    try:
+        lease = framed.LeaseResponse.FromString(told.body)
+    except DecodeError:
+        return None
+    blocks = len(lease.offsets)
+    sizes = (len(lease.tiers), len(lease.tickets), len(lease.checksums))
+    good = blocks <= keys and sizes == (blocks, blocks, blocks * parts * 8) and all(at < 2**62 for at in lease.offsets)
+    return lease if good else None
+
+
+# ---- put ------------------------------------------------------------------------------------------------------------
+
+
+def putting(mover: Mover, space: Space, step: Put, times: Times) -> Conduct[Answer]:
+    """One window, in as many pulls as its pieces need."""
+    blocks, most = step.keys.shape[0], max(1, PIECES_MAX // step.places.pieces)
+    outcomes = bytearray()
+    for at in range(0, blocks, most):
+        end = min(at + most, blocks)
+        request = framed.PullRequest(
+            namespace=space.known.digest,
+            shard=step.shard,
+            chain=store.Chain(
+                keys=step.keys[at:end].tobytes(),
+                parent=step.parent if at == 0 else step.keys[at - 1].tobytes(),
+                position=step.hint.position + at,
+            ),
+            hints=hints_of(step.hint),
+            meta=step.metas[at:end],
+        )
+        try:
+            told = yield from _pulled(mover, space, step.places.of(at, end), times, request)
+            if told.status != Status.OK:
+                return _failed(told, outcomes)
+            response = framed.PullResponse.FromString(told.body)
+        except KvStoreError as error:
+            return Told(Status.UNAVAILABLE, reason=str(error), outcomes=bytes(outcomes))
+        except DecodeError:
+            return Told(Status.UNAVAILABLE, field="pull", reason="the node's answer does not parse")
+        if len(response.outcomes) != end - at:
+            return Told(Status.UNAVAILABLE, field="pull", reason="the node's answer does not fit the request")
+        outcomes += response.outcomes
+        if response.failure:
+            return Told(Status.UNAVAILABLE, reason=response.failure, outcomes=bytes(outcomes))
+        if PutOutcome.FULL in response.outcomes:  # what is behind would be of no use
+            outcomes += bytes((PutOutcome.FULL,)) * (blocks - end)
+            break
+    return Told(blocks=outcomes.count(PutOutcome.STORED), outcomes=bytes(outcomes))
+
+
+_Sourced = framed.PullRequest | framed.FillRequest
+
+
+def _pulled(mover: Mover, space: Space, places: Places, times: Times, request: _Sourced) -> Conduct[Result]:
+    """Asks with our memory granted, and takes it back whatever comes of it. Raises KvStoreError."""
+    reached = yield from _reached(mover, times)
+    loan: Loan = yield Awaited(partial(mover.ways.lend, reached, places, space.registry.kept, times.left()))
+    request.source.CopyFrom(loan.source)
+    request.deadline_ms = round(times.left() * 1e3)
+    pull = isinstance(request, framed.PullRequest)
+    try:
+        told: Result = yield Called(store.METHOD_PULL if pull else store.METHOD_FILL, request.SerializeToString())
+    except BaseException:
+        yield Awaited(partial(mover.ways.take_back, loan), whole=True)
+        raise
+    yield Awaited(partial(mover.ways.take_back, loan), whole=True)
+    return told
+
+
+# ---- part by part ---------------------------------------------------------------------------------------------------
+
+
+def reserving(mover: Mover, space: Space, step: Reserve, run: Run) -> Conduct[Answer]:
+    request = framed.ReserveRequest(
+        namespace=space.known.digest,
+        shard=step.shard,
+        chain=store.Chain(keys=step.keys.tobytes(), parent=step.parent, position=step.hint.position),
+        hints=hints_of(step.hint),
+        meta=step.metas,
+    )
+    told = yield Called(store.METHOD_RESERVE, request.SerializeToString())
+    if told.status != Status.OK:
+        return _failed(told)
+    try:
+        response = framed.ReserveResponse.FromString(told.body)
+    except DecodeError:
+        return Told(Status.UNAVAILABLE, field="reserve", reason="the node's answer does not parse")
+    if len(response.outcomes) != step.keys.shape[0]:
+        return Told(Status.UNAVAILABLE, field="reserve", reason="the node's answer does not fit the request")
+    held = AwaySlots(mover, space, response.reservation, response.outcomes, run)
+    return Taken(outcomes=response.outcomes, held=held)
+
+
+def filling(mover: Mover, space: Space, request: framed.FillRequest, places: Places, times: Times) -> Conduct[Answer]:
+    """One part of every granted block."""
+    try:
+        told = yield from _pulled(mover, space, places, times, request)
+        if told.status != Status.OK:
+            return _failed(told)
+        failure = framed.FillResponse.FromString(told.body).failure
+    except KvStoreError as error:
+        return Told(Status.UNAVAILABLE, reason=str(error))
+    return Told(Status.UNAVAILABLE, reason=failure) if failure else Told()
+
+
+class AwaySlots:
+    """Slots at a node whose memory is not mapped here. As kvstore.client.steps.Held. run: drives a conduct, in the
+    calling thread.
+    """
+
+    def __init__(self, mover: Mover, space: Space, number: int, outcomes: bytes, run: Run) -> None:
+        self._mover, self._space, self._number, self._run = mover, space, number, run
+        self.granted = [i for i, outcome in enumerate(outcomes) if outcome == PutOutcome.STORED]
+
+    def array(self, index: int) -> Keys:
+        raise ValueError(f"block: {index} lies at the node, whose memory is not mapped here; write() its parts")
+
+    def write(self, part: int, places: Places, deadline_s: float) -> Answer:
+        if not self.granted:
+            return Told()
+        request = framed.FillRequest(reservation=self._number, part=part)
+        times = times_of(deadline_s, None)
+        return self._run(filling(self._mover, self._space, request, places, times), times.left)
+
+    def publish(self, part: int, deadline_s: float) -> Answer:
+        request = framed.PublishRequest(reservation=self._number, part=part)
+        return self._asked(store.METHOD_PUBLISH, request, deadline_s)
+
+    def seal(self, deadline_s: float) -> Answer:
+        if not self.granted:
+            return Told()
+        body = framed.SealRequest(reservation=self._number).SerializeToString()
+        told = self._mover.line.session.call(store.METHOD_SEAL, body, deadline_s)
+        if told.status != Status.OK:
+            return told
+        return Told(outcomes=framed.SealResponse.FromString(told.body).outcomes)
+
+    def abort(self) -> None:
+        if self.granted:
+            body = framed.AbortRequest(reservation=self._number).SerializeToString()
+            self._mover.line.session.tell_call(store.METHOD_ABORT, body)
+
+    def _asked(self, method: int, request: Message, deadline_s: float) -> Answer:
+        if not self.granted:
+            return Told()
+        return self._mover.line.session.call(method, request.SerializeToString(), deadline_s)
+
+
+# ---- words ----------------------------------------------------------------------------------------------------------
+
+
+def _failed(told: Answer, outcomes: bytes | bytearray = b"") -> Told:
+    """An answer without what only another kind of answer has."""
+    return Told(told.status, told.field, told.reason, told.limit, outcomes=bytes(outcomes))
+
+
+def hints_of(hint: WireHint) -> store.Hints:
+    return store.Hints(
+        family=hint.label,
+        family_id=0 if hint.label else hint.family,
+        session_id=hint.session,
+        turn=hint.turn,
+        end=hint.end,
+        expected_return_ms=hint.expected_return_ms,
+        priority=hint.priority,
+    )

@@ -1,0 +1,346 @@
+"""A client's side of transfers: the ways to its node, and its callers' memory as their transports know it.
+
+Rules
+- Everything here runs on one event loop: the caller's own, or that of a thread (loop_thread.py) for the sync face.
+- Nothing answers while a peer or a transport may still touch a caller's memory: what is lent is revoked before a put
+  answers.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final, NamedTuple
+
+import numpy as np
+
+from kvstore.client.buffers import Memory, Places
+from kvstore.config import TransferConfig
+from kvstore.errors import Misconfigured, Unavailable
+from kvstore.transfers import Transfers
+from kvstore.wire import framed
+from transfer.batch import EXTENTS_MAX, Batch
+from transfer.errors import Reason, RegionPoisoned, StillTouched, TransferError, TransferFault
+from transfer.offers import Carrier, Offer
+from transfer.paths import Connection, Connector
+
+if TYPE_CHECKING:
+    import numpy.typing as npt
+
+    from kvstore.client.tls import Tls
+    from transfer.base import Grant, Region
+
+__all__ = ["Loan", "Reached", "Read", "Ways"]
+
+CONNECT_S_MAX: Final = 5.0
+LIFE_MARGIN_S: Final = 1.0  # a grant outlives its call by this; it is revoked at the call's end anyway
+
+
+@dataclass(frozen=True, slots=True)
+class Reached:
+    """How bytes go between this client and its node. fetching: what we read by. pulling: what the node reads us by."""
+
+    fetching: Connection
+    pulling: Connection
+
+
+class Read(NamedTuple):
+    """What came of reading leased blocks: those that arrived whole, in order, and verified. corrupt: the index of one
+    that did not verify. late: the deadline passed. failure: why it went no further; "" where nothing failed.
+    """
+
+    blocks: int
+    corrupt: int | None = None
+    late: bool = False
+    failure: str = ""
+
+
+class Loan(NamedTuple):
+    """A caller's memory, granted to the node."""
+
+    source: framed.Source
+    grants: Sequence[Grant]
+    regions: Sequence[Region]  # of this call only
+    way: Connection
+
+
+class _Span(NamedTuple):
+    start: int
+    end: int
+    memories: list[Memory]
+
+
+class _At:
+    """Raw memory as numpy takes it. Keeps what it lies in."""
+
+    __slots__ = ("__array_interface__", "_memories")
+
+    def __init__(self, span: _Span, writable: bool) -> None:
+        self._memories = span.memories
+        self.__array_interface__ = {
+            "version": 3,
+            "data": (span.start, not writable),
+            "shape": (span.end - span.start,),
+            "typestr": "|u1",
+        }
+
+
+class Ways:
+    """Of one client, from its first use to `close`. tls: what the client shows and believes."""
+
+    def __init__(self, tls: Tls | None) -> None:
+        self._config = TransferConfig(
+            address="none",
+            certificate=tls.certificate if tls else None,
+            private_key=tls.private_key if tls else None,
+            peer_ca=tls.authority if tls else None,
+        )
+        self._transfers: Transfers | None = None
+        self._pulling: Connector
+        self._lock = asyncio.Lock()
+        self._reached: tuple[object, Reached] | None = None
+        self._kept: dict[tuple[int, Carrier], tuple[Memory, Region]] = {}
+        self._closing: set[asyncio.Task[None]] = set()
+
+    def known(self, line: object) -> Reached | None:
+        """The ways to the node of this connection, if they are known. Of any thread."""
+        reached = self._reached
+        return reached[1] if reached is not None and reached[0] is line else None
+
+    async def reach(self, line: object, offer: Offer, deadline_s: float) -> Reached:
+        """Raises Unavailable, saying of each way why not."""
+        async with self._lock:
+            known = self.known(line)
+            if known is not None:
+                return known
+            transfers = await self._started()
+            deadline_s = min(deadline_s, CONNECT_S_MAX)
+            try:
+                fetching = await transfers.connector.connect(offer, deadline_s=deadline_s)
+                pulling = fetching
+                if fetching.chosen.path.carrier is Carrier.LOCAL:  # which reads no private memory
+                    pulling = await self._pulling.connect(offer, deadline_s=deadline_s)
+            except TransferFault as error:
+                raise Unavailable(str(error)) from error
+            former, reached = self._reached, Reached(fetching, pulling)
+            self._reached = line, reached
+        if former is not None:
+            await _closed(former[1])
+        return reached
+
+    async def _started(self) -> Transfers:
+        if self._transfers is None:
+            made = Transfers(self._config, trusted_uids={os.getuid()}, now_ns=time.monotonic_ns, listens=False)
+            try:
+                await made.start()
+            except Misconfigured as error:
+                await made.close()
+                raise Unavailable(str(error)) from error
+            self._pulling = made.connector.without(Carrier.LOCAL)
+            self._transfers = made
+        return self._transfers
+
+    def lost(self, reached: Reached) -> None:
+        """It led nowhere: the next call looks for ways anew."""
+        if self._reached is not None and self._reached[1] is reached:
+            self._reached = None
+            task = asyncio.get_running_loop().create_task(_closed(reached))
+            self._closing.add(task)
+            task.add_done_callback(self._closing.discard)
+
+    # ---- get ----------------------------------------------------------------------------------------------------
+
+    async def read(
+        self,
+        reached: Reached,
+        lease: framed.LeaseResponse,
+        places: Places,
+        part_bytes: Sequence[int],
+        kept: frozenset[int],
+        *,
+        verify: bool,
+        deadline_s: float,
+    ) -> Read:
+        """Leased blocks into the caller's memory. `places`: of those blocks. kept: Registry.kept."""
+        way, until = reached.fetching, time.monotonic() + deadline_s
+        blocks, parts = len(lease.offsets), list(part_bytes) * len(lease.offsets)
+        local = _Local(self, way, kept, writable=True)
+        try:
+            table = await local.table(places)
+            (shown,) = await way.present([lease.descriptor], deadline_s=deadline_s)
+            lengths = table[:, 4].reshape(blocks, -1)
+            starts = np.array(lease.offsets, dtype=np.uint64).astype(np.int64)
+            table[:, 2] = shown.handle
+            table[:, 3] = (starts[:, None] + np.cumsum(lengths, axis=1) - lengths).reshape(-1)
+            left_s = max(0.0, until - time.monotonic())
+            landed = await way.read(Batch(table), deadline_s=left_s, parts=parts if verify else None)
+        except TransferError as error:
+            if error.poisoned:
+                raise Unavailable(str(error)) from error
+            if error.elsewhere:
+                self.lost(reached)
+            whole = _leading(np.asarray(error.arrived.reshape(blocks, -1).all(axis=1)))
+            late = any(failure.reason is Reason.LATE for failure in error.failures)
+            return _verified(whole, error.checksums, lease, verify=verify, late=late, failure=str(error))
+        except TransferFault as error:
+            self.lost(reached)
+            return Read(0, failure=str(error))
+        finally:
+            await local.close()
+        return _verified(blocks, landed.checksums, lease, verify=verify)
+
+    # ---- put ----------------------------------------------------------------------------------------------------
+
+    async def lend(self, reached: Reached, places: Places, kept: frozenset[int], deadline_s: float) -> Loan:
+        """Grants the caller's blocks to the node. Raises Unavailable."""
+        way = reached.pulling
+        local = _Local(self, way, kept, writable=False)
+        grants: list[Grant] = []
+        try:
+            table = await local.table(places)
+            regions = {region.id: region for region in local.regions}
+            of = np.zeros(len(table), dtype=np.int64)
+            for number, region_id in enumerate(np.unique(table[:, 0]).tolist()):
+                rows = table[:, 0] == region_id
+                of[rows] = number
+                ranges = list(map(tuple, table[rows][:, (1, 4)].tolist()))
+                grants.append(
+                    await way.transport.grant(regions[region_id], ranges, lifetime_s=deadline_s + LIFE_MARGIN_S)
+                )
+        except BaseException as error:
+            await way.transport.revoke(grants)
+            await local.close()
+            if isinstance(error, TransferFault):
+                raise Unavailable(str(error)) from error
+            raise
+        pieces = np.stack((of, table[:, 1], table[:, 4]), axis=1)
+        carrier = way.chosen.path.carrier
+        assert self._transfers is not None
+        source = framed.Source(
+            carrier=int(carrier),
+            incarnation=self._transfers.incarnation(carrier),
+            descriptors=[grant.descriptor for grant in grants],
+            pieces=pieces.astype("<i8").tobytes(),
+        )
+        return Loan(source, grants, local.temporary, way)
+
+    async def take_back(self, loan: Loan) -> None:
+        """The node reads no more of it. Raises Unavailable where that cannot be made sure of: then the memory must
+        keep its bytes until this process ends.
+        """
+        try:
+            await loan.way.transport.revoke(loan.grants)
+            for region in loan.regions:
+                await loan.way.transport.deregister(region)
+        except (StillTouched, RegionPoisoned) as error:
+            raise Unavailable(f"{error}; its bytes must stay as they are") from error
+
+    # ---- memory -------------------------------------------------------------------------------------------------
+
+    async def kept_region(self, way: Connection, memory: Memory) -> Region:
+        """Of memory that the caller has registered: made once."""
+        key = id(memory), way.chosen.path.carrier
+        found = self._kept.get(key)
+        if found is None:
+            span = _Span(memory.address, memory.address + memory.length, [memory])
+            array = np.asarray(_At(span, memory.writable))
+            region = await way.transport.register(array, name="registered", writable=memory.writable)
+            found = self._kept[key] = memory, region
+        return found[1]
+
+    async def forget_others(self, kept: frozenset[int]) -> None:
+        """Lets go of what the caller has registered no more."""
+        assert self._transfers is not None
+        for key in [key for key in self._kept if key[0] not in kept]:
+            _, region = self._kept.pop(key)
+            await self._transfers.transport(key[1]).deregister(region)
+
+    async def close(self) -> None:
+        former, self._reached = self._reached, None
+        if former is not None:
+            await _closed(former[1])
+        await asyncio.gather(*self._closing)
+        if self._transfers is not None:
+            await self._transfers.close()
+
+
+class _Local:
+    """The local side of one call."""
+
+    def __init__(self, ways: Ways, way: Connection, kept: frozenset[int], *, writable: bool) -> None:
+        self._ways, self._way, self._keeps, self._writable = ways, way, kept, writable
+        self.regions: list[Region] = []
+        self.temporary: list[Region] = []
+
+    async def table(self, places: Places) -> npt.NDArray[np.int64]:
+        """(pieces, 5) with the local columns and lengths filled in. Raises Unavailable, TransferFault."""
+        if len(places.addresses) > EXTENTS_MAX:
+            raise Unavailable(f"{len(places.addresses)} pieces in one transfer, at most {EXTENTS_MAX}")
+        await self._ways.forget_others(self._keeps)
+        spans = _spans(places.memories)
+        for span in spans:
+            if len(span.memories) == 1 and id(span.memories[0]) in self._keeps:
+                self.regions.append(await self._ways.kept_region(self._way, span.memories[0]))
+                continue
+            array = np.asarray(_At(span, self._writable))
+            region = await self._way.transport.register(array, name="caller's", writable=self._writable)
+            self.regions.append(region)
+            self.temporary.append(region)
+        addresses = places.addresses.astype(np.int64)
+        which = np.searchsorted(np.array([span.start for span in spans], np.int64), addresses, side="right") - 1
+        table = np.zeros((len(addresses), 5), dtype=np.int64)
+        table[:, 0] = np.array([region.id for region in self.regions], np.int64)[which]
+        table[:, 1] = addresses - np.array([region.address for region in self.regions], np.int64)[which]
+        lengths = places.lengths.astype(np.int64)
+        table[:, 4] = np.resize(lengths, len(addresses)) if len(lengths) != len(addresses) else lengths
+        return table
+
+    async def close(self) -> None:
+        """Raises Unavailable where memory is not quiet."""
+        try:
+            for region in self.temporary:
+                await self._way.transport.deregister(region)
+        except RegionPoisoned as error:
+            raise Unavailable(f"{error}; it must be neither reused nor freed") from error
+
+
+def _spans(memories: Sequence[Memory]) -> list[_Span]:
+    """What lies side by side or one over the other is one. Sorted."""
+    spans: list[_Span] = []
+    for memory in sorted(memories, key=lambda one: one.address):
+        end = memory.address + memory.length
+        if spans and memory.address <= spans[-1].end:
+            former = spans[-1]
+            spans[-1] = _Span(former.start, max(former.end, end), [*former.memories, memory])
+        elif memory.length:
+            spans.append(_Span(memory.address, end, [memory]))
+    return spans
+
+
+def _leading(good: npt.NDArray[np.bool_]) -> int:
+    return len(good) if good.all() else int(np.argmin(good))
+
+
+def _verified(
+    whole: int,
+    sums: npt.NDArray[np.uint64],
+    lease: framed.LeaseResponse,
+    *,
+    verify: bool,
+    late: bool = False,
+    failure: str = "",
+) -> Read:
+    if not verify or whole == 0:
+        return Read(whole, None, late, failure)
+    expected = np.frombuffer(lease.checksums, dtype="<u8").reshape(len(lease.offsets), -1)[:whole]
+    good = (sums.reshape(len(lease.offsets), -1)[:whole] == expected).all(axis=1)
+    blocks = _leading(good)
+    return Read(blocks, None if blocks == whole else blocks, late, failure)
+
+
+async def _closed(reached: Reached) -> None:
+    for way in {id(way): way for way in (reached.fetching, reached.pulling)}.values():
+        await way.close()

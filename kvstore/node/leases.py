@@ -1,0 +1,202 @@
+"""What a connection that maps no segment holds of this node's memory, to be read by transfers: leases.
+
+Rules
+- A lease is a hold without an end of its own and a grant of exactly its blocks. It ends once: first the grant, then,
+  when no peer touches the bytes any more, the hold. So a slot that has another block now is never read by an old lease.
+- Where a grant does not become quiet, its blocks stay held until the process ends, and the log says so.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import logging
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Final
+
+from kvstore import native
+from kvstore.errors import Rejected, Unavailable
+from kvstore.node.namespaces import NotOpen
+from kvstore.wire import framed
+from transfer.errors import LimitReached, StillTouched
+from transfer.offers import Carrier
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from kvstore.clock import Clock
+    from kvstore.config import LimitsConfig
+    from kvstore.node.bridge import CoreBridge
+    from kvstore.node.namespaces import Opened
+    from kvstore.node.streams import Prefix
+    from kvstore.transfers import Transfers
+    from transfer.base import Grant, Region
+
+__all__ = ["MEMORY_TIER", "Allowance", "Leases", "MovingHost"]
+
+log = logging.getLogger(__name__)
+
+MEMORY_TIER: Final = 1
+
+
+@dataclass(frozen=True, slots=True)
+class MovingHost:
+    """What moving blocks needs of its node. regions: the payload segment, as each transport has it registered."""
+
+    bridge: CoreBridge
+    clock: Clock
+    limits: LimitsConfig
+    transfers: Transfers
+    regions: Mapping[Carrier, Region]
+
+    def region(self, field_: str, carrier: int) -> tuple[Carrier, Region]:
+        """Raises ValueError naming the field for a carrier by which no blocks move here."""
+        for known, region in self.regions.items():
+            if known == carrier:
+                return known, region
+        raise ValueError(f"{field_}: {carrier}, by which this node moves no blocks")
+
+
+@dataclass(slots=True)
+class Allowance:
+    """Of one connection: bytes that it may have leased or be putting at one time."""
+
+    most: int
+    taken: int = 0
+
+    @property
+    def left(self) -> int:
+        return max(0, self.most - self.taken)
+
+    def take(self, wanted: int) -> None:
+        if wanted > self.left:
+            raise Rejected(
+                f"streamed_bytes_max: {self.taken} of {self.most} bytes are under way on this connection",
+                limit="streamed_bytes_max",
+            )
+        self.taken += wanted
+
+    def give(self, back: int) -> None:
+        self.taken -= back
+
+
+@dataclass(frozen=True, slots=True)
+class _Lease:
+    hold: int
+    grant: Grant
+    carrier: Carrier
+    bytes: int
+    tickets: frozenset[int]
+    lapse: asyncio.TimerHandle
+
+
+@dataclass(slots=True)
+class Leases:
+    """Of one connection, from its first lease to `close`. `owner`: whose the holds are, in the core."""
+
+    host: MovingHost
+    owner: int
+    allowance: Allowance
+    _leases: dict[int, _Lease] = field(default_factory=dict)
+    _numbers: itertools.count[int] = field(default_factory=lambda: itertools.count(1))
+    _ending: set[asyncio.Task[bool]] = field(default_factory=set)
+
+    async def lease(self, opened: Opened, prefix: Prefix, request: framed.LeaseRequest) -> framed.LeaseResponse:
+        """Raises ValueError naming the field, NotOpen, Rejected, Unavailable."""
+        carrier, region = self.host.region("carrier", request.carrier)
+        if request.shard >= len(opened.shards):
+            raise ValueError(f"shard: {request.shard}, but the namespace has {len(opened.shards)}")
+        parts = opened.shards[request.shard].part_bytes
+        block_bytes, limits = sum(parts), self.host.limits
+        room = self.allowance.left // block_bytes
+        if room == 0:
+            self.allowance.take(block_bytes)
+        lease_s = limits.lease_ms_max / 1e3
+        run = await self.host.bridge.fetch(
+            self.owner,
+            opened.handle,
+            request.shard,
+            prefix.keys[:room],
+            kind=native.HoldKind.VIEW,
+            hint=prefix.hint(0),
+            wait_s=min(request.wait_ms, limits.hold_wait_ms_max) / 1e3,
+            lease_s=lease_s,
+        )
+        if run.status == native.Status.STALE_NAMESPACE:
+            raise NotOpen
+        blocks = len(run.offsets)
+        if blocks == 0:
+            self._release(run.hold)
+            return framed.LeaseResponse()
+        try:
+            self.allowance.take(blocks * block_bytes)
+            grant = await self._granted(carrier, region, run.offsets.tolist(), block_bytes, lease_s)
+        except BaseException:
+            self._release(run.hold)
+            raise
+        number = next(self._numbers)
+        lapse = asyncio.get_running_loop().call_later(lease_s, self._end, number)
+        tickets = run.tickets.tolist()
+        self._leases[number] = _Lease(run.hold, grant, carrier, blocks * block_bytes, frozenset(tickets), lapse)
+        return framed.LeaseResponse(
+            lease=number,
+            lease_ms=limits.lease_ms_max,
+            descriptor=grant.descriptor,
+            offsets=run.offsets.tolist(),
+            tiers=run.tiers[:blocks],
+            checksums=run.checksums[: blocks * len(parts)].astype("<u8").tobytes(),
+            tickets=tickets,
+            window_full=run.window_full or blocks == room < len(prefix.keys),
+        )
+
+    async def _granted(
+        self, carrier: Carrier, region: Region, offsets: list[int], block_bytes: int, lease_s: float
+    ) -> Grant:
+        transport = self.host.transfers.transport(carrier)
+        try:
+            return await transport.grant(region, [(offset, block_bytes) for offset in offsets], lifetime_s=lease_s)
+        except LimitReached as error:
+            raise Rejected(str(error), limit=error.limit) from error
+        except ValueError as error:  # its region is not open any more: the node stops, or the region is poisoned
+            raise Unavailable(str(error)) from error
+
+    def release(self, request: framed.ReleaseRequest) -> None:
+        """Unknown leases have ended already."""
+        lease = self._leases.get(request.lease)
+        if lease is None:
+            return
+        for ticket in request.corrupt:
+            if ticket in lease.tickets:
+                self.host.bridge.core.report_corrupt(self.owner, ticket)
+        self.host.transfers.served(lease.carrier, min(request.bytes, lease.bytes))
+        self._end(request.lease)
+
+    def _end(self, number: int) -> None:
+        lease = self._leases.pop(number, None)
+        if lease is None:
+            return
+        lease.lapse.cancel()
+        task = asyncio.get_running_loop().create_task(self._ended(lease))
+        self._ending.add(task)
+        task.add_done_callback(self._ending.discard)
+
+    async def _ended(self, lease: _Lease) -> bool:
+        """Whether its blocks were let go."""
+        self.allowance.give(lease.bytes)
+        try:
+            await self.host.transfers.transport(lease.carrier).revoke([lease.grant])
+        except StillTouched as error:
+            log.error("a lease of %d bytes is kept: %s", lease.bytes, error)
+            return False
+        self._release(lease.hold)
+        return True
+
+    def _release(self, hold: int) -> None:
+        if hold:
+            self.host.bridge.core.release(MEMORY_TIER, self.owner, hold)
+
+    async def close(self) -> bool:
+        """Ends all. Whether everything was let go."""
+        for number in list(self._leases):
+            self._end(number)
+        return all(await asyncio.gather(*self._ending))

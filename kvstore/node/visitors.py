@@ -1,0 +1,261 @@
+"""Connections of the framed door that map no segment: what each has leased, is putting, and how it is reached.
+
+Everything of a visitor ends with its connection: calls first, then grants, then holds and slots.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Final, TypeVar
+
+import numpy as np
+
+from kvstore.errors import Rejected, Unavailable
+from kvstore.node.leases import Allowance, Leases, MovingHost
+from kvstore.node.pulls import LAPSED, Filling, Slots
+from kvstore.wire import convert, framed, store
+
+if TYPE_CHECKING:
+    from google.protobuf.message import Message
+    from numpy.typing import NDArray
+
+    from kvstore.node.auth import Peer
+    from kvstore.node.handlers import Handlers
+    from kvstore.node.namespaces import Opened
+    from kvstore.node.streams import Prefix
+    from transfer.offers import Carrier
+    from transfer.paths import Connection
+
+__all__ = ["METHODS", "Visitors"]
+
+FILLINGS_MAX: Final = 1_024  # of one connection; their bytes are limited, too
+DEADLINE_S_MAX: Final = 600.0
+M = TypeVar("M", framed.LeaseRequest, framed.PullRequest, framed.ReserveRequest)
+
+
+class Visitor:
+    """Of one connection."""
+
+    def __init__(self, host: MovingHost) -> None:
+        self._host = host
+        self.allowance = Allowance(host.limits.streamed_bytes_max)
+        self._owner = host.bridge.core.new_owner()
+        self.leases = Leases(host, self._owner, self.allowance)
+        self.fillings: dict[int, Filling] = {}
+        self.numbers = itertools.count(1)
+        self.tasks: set[asyncio.Task[object]] = set()
+        self._ways: dict[tuple[Carrier, bytes], Connection] = {}
+
+    async def way(self, carrier: Carrier, incarnation: bytes, deadline_s: float) -> Connection:
+        """To this visitor's own memory, over the connections that it made. Raises PeerUnreachable."""
+        known = self._ways.get((carrier, incarnation))
+        if known is None:
+            known = await self._host.transfers.back(carrier, incarnation, deadline_s=deadline_s)
+            self._ways[carrier, incarnation] = known
+        return known
+
+    def filling(self, number: int) -> Filling:
+        """Raises ValueError for one that has ended, or never was."""
+        found = self.fillings.get(number)
+        if found is None:
+            raise ValueError(f"reservation: {number} has lapsed, or is none of this connection's")
+        return found
+
+    def end(self, number: int) -> None:
+        filling = self.fillings.pop(number, None)
+        if filling is not None:
+            filling.lapse.cancel()
+            filling.closed = True
+            if not filling.busy.locked():  # else whoever reads closes it
+                filling.slots.close()
+
+    async def close(self) -> None:
+        for task in tuple(self.tasks):
+            task.cancel()
+        await asyncio.gather(*self.tasks, return_exceptions=True)
+        for number in list(self.fillings):
+            self.end(number)
+        if await self.leases.close():
+            self._host.bridge.core.owner_gone(self._owner)
+        for way in self._ways.values():
+            await way.close()
+
+
+@dataclass(slots=True)
+class Visitors:
+    """Of a node. `call` answers what METHODS name; `gone` when a connection has ended."""
+
+    host: MovingHost
+    handlers: Handlers
+    _visitors: dict[int, Visitor] = field(default_factory=dict)
+    _leaving: set[asyncio.Task[None]] = field(default_factory=set)
+
+    def came(self, connection: int) -> None:
+        """It has asked for something of these: said before its `call`, and before it is told `gone`."""
+        if connection not in self._visitors:
+            self._visitors[connection] = Visitor(self.host)
+
+    async def call(self, connection: int, peer: Peer, method: int, body: bytes) -> bytes:
+        """Raises what kvstore.node.handlers.Handlers.call does."""
+        visitor = self._visitors.get(connection)
+        if visitor is None:
+            raise Unavailable("the connection has ended")
+        task = asyncio.current_task()
+        assert task is not None
+        visitor.tasks.add(task)
+        try:
+            answer = await self._answer(visitor, peer, method, body)
+        except convert.DecodeError as error:
+            raise ValueError("body: not a message of this method") from error
+        finally:
+            visitor.tasks.discard(task)
+        return answer.SerializeToString()
+
+    async def _answer(self, visitor: Visitor, peer: Peer, method: int, body: bytes) -> Message:  # noqa: PLR0911 - a method a line
+        match method:
+            case store.METHOD_LEASE:
+                lease, opened, prefix = self._named(peer, framed.LeaseRequest, body)
+                return await visitor.leases.lease(opened, prefix, lease)
+            case store.METHOD_RELEASE:
+                visitor.leases.release(framed.ReleaseRequest.FromString(body))
+                return framed.ReleaseResponse()
+            case store.METHOD_PULL:
+                pull, opened, prefix = self._named(peer, framed.PullRequest, body)
+                return await self._pull(visitor, opened, prefix, pull)
+            case store.METHOD_RESERVE:
+                reserve, opened, prefix = self._named(peer, framed.ReserveRequest, body)
+                return self._reserve(visitor, opened, prefix, reserve)
+            case store.METHOD_FILL:
+                return await self._fill(visitor, framed.FillRequest.FromString(body))
+            case store.METHOD_PUBLISH:
+                return self._publish(visitor, framed.PublishRequest.FromString(body))
+            case store.METHOD_SEAL:
+                return self._seal(visitor, framed.SealRequest.FromString(body).reservation)
+            case _:
+                visitor.end(framed.AbortRequest.FromString(body).reservation)
+                return framed.AbortResponse()
+
+    def _named(self, peer: Peer, kind: type[M], body: bytes) -> tuple[M, Opened, Prefix]:
+        """The request, and the namespace and chain that it names."""
+        request = kind.FromString(body)
+        opened = self.handlers.opened(peer, request.namespace)
+        if request.shard >= len(opened.shards):
+            raise ValueError(f"shard: {request.shard}, but the namespace has {len(opened.shards)}")
+        return request, opened, self.handlers.prefix(opened, request.chain, request.hints)
+
+    async def _pull(
+        self, visitor: Visitor, opened: Opened, prefix: Prefix, request: framed.PullRequest
+    ) -> framed.PullResponse:
+        slots = Slots(self.host, opened, request.shard, visitor.allowance)
+        try:
+            slots.reserve(prefix, request.meta)
+            outcomes, failure = slots.statuses.copy(), ""
+            if len(slots.granted):
+                arrived, sums, failure = await slots.read(visitor, request.source, None, _seconds(request.deadline_ms))
+                outcomes[slots.granted] = slots.seal(arrived, sums)
+            return framed.PullResponse(outcomes=outcomes.tobytes(), failure=failure)
+        finally:
+            slots.close()
+
+    # ---- part by part -------------------------------------------------------------------------------------------
+
+    def _reserve(
+        self, visitor: Visitor, opened: Opened, prefix: Prefix, request: framed.ReserveRequest
+    ) -> framed.ReserveResponse:
+        if len(visitor.fillings) >= FILLINGS_MAX:
+            raise Rejected(f"fillings_max: {FILLINGS_MAX} reservations are open", limit="fillings_max")
+        slots = Slots(self.host, opened, request.shard, visitor.allowance)
+        try:
+            slots.reserve(prefix, request.meta)
+        except BaseException:
+            slots.close()
+            raise
+        outcomes = slots.statuses.tobytes()
+        if not len(slots.granted):
+            slots.close()
+            return framed.ReserveResponse(outcomes=outcomes)
+        number = next(visitor.numbers)
+        lapse = asyncio.get_running_loop().call_later(slots.left_s, visitor.end, number)
+        visitor.fillings[number] = Filling(slots, lapse)
+        return framed.ReserveResponse(reservation=number, outcomes=outcomes)
+
+    async def _fill(self, visitor: Visitor, request: framed.FillRequest) -> framed.FillResponse:
+        filling = visitor.filling(request.reservation)
+        if request.part >= len(filling.slots.part_bytes):
+            raise ValueError(f"part: {request.part}, but the shard has {len(filling.slots.part_bytes)}")
+        async with filling.busy:
+            if filling.closed:
+                raise ValueError(f"reservation: {request.reservation} has lapsed")
+            if request.part < filling.published:
+                raise ValueError(f"part: {request.part} is published, and stays as it is")
+            try:
+                arrived, sums, failure = await filling.slots.read(
+                    visitor, request.source, request.part, _seconds(request.deadline_ms)
+                )
+            finally:
+                if filling.closed:  # ended meanwhile
+                    filling.slots.close()
+        if not failure and arrived.all() and not filling.closed:
+            filling.sums[request.part] = sums[:, 0]
+        return framed.FillResponse(failure=failure)
+
+    def _publish(self, visitor: Visitor, request: framed.PublishRequest) -> framed.PublishResponse:
+        filling = visitor.filling(request.reservation)
+        if request.part != filling.published:
+            raise ValueError(f"part: {request.part}, parts are published in order and the next is {filling.published}")
+        filling.slots.publish(request.part, self._filled(filling, request.part))
+        filling.published += 1
+        return framed.PublishResponse()
+
+    def _seal(self, visitor: Visitor, number: int) -> framed.SealResponse:
+        filling = visitor.filling(number)
+        rest = range(filling.published, len(filling.slots.part_bytes))
+        sums = [self._filled(filling, part) for part in rest]
+        blocks = len(filling.slots.granted)
+        if filling.busy.locked():
+            raise ValueError(f"reservation: {number} is being filled")
+        left = np.stack(sums, axis=1) if sums else np.empty((blocks, 0), np.uint64)
+        outcomes = filling.slots.seal(np.ones(blocks, np.bool_), left)
+        visitor.end(number)
+        return framed.SealResponse(outcomes=np.where(outcomes == LAPSED, 1, outcomes).astype(np.uint8).tobytes())
+
+    @staticmethod
+    def _filled(filling: Filling, part: int) -> NDArray[np.uint64]:
+        if part not in filling.sums:
+            raise ValueError(f"part: {part} was not filled")
+        return filling.sums[part]
+
+    # ---- ends ---------------------------------------------------------------------------------------------------
+
+    def gone(self, connection: int) -> None:
+        visitor = self._visitors.pop(connection, None)
+        if visitor is not None:
+            task = asyncio.get_running_loop().create_task(visitor.close())
+            self._leaving.add(task)
+            task.add_done_callback(self._leaving.discard)
+
+    async def close(self) -> None:
+        """After the door has stopped."""
+        for connection in list(self._visitors):
+            self.gone(connection)
+        await asyncio.gather(*self._leaving)
+
+
+def _seconds(deadline_ms: int) -> float:
+    return min(deadline_ms / 1e3, DEADLINE_S_MAX)
+
+
+METHODS: Final = frozenset(
+    {
+        store.METHOD_LEASE,
+        store.METHOD_RELEASE,
+        store.METHOD_PULL,
+        store.METHOD_RESERVE,
+        store.METHOD_FILL,
+        store.METHOD_PUBLISH,
+        store.METHOD_SEAL,
+        store.METHOD_ABORT,
+    }
+)
