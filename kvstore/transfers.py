@@ -128,7 +128,7 @@ class Transfers:
 
     def incarnation(self, carrier: Carrier) -> bytes:
         """Of our transport, as peers know it."""
-        return self._transports[carrier].book.incarnation
+        return self._transports[carrier].incarnation
 
     def served(self, carrier: Carrier, moved: int) -> None:
         """Bytes of ours that a peer says it has read."""

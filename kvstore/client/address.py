@@ -1,10 +1,12 @@
-"""Addresses of nodes: `unix:PATH` (the framed socket) or `HOST:PORT` (gRPC). Pure."""
+"""Addresses of a node's framed door: `unix:PATH` or `HOST:PORT`. Pure."""
 
 from __future__ import annotations
 
 import os
 from dataclasses import dataclass
 from typing import Final
+
+from kvstore.security import is_local
 
 SUN_PATH_MAX: Final = 107
 
@@ -13,11 +15,28 @@ SUN_PATH_MAX: Final = 107
 class UnixAddress:
     path: str
 
+    @property
+    def is_local(self) -> bool:
+        return True
+
+    def __str__(self) -> str:
+        return f"unix:{self.path}"
+
 
 @dataclass(frozen=True, slots=True)
 class TcpAddress:
+    """host: a name or an address, IPv6 without brackets."""
+
     host: str
     port: int
+
+    @property
+    def is_local(self) -> bool:
+        """Whether it is this machine's own for sure."""
+        return is_local(str(self))
+
+    def __str__(self) -> str:
+        return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
 
 
 def parse(address: str) -> UnixAddress | TcpAddress:
@@ -30,4 +49,4 @@ def parse(address: str) -> UnixAddress | TcpAddress:
     host, colon, port = address.rpartition(":")
     if not colon or not host or "/" in host or not port.isdecimal() or not 0 < int(port) < 65_536:
         raise ValueError(f"address: {address!r}, must be unix:PATH or HOST:PORT")
-    return TcpAddress(host, int(port))
+    return TcpAddress(host.strip("[]"), int(port))

@@ -81,16 +81,15 @@ class AsyncSocketChannel:
             if label is not None:  # whatever is answered: without it the family goes by its number
                 await self._wait(line, "submit_call", (store.METHOD_LABEL, label, times.left()))
             return DONE
+        return await self._asked(line, handle, space, step, times)
+
+    async def _asked(self, line: Line, handle: int, space: Space, step: Asked, times: Times) -> Answer:
         if not line.maps and not isinstance(step, Lookup):
             return await self._away.perform(line, space, step, times, partial(self._call_on, line))
+        name, arguments = as_call(line, handle, step, times)
         if isinstance(step, Reserve):
-            _, arguments = as_call(line, handle, step, times)
             reserve: Callable[..., native.Reservation] = line.session.reserve
             return told(line, step, await asyncio.to_thread(reserve, *arguments), space.shard_bytes)
-        return await self._submitted(line, handle, space, step, times)
-
-    async def _submitted(self, line: Line, handle: int, space: Space, step: Asked, times: Times) -> Answer:
-        name, arguments = as_call(line, handle, step, times)
         return told(line, step, await self._wait(line, "submit_" + name, arguments), space.shard_bytes)
 
     async def _wait(self, line: Line, name: str, arguments: tuple[object, ...]) -> native.Result:

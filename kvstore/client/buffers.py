@@ -34,7 +34,7 @@ class Memory(NamedTuple):
 
 
 class Places(NamedTuple):
-    """Where n blocks lie: `pieces` places each, block after block. `memories`: what they lie in, and what keeps it there.
+    """Where n blocks lie: `pieces` places each, block after block. `memories`: what they lie in, which keeps it there.
 
     addresses: (n * pieces,); lengths: (pieces,) where all blocks are cut alike, else (n * pieces,)
     """

@@ -1,14 +1,14 @@
-"""What a face asks of the way to its node, and which way an address means.
+"""What a face asks of the way to its node.
 
-`unix:PATH` is the framed socket: bytes move by one copy through shared memory. `HOST:PORT` is gRPC: bytes ride in
-messages (docs/grpc.md says what that costs).
+`unix:PATH` and `HOST:PORT` are the same framed door. Who is trusted at a Unix socket maps the node's memory, and bytes
+move by one copy; all others' move by transfers (away.py).
 """
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Protocol
 
-from kvstore.client.address import UnixAddress, parse
+from kvstore.client.address import TcpAddress, UnixAddress, parse
 from kvstore.client.async_socket import AsyncSocketChannel
 from kvstore.client.away import AwayAsync
 from kvstore.client.socket import SocketChannel
@@ -57,29 +57,21 @@ class AsyncChannel(Protocol):
 
 
 def connect(address: str, token: str | None, tls: Tls | None, *, verify: bool) -> Channel:
-    """Connects to nothing yet. ValueError names the address."""
+    """Connects to nothing yet. ValueError names the address; Misconfigured a file of `tls`."""
     at = parse(address)
-    if isinstance(at, UnixAddress):
-        _no_tls(tls)
-        return SocketChannel(at.path, token, verify=verify, workers=1)
-    from kvstore.client.grpc import GrpcChannel  # loads gRPC
-
-    return GrpcChannel(address, token, tls, verify=verify)
+    _check_tls(at, tls)
+    return SocketChannel(at, token, tls, verify=verify, workers=1)
 
 
 def connect_async(address: str, token: str | None, tls: Tls | None, *, verify: bool, workers: int) -> AsyncChannel:
-    """workers: threads that copy, for the framed socket."""
+    """workers: threads that copy, where this process maps the node's memory."""
     at = parse(address)
-    if isinstance(at, UnixAddress):
-        _no_tls(tls)
-        return AsyncSocketChannel(
-            SocketChannel(at.path, token, verify=verify, workers=workers), AwayAsync(tls, verify=verify)
-        )
-    from kvstore.client.grpc_aio import AsyncGrpcChannel
-
-    return AsyncGrpcChannel(address, token, tls, verify=verify)
+    _check_tls(at, tls)
+    return AsyncSocketChannel(
+        SocketChannel(at, token, tls, verify=verify, workers=workers), AwayAsync(tls, verify=verify)
+    )
 
 
-def _no_tls(tls: Tls | None) -> None:
-    if tls is not None:
+def _check_tls(at: UnixAddress | TcpAddress, tls: Tls | None) -> None:
+    if tls is not None and isinstance(at, UnixAddress):
         raise ValueError("tls: is for HOST:PORT; a Unix socket stays on the machine")

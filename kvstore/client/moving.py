@@ -1,7 +1,7 @@
 """The steps of a client that maps no segment of its node: bytes move by transfers, control over the framed connection.
 
-Written once for both faces, as generators that ask for two things: a rare verb of the node, and something awaited on the
-event loop of the client's transports. What is awaited may be interrupted; what gives memory back may not.
+Written once for both faces, as generators that ask for two things: a rare verb of the node, and something awaited on
+the event loop of the client's transports. What is awaited may be interrupted; what gives memory back may not.
 
   get   LEASE -> read one-sidedly, compare -> RELEASE (nobody waits for it)
   put   grant our memory -> PULL: the node reads it -> revoke
@@ -73,7 +73,7 @@ class Mover:
 
 
 def drive(conduct: Conduct[T], call: Callable[[Called], object], wait: Callable[[Awaited], object]) -> T:
-    """In the calling thread. What interrupts a step is told to the conduct, which gives memory back and lets it through."""
+    """In the calling thread. What interrupts a step is told to the conduct: which gives memory back."""
     try:
         asked = next(conduct)
         while True:

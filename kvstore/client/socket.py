@@ -1,4 +1,4 @@
-"""The framed socket of a node as a channel: sessions made, kept and made anew, and steps in the calling thread.
+"""The framed door of a node as a channel: sessions made, kept and made anew, and steps in the calling thread.
 
 One session serves all threads of a process: its native side lets any number of calls be in flight at once. When it
 is found dead the next call connects again; while nobody answers, calls fail at once until a growing pause is over.
@@ -7,6 +7,7 @@ is found dead the next call connects again; while nobody answers, calls fail at 
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 import threading
 import time
@@ -14,6 +15,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Final
 
 from kvstore import native
+from kvstore.client.address import TcpAddress, UnixAddress
 from kvstore.client.away import Away
 from kvstore.client.calls import Line, Times, as_call, body_of, check_usable, report, told
 from kvstore.client.space import Known, Space
@@ -25,6 +27,8 @@ from kvstore.wire import store
 if TYPE_CHECKING:
     from kvstore.client.tls import Tls
 
+log = logging.getLogger(__name__)
+
 PAUSE_S_MIN: Final = 0.02
 PAUSE_S_MAX: Final = 1.0
 
@@ -32,8 +36,13 @@ PAUSE_S_MAX: Final = 1.0
 class SocketChannel:
     """Thread-safe. `deadline` arguments are readings of time.monotonic()."""
 
-    def __init__(self, path: str, token: str | None, *, verify: bool, workers: int, tls: Tls | None = None) -> None:
-        self._path = path
+    def __init__(
+        self, at: UnixAddress | TcpAddress, token: str | None, tls: Tls | None, *, verify: bool, workers: int
+    ) -> None:
+        self._at = at
+        self._tls = tls.framed() if tls is not None else None
+        if token is not None and tls is None and not at.is_local:
+            log.warning("%s: the token travels in the clear; give tls=", at)
         self._away = Away(tls, verify=verify)
         self._token = (token or "").encode()
         self._verify = verify
@@ -60,7 +69,7 @@ class SocketChannel:
         """The live session, made if need be. Raises Unavailable, or Rejected where the node does not let us in."""
         self.check()
         if not self._lock.acquire(timeout=max(0.0, min(deadline - time.monotonic(), threading.TIMEOUT_MAX))):
-            raise Unavailable(f"unix:{self._path}: still being connected to by another thread")
+            raise Unavailable(f"{self._at}: still being connected to by another thread")
         try:
             self.check()
             return self.current or self._renew(deadline)
@@ -83,18 +92,26 @@ class SocketChannel:
         now = time.monotonic()
         if now < self._not_before:
             raise Unavailable(
-                f"unix:{self._path}: not to be reached a moment ago; tried again in {self._not_before - now:.2f} s"
+                f"{self._at}: not to be reached a moment ago; tried again in {self._not_before - now:.2f} s"
             )
         try:
-            session = native.Session(self._path, self._token, max(0.001, deadline - now), self._workers, self._verify)
+            session = self._session(max(0.001, deadline - now))
         except PermissionError as error:
             raise Rejected(f"token: {error}") from error
         except OSError as error:
             self._pause_s = min(PAUSE_S_MAX, max(PAUSE_S_MIN, 2 * self._pause_s))
             self._not_before = time.monotonic() + self._pause_s
-            raise Unavailable(f"unix:{self._path}: {error}") from error
+            raise Unavailable(f"{self._at}: {error}") from error
         self._pause_s = 0.0
         return session
+
+    def _session(self, connect_s: float) -> native.Session:
+        at = self._at
+        if isinstance(at, UnixAddress):
+            return native.Session(at.path, self._token, connect_s, self._workers, self._verify)
+        return native.Session(
+            "", self._token, connect_s, self._workers, self._verify, host=at.host, port=at.port, tls=self._tls
+        )
 
     def _tell_quiet(self) -> None:
         """Tells the node's present life of former sessions of which nothing touches the segment any more. Takes no

@@ -28,8 +28,8 @@ T = TypeVar("T")
 class Client(ClientFace):
     """A node's client. Connects with the first call that needs it, and again after the node was restarted.
 
-    address: "unix:PATH", or "host:port" (gRPC: bytes ride in messages, views and reservations are refused). token: for
-    a node that asks for one. tls: over host:port. deadline_s: of every call that is not given its own. verify: off only
+    address: "unix:PATH", or "host:port": then bytes move by transfers, and views are refused. token: for a node that
+    asks for one. tls: over host:port. deadline_s: of every call that is not given its own. verify: off only
     to show why it is on. Raises nothing but ValueError, TypeError and Misconfigured before it is used.
     """
 

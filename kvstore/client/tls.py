@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import grpc
-
+from kvstore import native
 from kvstore.errors import Misconfigured
+
+if TYPE_CHECKING:
+    import grpc
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,8 +27,17 @@ class Tls:
         if (self.certificate is None) != (self.private_key is None):
             raise Misconfigured("tls.certificate and tls.private_key: both or neither")
 
+    def framed(self) -> native.Tls:
+        """For the framed door. Raises Misconfigured naming the file, or that this machine has no OpenSSL 3."""
+        try:
+            return native.Tls(*(str(path or "") for path in (self.certificate, self.private_key, self.authority)))
+        except RuntimeError as error:
+            raise Misconfigured(f"tls: {error}") from error
+
     def credentials(self) -> grpc.ChannelCredentials:
-        """Reads the files. Raises Misconfigured naming the one that cannot be read."""
+        """For gRPC. Reads the files. Raises Misconfigured naming the one that cannot be read."""
+        import grpc  # the framed client never loads it
+
         return grpc.ssl_channel_credentials(
             root_certificates=_read("authority", self.authority),
             private_key=_read("private_key", self.private_key),

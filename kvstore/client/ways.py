@@ -133,7 +133,7 @@ class Ways:
 
     async def _started(self) -> Transfers:
         if self._transfers is None:
-            made = Transfers(self._config, trusted_uids={os.getuid()}, now_ns=time.monotonic_ns, listens=False)
+            made = Transfers(self._config, trusted_uids=_trusted_uids(), now_ns=time.monotonic_ns, listens=False)
             try:
                 await made.start()
             except Misconfigured as error:
@@ -170,7 +170,7 @@ class Ways:
         local = _Local(self, way, kept, writable=True)
         try:
             table = await local.table(places)
-            (shown,) = await way.present([lease.descriptor], deadline_s=deadline_s)
+            (shown,) = await way.present([lease.descriptor], deadline_s=deadline_s, fresh=True)
             lengths = table[:, 4].reshape(blocks, -1)
             starts = np.array(lease.offsets, dtype=np.uint64).astype(np.int64)
             table[:, 2] = shown.handle
@@ -265,6 +265,11 @@ class Ways:
         await asyncio.gather(*self._closing)
         if self._transfers is not None:
             await self._transfers.close()
+
+
+def _trusted_uids() -> set[int]:
+    """Whose shared memory we read: our own user's nodes'."""
+    return {os.getuid()}
 
 
 class _Local:

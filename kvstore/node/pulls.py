@@ -113,7 +113,7 @@ class Slots:
         until = asyncio.get_running_loop().time() + deadline_s
         try:
             way = await visitor.way(carrier, source.incarnation, deadline_s)
-            shown = await way.present(list(source.descriptors), deadline_s=deadline_s)
+            shown = await way.present(list(source.descriptors), deadline_s=deadline_s, fresh=True)
             batch = self._batch(pieces, np.array([one.handle for one in shown], np.int64), region.id, before)
             left_s = max(0.0, until - asyncio.get_running_loop().time())
             landed = await way.read(batch, deadline_s=left_s, parts=parts * len(self.granted))
