@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Final, NamedTuple
 
@@ -43,6 +44,7 @@ class Line:
     limits: Limits
     lending: Lending
     maps: bool
+    numbers: Iterator[int] = field(default_factory=lambda: itertools.count(1))  # of leases and reservations
     labels: set[str] = field(default_factory=set)  # that the node has been told
 
     def untold(self, step: Report) -> bytes | None:

@@ -151,18 +151,19 @@ def fetching(mover: Mover, space: Space, step: Fetch, times: Times) -> Conduct[A
         hints=hints_of(step.hint),
         wait_ms=max(0, round(wait_s * 1e3)),
         carrier=int(reached.fetching.chosen.path.carrier),
+        lease=next(mover.line.numbers),
     )
+    release = framed.ReleaseRequest(lease=request.lease)
     asked_at = time.monotonic()
-    told = yield Called(store.METHOD_LEASE, request.SerializeToString())
-    if told.status != Status.OK:
-        return _failed(told)
-    lease = _lease_of(told, len(keys), len(space.part_bytes[step.shard]))
-    if lease is None:
-        return Told(Status.UNAVAILABLE, field="lease", reason="the node's answer does not parse")
-    if not lease.offsets:
-        return Told()
-    release = framed.ReleaseRequest(lease=lease.lease)
     try:
+        told = yield Called(store.METHOD_LEASE, request.SerializeToString())
+        if told.status != Status.OK:
+            return _failed(told)
+        lease = _lease_of(told, len(keys), len(space.part_bytes[step.shard]))
+        if lease is None:
+            return Told(Status.UNAVAILABLE, field="lease", reason="the node's answer does not parse")
+        if not lease.offsets:
+            return Told()
         left_s = min(times.left(), asked_at + lease.lease_ms / 1e3 - time.monotonic())
         read = yield Awaited(
             partial(
@@ -278,8 +279,15 @@ def reserving(mover: Mover, space: Space, step: Reserve, run: Run) -> Conduct[An
         chain=store.Chain(keys=step.keys.tobytes(), parent=step.parent, position=step.hint.position),
         hints=hints_of(step.hint),
         meta=step.metas,
+        reservation=next(mover.line.numbers),
     )
-    told = yield Called(store.METHOD_RESERVE, request.SerializeToString())
+    try:
+        told = yield Called(store.METHOD_RESERVE, request.SerializeToString())
+    except BaseException:
+        give_up(mover, request.reservation)
+        raise
+    if told.status == Status.LATE:
+        give_up(mover, request.reservation)
     if told.status != Status.OK:
         return _failed(told)
     try:
@@ -288,7 +296,7 @@ def reserving(mover: Mover, space: Space, step: Reserve, run: Run) -> Conduct[An
         return Told(Status.UNAVAILABLE, field="reserve", reason="the node's answer does not parse")
     if len(response.outcomes) != step.keys.shape[0]:
         return Told(Status.UNAVAILABLE, field="reserve", reason="the node's answer does not fit the request")
-    held = AwaySlots(mover, space, response.reservation, response.outcomes, run)
+    held = AwaySlots(mover, space, request.reservation, response.outcomes, run)
     return Taken(outcomes=response.outcomes, held=held)
 
 
@@ -302,6 +310,11 @@ def filling(mover: Mover, space: Space, request: framed.FillRequest, places: Pla
     except KvStoreError as error:
         return Told(Status.UNAVAILABLE, reason=str(error))
     return Told(Status.UNAVAILABLE, reason=failure) if failure else Told()
+
+
+def give_up(mover: Mover, reservation: int) -> None:
+    body = framed.AbortRequest(reservation=reservation).SerializeToString()
+    mover.line.session.tell_call(store.METHOD_ABORT, body)
 
 
 class AwaySlots:
@@ -338,8 +351,7 @@ class AwaySlots:
 
     def abort(self) -> None:
         if self.granted:
-            body = framed.AbortRequest(reservation=self._number).SerializeToString()
-            self._mover.line.session.tell_call(store.METHOD_ABORT, body)
+            give_up(self._mover, self._number)
 
     def _asked(self, method: int, request: Message, deadline_s: float) -> Answer:
         if not self.granted:

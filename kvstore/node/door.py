@@ -259,19 +259,23 @@ class FramedDoor:
                 body = await self._handlers.call(
                     peer, request.method, request.body, lambda handle: self._native.allow(owner, handle)
                 )
+        except asyncio.CancelledError:  # given up by whoever asked, or the connection is gone
+            self._native.answered(owner)
+            raise
         except Exception as error:  # each is told to the caller, and the unexpected to the log as well
             if isinstance(error, Denied):
                 self._guard.denied("framed", error)
             status, text, limit = _refusal(error)
             told = errors.detail(text, limit_name=limit)
-            if not request.unanswered:
-                self._native.answer_error(owner, number, int(status), told.field, told.reason, told.limit)
-        else:
-            if not request.unanswered:
-                self._native.answer(owner, number, body)
-        finally:
             if request.unanswered:
                 self._native.answered(owner)
+            else:
+                self._native.answer_error(owner, number, int(status), told.field, told.reason, told.limit)
+        else:
+            if request.unanswered:
+                self._native.answered(owner)
+            else:
+                self._native.answer(owner, number, body)
 
 
 def _refusal(error: Exception) -> tuple[native.Status, str, str]:

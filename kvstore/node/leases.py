@@ -9,7 +9,6 @@ Rules
 from __future__ import annotations
 
 import asyncio
-import itertools
 import logging
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final
@@ -98,11 +97,22 @@ class Leases:
     owner: int
     allowance: Allowance
     _leases: dict[int, _Lease] = field(default_factory=dict)
-    _numbers: itertools.count[int] = field(default_factory=lambda: itertools.count(1))
+    _leasing: dict[int, asyncio.Task[object]] = field(default_factory=dict)
     _ending: set[asyncio.Task[bool]] = field(default_factory=set)
 
     async def lease(self, opened: Opened, prefix: Prefix, request: framed.LeaseRequest) -> framed.LeaseResponse:
         """Raises ValueError naming the field, NotOpen, Rejected, Unavailable."""
+        number, task = request.lease, asyncio.current_task()
+        assert task is not None
+        if number in self._leasing or number in self._leases:
+            raise ValueError(f"lease: {number} is the number of another one")
+        self._leasing[number] = task
+        try:
+            return await self._leased(opened, prefix, request)
+        finally:
+            del self._leasing[number]
+
+    async def _leased(self, opened: Opened, prefix: Prefix, request: framed.LeaseRequest) -> framed.LeaseResponse:
         carrier, region = self.host.region("carrier", request.carrier)
         if request.shard >= len(opened.shards):
             raise ValueError(f"shard: {request.shard}, but the namespace has {len(opened.shards)}")
@@ -134,12 +144,10 @@ class Leases:
         except BaseException:
             self._release(run.hold)
             raise
-        number = next(self._numbers)
-        lapse = asyncio.get_running_loop().call_later(lease_s, self._end, number)
+        lapse = asyncio.get_running_loop().call_later(lease_s, self._end, request.lease)
         tickets = run.tickets.tolist()
-        self._leases[number] = _Lease(run.hold, grant, carrier, blocks * block_bytes, frozenset(tickets), lapse)
+        self._leases[request.lease] = _Lease(run.hold, grant, carrier, blocks * block_bytes, frozenset(tickets), lapse)
         return framed.LeaseResponse(
-            lease=number,
             lease_ms=limits.lease_ms_max,
             descriptor=grant.descriptor,
             offsets=run.offsets.tolist(),
@@ -161,7 +169,10 @@ class Leases:
             raise Unavailable(str(error)) from error
 
     def release(self, request: framed.ReleaseRequest) -> None:
-        """Unknown leases have ended already."""
+        """Unknown leases have ended already; one that is not answered yet is given up."""
+        leasing = self._leasing.get(request.lease)
+        if leasing is not None:
+            leasing.cancel()
         lease = self._leases.get(request.lease)
         if lease is None:
             return

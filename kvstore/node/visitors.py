@@ -6,7 +6,6 @@ Everything of a visitor ends with its connection: calls first, then grants, then
 from __future__ import annotations
 
 import asyncio
-import itertools
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final, TypeVar
 
@@ -44,7 +43,6 @@ class Visitor:
         self._owner = host.bridge.core.new_owner()
         self.leases = Leases(host, self._owner, self.allowance)
         self.fillings: dict[int, Filling] = {}
-        self.numbers = itertools.count(1)
         self.tasks: set[asyncio.Task[object]] = set()
         self._ways: dict[tuple[Carrier, bytes], Connection] = {}
 
@@ -164,6 +162,8 @@ class Visitors:
     def _reserve(
         self, visitor: Visitor, opened: Opened, prefix: Prefix, request: framed.ReserveRequest
     ) -> framed.ReserveResponse:
+        if request.reservation in visitor.fillings:
+            raise ValueError(f"reservation: {request.reservation} is the number of another one")
         if len(visitor.fillings) >= FILLINGS_MAX:
             raise Rejected(f"fillings_max: {FILLINGS_MAX} reservations are open", limit="fillings_max")
         slots = Slots(self.host, opened, request.shard, visitor.allowance)
@@ -176,10 +176,10 @@ class Visitors:
         if not len(slots.granted):
             slots.close()
             return framed.ReserveResponse(outcomes=outcomes)
-        number = next(visitor.numbers)
+        number = request.reservation
         lapse = asyncio.get_running_loop().call_later(slots.left_s, visitor.end, number)
         visitor.fillings[number] = Filling(slots, lapse)
-        return framed.ReserveResponse(reservation=number, outcomes=outcomes)
+        return framed.ReserveResponse(outcomes=outcomes)
 
     async def _fill(self, visitor: Visitor, request: framed.FillRequest) -> framed.FillResponse:
         filling = visitor.filling(request.reservation)

@@ -40,12 +40,15 @@ class LeaseRequest(_message.Message):
     HINTS_FIELD_NUMBER: _builtins.int
     WAIT_MS_FIELD_NUMBER: _builtins.int
     CARRIER_FIELD_NUMBER: _builtins.int
+    LEASE_FIELD_NUMBER: _builtins.int
     namespace: _builtins.bytes
     shard: _builtins.int
     wait_ms: _builtins.int
     """for blocks to come up from lower tiers"""
     carrier: _builtins.int
     """by which the bytes will be read, as an offer numbers them"""
+    lease: _builtins.int
+    """its number, chosen by the client, another one each time: so that it can be released before it is answered"""
     @_builtins.property
     def chain(self) -> _store_pb2.Chain: ...
     @_builtins.property
@@ -59,10 +62,11 @@ class LeaseRequest(_message.Message):
         hints: _store_pb2.Hints | None = ...,
         wait_ms: _builtins.int = ...,
         carrier: _builtins.int = ...,
+        lease: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["chain", b"chain", "hints", b"hints"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["carrier", b"carrier", "chain", b"chain", "hints", b"hints", "namespace", b"namespace", "shard", b"shard", "wait_ms", b"wait_ms"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["carrier", b"carrier", "chain", b"chain", "hints", b"hints", "lease", b"lease", "namespace", b"namespace", "shard", b"shard", "wait_ms", b"wait_ms"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -70,11 +74,10 @@ Global___LeaseRequest: _TypeAlias = LeaseRequest  # noqa: Y015
 
 @_typing.final
 class LeaseResponse(_message.Message):
-    """The longest run of the chain that is up. No lease and no blocks: nothing is."""
+    """The longest run of the chain that is up. No blocks: nothing is, and there is no lease."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
-    LEASE_FIELD_NUMBER: _builtins.int
     LEASE_MS_FIELD_NUMBER: _builtins.int
     DESCRIPTOR_FIELD_NUMBER: _builtins.int
     OFFSETS_FIELD_NUMBER: _builtins.int
@@ -82,7 +85,6 @@ class LeaseResponse(_message.Message):
     CHECKSUMS_FIELD_NUMBER: _builtins.int
     TICKETS_FIELD_NUMBER: _builtins.int
     WINDOW_FULL_FIELD_NUMBER: _builtins.int
-    lease: _builtins.int
     lease_ms: _builtins.int
     """counted from before the request was sent"""
     descriptor: _builtins.bytes
@@ -104,7 +106,6 @@ class LeaseResponse(_message.Message):
     def __init__(
         self,
         *,
-        lease: _builtins.int = ...,
         lease_ms: _builtins.int = ...,
         descriptor: _builtins.bytes = ...,
         offsets: _abc.Iterable[_builtins.int] | None = ...,
@@ -115,7 +116,7 @@ class LeaseResponse(_message.Message):
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["checksums", b"checksums", "descriptor", b"descriptor", "lease", b"lease", "lease_ms", b"lease_ms", "offsets", b"offsets", "tickets", b"tickets", "tiers", b"tiers", "window_full", b"window_full"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["checksums", b"checksums", "descriptor", b"descriptor", "lease_ms", b"lease_ms", "offsets", b"offsets", "tickets", b"tickets", "tiers", b"tiers", "window_full", b"window_full"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -281,8 +282,11 @@ class ReserveRequest(_message.Message):
     CHAIN_FIELD_NUMBER: _builtins.int
     HINTS_FIELD_NUMBER: _builtins.int
     META_FIELD_NUMBER: _builtins.int
+    RESERVATION_FIELD_NUMBER: _builtins.int
     namespace: _builtins.bytes
     shard: _builtins.int
+    reservation: _builtins.int
+    """its number, as a lease's"""
     @_builtins.property
     def chain(self) -> _store_pb2.Chain: ...
     @_builtins.property
@@ -297,10 +301,11 @@ class ReserveRequest(_message.Message):
         chain: _store_pb2.Chain | None = ...,
         hints: _store_pb2.Hints | None = ...,
         meta: _abc.Iterable[_builtins.bytes] | None = ...,
+        reservation: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["chain", b"chain", "hints", b"hints"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["chain", b"chain", "hints", b"hints", "meta", b"meta", "namespace", b"namespace", "shard", b"shard"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["chain", b"chain", "hints", b"hints", "meta", b"meta", "namespace", b"namespace", "reservation", b"reservation", "shard", b"shard"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -308,23 +313,21 @@ Global___ReserveRequest: _TypeAlias = ReserveRequest  # noqa: Y015
 
 @_typing.final
 class ReserveResponse(_message.Message):
+    """Nothing granted: there is no reservation."""
+
     DESCRIPTOR: _descriptor.Descriptor
 
-    RESERVATION_FIELD_NUMBER: _builtins.int
     OUTCOMES_FIELD_NUMBER: _builtins.int
-    reservation: _builtins.int
-    """0: nothing was granted"""
     outcomes: _builtins.bytes
     """as PullResponse; stored: granted"""
     def __init__(
         self,
         *,
-        reservation: _builtins.int = ...,
         outcomes: _builtins.bytes = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["outcomes", b"outcomes", "reservation", b"reservation"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["outcomes", b"outcomes"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

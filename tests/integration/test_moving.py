@@ -34,6 +34,7 @@ class Stranger:
 
     def __init__(self, node: NodeProcess) -> None:
         self.session = native.Session(str(node.socket))
+        self.number = 0  # of the last lease
         body = self.ask(
             store.METHOD_OPEN_NAMESPACE, store.OpenNamespaceRequest(layout=_layout_message(), tenant="default")
         )
@@ -51,9 +52,14 @@ class Stranger:
         (address,) = [route.address for route in offer.routes if route.carrier is Carrier.TCP]
         return await self.transport.connect(address, deadline_s=5)
 
-    def lease(self, chain: np.ndarray, carrier: int = Carrier.TCP) -> framed.LeaseResponse:
+    def lease(self, chain: np.ndarray, carrier: int = Carrier.TCP, wait_ms: int = 0) -> framed.LeaseResponse:
+        self.number += 1
         request = framed.LeaseRequest(
-            namespace=self.opened.digest, chain=store.Chain(keys=chain.tobytes()), carrier=int(carrier)
+            namespace=self.opened.digest,
+            chain=store.Chain(keys=chain.tobytes()),
+            carrier=int(carrier),
+            lease=self.number,
+            wait_ms=wait_ms,
         )
         return framed.LeaseResponse.FromString(self.ask(store.METHOD_LEASE, request))
 
@@ -133,7 +139,7 @@ async def test_a_lease_opens_its_blocks_until_it_is_released(
     lease = stranger.lease(held)
     assert node.holds() == 1
     assert np.array_equal(await read(stranger, way, lease), blocks_of(held))
-    stranger.ask(store.METHOD_RELEASE, framed.ReleaseRequest(lease=lease.lease))
+    stranger.ask(store.METHOD_RELEASE, framed.ReleaseRequest(lease=stranger.number))
     eventually(lambda: node.holds() == 0)
     with pytest.raises(TransferError, match="revoked"):
         await read(stranger, way, lease)
@@ -170,19 +176,26 @@ async def test_a_lease_opens_nothing_beside_its_blocks(stranger: Stranger, held:
 
 
 async def test_what_a_connection_may_have_leased_is_limited(stranger: Stranger, held: np.ndarray) -> None:
-    first = stranger.lease(held)
+    first, number = stranger.lease(held), stranger.number
     second = stranger.lease(held)  # 8 blocks may be out, 6 are
     assert (len(first.offsets), len(second.offsets), second.window_full) == (6, 2, True)
     with pytest.raises(Refused, match="REJECTED streamed_bytes_max"):
         stranger.lease(held)
-    stranger.ask(store.METHOD_RELEASE, framed.ReleaseRequest(lease=first.lease))
+    stranger.ask(store.METHOD_RELEASE, framed.ReleaseRequest(lease=number))
     assert len(stranger.lease(held).offsets) == 6
+
+
+async def test_a_number_names_one_lease(stranger: Stranger, held: np.ndarray) -> None:
+    stranger.lease(held[:1])
+    stranger.number -= 1
+    with pytest.raises(Refused, match="BAD_INPUT lease: 1 is the number of another one"):
+        stranger.lease(held[:1])
 
 
 async def test_leases_are_not_shared(node: NodeProcess, stranger: Stranger, held: np.ndarray) -> None:
     lease = stranger.lease(held)
     other = Stranger(node)
-    other.ask(store.METHOD_RELEASE, framed.ReleaseRequest(lease=lease.lease, corrupt=list(lease.tickets)))
+    other.ask(store.METHOD_RELEASE, framed.ReleaseRequest(lease=stranger.number, corrupt=list(lease.tickets)))
     assert node.holds() == 1 and node.tier()["sealed"] == BLOCKS
     await other.close()
 
@@ -191,7 +204,7 @@ async def test_a_block_told_corrupt_is_looked_at_and_kept_if_it_is_not(
     node: NodeProcess, stranger: Stranger, held: np.ndarray
 ) -> None:
     lease = stranger.lease(held)
-    stranger.ask(store.METHOD_RELEASE, framed.ReleaseRequest(lease=lease.lease, corrupt=list(lease.tickets)))
+    stranger.ask(store.METHOD_RELEASE, framed.ReleaseRequest(lease=stranger.number, corrupt=list(lease.tickets)))
     eventually(lambda: node.holds() == 0)
     assert len(stranger.lease(held).offsets) == BLOCKS
 
@@ -279,18 +292,20 @@ async def test_a_pull_ends_before_its_slots_lapse(node: NodeProcess, stranger: S
 
 async def test_an_unfilled_reservation_lapses(node: NodeProcess, stranger: Stranger) -> None:
     chain = np.random.default_rng(6).integers(256, size=(2, 32), dtype=np.uint8)
-    request = framed.ReserveRequest(namespace=stranger.opened.digest, chain=store.Chain(keys=chain.tobytes()))
+    request = framed.ReserveRequest(
+        namespace=stranger.opened.digest, chain=store.Chain(keys=chain.tobytes()), reservation=7
+    )
     told = framed.ReserveResponse.FromString(stranger.ask(store.METHOD_RESERVE, request))
     assert told.outcomes == bytes(2) and node.tier()["reserved"] == 2
     for method, message in (
-        (store.METHOD_SEAL, framed.SealRequest(reservation=told.reservation)),
-        (store.METHOD_PUBLISH, framed.PublishRequest(reservation=told.reservation)),
+        (store.METHOD_SEAL, framed.SealRequest(reservation=7)),
+        (store.METHOD_PUBLISH, framed.PublishRequest(reservation=7)),
     ):
         with pytest.raises(Refused, match="part: 0 was not filled"):
             stranger.ask(method, message)
     eventually(lambda: node.tier()["reserved"] == 0)
     with pytest.raises(Refused, match="has lapsed"):
-        stranger.ask(store.METHOD_SEAL, framed.SealRequest(reservation=told.reservation))
+        stranger.ask(store.METHOD_SEAL, framed.SealRequest(reservation=7))
 
 
 async def test_namespaces_of_others_are_not_told(stranger: Stranger, held: np.ndarray) -> None:
