@@ -1,4 +1,6 @@
-"""Both faces of the client against a real node process: every verb, every kind of memory, every refusal."""
+"""Both faces of the client against a real node process: every verb, every kind of memory, every refusal. And by every
+way that bytes take: the node's memory mapped, or moved by transfers, over shared memory or TCP.
+"""
 
 from __future__ import annotations
 
@@ -21,16 +23,42 @@ from kvstore.errors import Rejected, Unavailable
 from tests.integration.nodes import SIZE, NodeProcess, blocks_of, eventually, layout, tokens
 
 
+WAYS = ("mapped", "host", "tcp")
+only_mapped = pytest.mark.only_mapped
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    if "way" in metafunc.fixturenames:
+        ways = WAYS[:1] if metafunc.definition.get_closest_marker("only_mapped") else WAYS
+        metafunc.parametrize("way", ways)
+
+
 @pytest.fixture(scope="module")
 def node(tmp_path_factory: pytest.TempPathFactory) -> Iterator[NodeProcess]:
-    with NodeProcess(tmp_path_factory.mktemp("node"), "limits.keys_per_call_max=1000") as node:
+    with NodeProcess(
+        tmp_path_factory.mktemp("node"), "limits.keys_per_call_max=1000", "node.address=127.0.0.1:0"
+    ) as node:
         yield node
 
 
 @pytest.fixture
-def client(node: NodeProcess) -> Iterator[Client]:
-    with Client(node.address, deadline_s=20) as client:
+def address(node: NodeProcess, way: str, monkeypatch: pytest.MonkeyPatch) -> str:
+    if way == "tcp":  # as if the node were another user's
+        monkeypatch.setattr("kvstore.client.ways._trusted_uids", set)
+    return node.address if way == "mapped" else str(node.facts["address"])
+
+
+@pytest.fixture
+def client(address: str) -> Iterator[Client]:
+    with Client(address, deadline_s=20) as client:
         yield client
+
+
+@pytest.fixture
+def beside(node: NodeProcess, request: pytest.FixtureRequest) -> Iterator[Namespace]:
+    """The same namespace, the node's memory mapped."""
+    with Client(node.address) as client:
+        yield client.namespace(layout(request.node.name[:200]))
 
 
 @pytest.fixture
@@ -126,6 +154,7 @@ def test_torch_tensors(ns: Namespace) -> None:
     assert torch.equal(into.view(torch.uint8), tensor.view(torch.uint8))
 
 
+@only_mapped
 def test_a_view_is_the_memory_itself(ns: Namespace) -> None:
     chain = ns.chain(tokens(4))
     ns.put(chain[:3], blocks_of(chain[:3]))
@@ -141,6 +170,7 @@ def test_a_view_is_the_memory_itself(ns: Namespace) -> None:
     assert len(ns.view(ns.chain(tokens(2, seed=99)))) == 0
 
 
+@only_mapped
 def test_an_array_of_a_view_keeps_its_block(node: NodeProcess, ns: Namespace) -> None:
     """Closing a view, or forgetting it, takes nothing away from an array that is still looked at."""
     chain = ns.chain(tokens(1))
@@ -161,7 +191,7 @@ def fill(ns: Namespace, rounds: int) -> None:
         assert ns.put(chain, blocks_of(chain)).rejected <= 8
 
 
-def test_chains_longer_than_a_window(ns: Namespace) -> None:
+def test_chains_longer_than_a_window(way: str, ns: Namespace) -> None:
     """A window is a quarter of memory, 64 blocks here."""
     chain = ns.chain(tokens(150))
     expected = blocks_of(chain)
@@ -170,17 +200,18 @@ def test_chains_longer_than_a_window(ns: Namespace) -> None:
     got = ns.get(chain, into)
     assert (got.blocks, got.ended) == (150, Ended.COMPLETE)
     assert np.array_equal(into, expected)
-    assert len(ns.view(chain)) == 64
-    with ns.view(chain[64:], position=64) as view:
-        assert np.array_equal(view.blocks[0], expected[64])
+    if way == "mapped":
+        assert len(ns.view(chain)) == 64
+        with ns.view(chain[64:], position=64) as view:
+            assert np.array_equal(view.blocks[0], expected[64])
 
 
-def test_bytes_that_changed_in_memory_are_never_handed_out(node: NodeProcess, ns: Namespace) -> None:
+def test_bytes_that_changed_in_memory_are_never_handed_out(way: str, ns: Namespace, beside: Namespace) -> None:
     """A trusted client writes into a block after sealing it: the next reader notices, and the node drops it."""
     chain = ns.chain(tokens(4))
     expected = blocks_of(chain)
     ns.put(chain[:2], expected[:2])
-    with ns.reserve(chain[2:], parent=chain[1], position=2) as slots:
+    with beside.reserve(chain[2:], parent=chain[1], position=2) as slots:
         arrays = [slots.array(block) for block in slots.granted]
         for array, block in zip(arrays, expected[2:], strict=True):
             array[:] = block
@@ -197,25 +228,27 @@ def test_bytes_that_changed_in_memory_are_never_handed_out(node: NodeProcess, ns
     assert ns.get(chain, into).blocks == 4
     assert np.array_equal(into, expected)
     arrays[1][7] ^= 1
-    assert len(ns.view(chain)) == 3, "verified before it is lent"
+    held = len(ns.view(chain)) if way == "mapped" else ns.get(chain, into).blocks
+    assert held == 3, "verified before it is lent"
     eventually(lambda: ns.lookup(chain).blocks == 3)
 
 
-def test_a_client_that_does_not_verify_sees_the_difference(node: NodeProcess, ns: Namespace) -> None:
+def test_a_client_that_does_not_verify_sees_the_difference(
+    address: str, ns: Namespace, beside: Namespace, request: pytest.FixtureRequest
+) -> None:
     chain = ns.chain(tokens(1))
-    with ns.reserve(chain) as slots:
+    with beside.reserve(chain) as slots:
         array = slots.array(0)
         slots.seal()
     array[5] = 1
-    with Client(node.address, verify=False) as careless:
+    with Client(address, verify=False) as careless:
         into = bytearray(SIZE)
-        name = "test_a_client_that_does_not_verify_sees_the_difference"
-        assert careless.namespace(layout(name)).get(chain, into).blocks == 1
+        assert careless.namespace(layout(request.node.name[:200])).get(chain, into).blocks == 1
         assert into[5] == 1
     assert ns.get(chain, into).ended is Ended.CORRUPT
 
 
-def test_slots_part_by_part(ns: Namespace) -> None:
+def test_slots_part_by_part(way: str, ns: Namespace) -> None:
     chain = ns.chain(tokens(3))
     expected = blocks_of(chain)
     part = SIZE // 4
@@ -225,8 +258,13 @@ def test_slots_part_by_part(ns: Namespace) -> None:
         for i in range(3):
             slots.write(i, [block[i * part : (i + 1) * part] for block in expected])
             slots.publish(i)
-        for block in range(3):
-            slots.array(block)[3 * part :] = expected[block, 3 * part :]  # the last one where it lies
+        if way == "mapped":
+            for block in range(3):
+                slots.array(block)[3 * part :] = expected[block, 3 * part :]  # the last one where it lies
+        else:
+            with pytest.raises(ValueError, match="block: 0 lies at the node"):
+                slots.array(0)
+            slots.write(3, [block[3 * part :] for block in expected])
         done = slots.seal()
     assert (done.stored, done.ended) == (3, Ended.COMPLETE)
     into = np.zeros((3, SIZE), np.uint8)
@@ -234,6 +272,7 @@ def test_slots_part_by_part(ns: Namespace) -> None:
     assert np.array_equal(into, expected)
 
 
+@only_mapped
 def test_a_view_follows_a_writer(node: NodeProcess, ns: Namespace) -> None:
     chain = ns.chain(tokens(3))
     expected, part = blocks_of(chain), SIZE // 4
@@ -313,22 +352,21 @@ def test_needs(client: Client, request: pytest.FixtureRequest) -> None:
         ns.get(chain, into, shard=2)
 
 
-def test_clear_makes_blocks_unreachable_for_everybody(node: NodeProcess, ns: Namespace) -> None:
+def test_clear_makes_blocks_unreachable_for_everybody(ns: Namespace, beside: Namespace) -> None:
     chain = ns.chain(tokens(3))
     ns.put(chain, blocks_of(chain))
-    with Client(node.address) as other:
-        theirs = other.namespace(layout("test_clear_makes_blocks_unreachable_for_everybody"))
-        assert theirs.lookup(chain).blocks == 3
-        assert ns.clear() == 1
-        assert ns.generation == 1
-        assert ns.lookup(chain).blocks == 0
-        got = theirs.get(chain, bytearray(3 * SIZE))
-        assert (got.blocks, got.ended) == (0, Ended.CLEARED)
-        assert theirs.generation == 1, "opened again by itself"
-        anew = theirs.chain(tokens(3))
-        assert not np.array_equal(anew, chain)
-        assert theirs.put(anew, blocks_of(anew)).stored == 3
-        assert ns.lookup(ns.chain(tokens(3))).blocks == 3
+    theirs = beside
+    assert theirs.lookup(chain).blocks == 3
+    assert ns.clear() == 1
+    assert ns.generation == 1
+    assert ns.lookup(chain).blocks == 0
+    got = theirs.get(chain, bytearray(3 * SIZE))
+    assert (got.blocks, got.ended) == (0, Ended.CLEARED)
+    assert theirs.generation == 1, "opened again by itself"
+    anew = theirs.chain(tokens(3))
+    assert not np.array_equal(anew, chain)
+    assert theirs.put(anew, blocks_of(anew)).stored == 3
+    assert ns.lookup(ns.chain(tokens(3))).blocks == 3
 
 
 def test_prefetch_says_how_many_there_are(ns: Namespace) -> None:
@@ -443,6 +481,7 @@ def _in_child(client: Client, ns: Namespace, view: View, pipe: int) -> None:
 
 
 @pytest.mark.filterwarnings("ignore:This process:DeprecationWarning")
+@only_mapped
 def test_a_client_is_not_used_across_a_fork(node: NodeProcess, client: Client, ns: Namespace) -> None:
     view_chain = ns.chain(tokens(1))
     ns.put(view_chain, blocks_of(view_chain))
@@ -485,9 +524,9 @@ def test_many_threads_share_a_client(ns: Namespace) -> None:
 # ---- the async face --------------------------------------------------------------------------------------------------
 
 
-async def test_the_async_face_does_all_that(node: NodeProcess) -> None:
-    async with AsyncClient(node.address) as client:
-        ns = await client.namespace(layout("async"))
+async def test_the_async_face_does_all_that(way: str, address: str) -> None:
+    async with AsyncClient(address) as client:
+        ns = await client.namespace(layout(f"async {way}"))
         chain = ns.chain(tokens(6))
         expected = blocks_of(chain)
         assert (await ns.put(chain[:4], expected[:4])).stored == 4
@@ -496,8 +535,12 @@ async def test_the_async_face_does_all_that(node: NodeProcess) -> None:
         got = await ns.get(chain, into)
         assert (got.blocks, got.ended) == (4, Ended.MISS)
         assert np.array_equal(into[:4], expected[:4])
-        with await ns.view(chain) as view:
-            assert np.array_equal(np.stack(view.blocks), expected[:4])
+        if way == "mapped":
+            with await ns.view(chain) as view:
+                assert np.array_equal(np.stack(view.blocks), expected[:4])
+        else:
+            with pytest.raises(Rejected, match="views need the node's own machine"):
+                await ns.view(chain)
         async with await ns.reserve(chain[4:], parent=chain[3], position=4) as slots:
             for part in range(4):
                 cut = slice(part * SIZE // 4, (part + 1) * SIZE // 4)
@@ -511,9 +554,9 @@ async def test_the_async_face_does_all_that(node: NodeProcess) -> None:
         assert (await ns.lookup(chain)).blocks == 0
 
 
-async def test_many_awaited_at_once(node: NodeProcess) -> None:
-    async with AsyncClient(node.address) as client:
-        ns = await client.namespace(layout("gathered"))
+async def test_many_awaited_at_once(address: str) -> None:
+    async with AsyncClient(address) as client:
+        ns = await client.namespace(layout(f"gathered {address}"))
 
         async def one(seed: int) -> bool:
             chain = ns.chain(tokens(5, seed=seed))
@@ -525,9 +568,9 @@ async def test_many_awaited_at_once(node: NodeProcess) -> None:
         assert all(await asyncio.gather(*(one(seed) for seed in range(30))))
 
 
-async def test_a_cancelled_call_leaves_memory_quiet(node: NodeProcess) -> None:
-    async with AsyncClient(node.address) as client:
-        ns = await client.namespace(layout("cancelled"))
+async def test_a_cancelled_call_leaves_memory_quiet(address: str) -> None:
+    async with AsyncClient(address) as client:
+        ns = await client.namespace(layout(f"cancelled {address}"))
         chain = ns.chain(tokens(60))
         expected = blocks_of(chain)
         await ns.put(chain, expected)
@@ -547,14 +590,16 @@ async def test_a_cancelled_call_leaves_memory_quiet(node: NodeProcess) -> None:
         assert np.array_equal(into, expected)
 
 
-async def test_a_cancelled_call_leaves_no_hold_and_no_slot(node: NodeProcess) -> None:
+async def test_a_cancelled_call_leaves_no_hold_and_no_slot(node: NodeProcess, way: str, address: str) -> None:
     """Whenever it is cancelled, and however often: what the node gave and nobody took goes back."""
-    async with AsyncClient(node.address) as client:
-        ns = await client.namespace(layout("cancelled view"))
+    async with AsyncClient(address) as client:
+        ns = await client.namespace(layout(f"cancelled view {way}"))
         chain = ns.chain(tokens(8))
+        into = np.zeros((4, SIZE), np.uint8)
         await ns.put(chain[:4], blocks_of(chain[:4]))
         for delay in range(20):
-            calls = [asyncio.ensure_future(ns.view(chain[:4])), asyncio.ensure_future(ns.reserve(chain[4:]))]
+            held = ns.view(chain[:4]) if way == "mapped" else ns.get(chain[:4], into)
+            calls = [asyncio.ensure_future(held), asyncio.ensure_future(ns.reserve(chain[4:]))]
             for _ in range(delay):
                 await asyncio.sleep(0)
             for _ in range(2):
