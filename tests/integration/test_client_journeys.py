@@ -22,7 +22,6 @@ from kvstore.client.views import View
 from kvstore.errors import Rejected, Unavailable
 from tests.integration.nodes import SIZE, NodeProcess, blocks_of, eventually, layout, tokens
 
-
 WAYS = ("mapped", "host", "tcp")
 only_mapped = pytest.mark.only_mapped
 
@@ -35,9 +34,7 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 
 @pytest.fixture(scope="module")
 def node(tmp_path_factory: pytest.TempPathFactory) -> Iterator[NodeProcess]:
-    with NodeProcess(
-        tmp_path_factory.mktemp("node"), "limits.keys_per_call_max=1000", "node.address=127.0.0.1:0"
-    ) as node:
+    with NodeProcess(tmp_path_factory.mktemp("node"), "limits.keys_per_call_max=1000", address="127.0.0.1:0") as node:
         yield node
 
 
@@ -239,6 +236,7 @@ def test_a_client_that_does_not_verify_sees_the_difference(
     chain = ns.chain(tokens(1))
     with beside.reserve(chain) as slots:
         array = slots.array(0)
+        array[:] = 0
         slots.seal()
     array[5] = 1
     with Client(address, verify=False) as careless:
