@@ -263,7 +263,7 @@ async def test_what_cannot_be_read_is_not_stored(node: NodeProcess, stranger: St
         case "beyond":
             source.pieces = _pieces((0, 0, SIZE), (0, SIZE + 8, SIZE))
         case "forged":
-            source.descriptors[0] = source.descriptors[0][:-1] + b"\0"
+            source.descriptors[0] = bytes((*source.descriptors[0][:-1], source.descriptors[0][-1] ^ 1))
         case "nobody":
             source.incarnation = bytes(16)
     told = await stranger.pull(chain, source, deadline_ms=500)

@@ -8,6 +8,7 @@ from types import SimpleNamespace
 import pytest
 
 from kvstore.client import socket
+from kvstore.client.address import UnixAddress
 from kvstore.client.socket import PAUSE_S_MAX, PAUSE_S_MIN, SocketChannel
 from kvstore.errors import Rejected, Unavailable
 
@@ -21,13 +22,13 @@ class World:
         self.answer: Exception | None = None
         monkeypatch.setattr(socket, "time", SimpleNamespace(monotonic=lambda: self.now))
         monkeypatch.setattr(socket, "native", SimpleNamespace(Session=self._session))
-        self.channel = SocketChannel("/nowhere", None, verify=True, workers=1)
+        self.channel = SocketChannel(UnixAddress("/nowhere"), None, None, verify=True, workers=1)
 
     def _session(self, *_: object) -> SimpleNamespace:
         self.tries += 1
         if self.answer is not None:
             raise self.answer
-        info = SimpleNamespace(keys_per_call_max=1, window_bytes=1, meta_bytes_max=1, hold_wait_ms_max=1)
+        info = SimpleNamespace(keys_per_call_max=1, window_bytes=1, meta_bytes_max=1, hold_wait_ms_max=1, trusted=True)
         return SimpleNamespace(info=info, closed=False, close=lambda: None)
 
     def connects(self) -> bool:

@@ -51,7 +51,7 @@ def test_a_place_further_on_in_the_same_chain() -> None:
 def test_addresses() -> None:
     assert parse("unix:/run/kv.sock") == UnixAddress("/run/kv.sock")
     assert parse("localhost:7401") == TcpAddress("localhost", 7401)
-    assert parse("[::1]:7401") == TcpAddress("[::1]", 7401)
+    assert parse("[::1]:7401") == TcpAddress("::1", 7401)
 
 
 @pytest.mark.parametrize(
