@@ -206,6 +206,67 @@ async def test_a_path_is_taken_over_from_the_dead_only(tmp_path: Path) -> None:
     assert not (tmp_path / "s").exists()
 
 
+async def test_what_is_no_socket_of_ours_stays_where_it_is(tmp_path: Path) -> None:
+    path = tmp_path / "s"
+    path.write_text("somebody's")
+    with pytest.raises(PeerUnreachable, match="no socket"):
+        LocalTransport(LocalConfig(path=str(path)))
+    assert path.read_text() == "somebody's"
+    path.unlink()
+    path.symlink_to(tmp_path / "nowhere")
+    with pytest.raises(PeerUnreachable, match="no socket"):
+        LocalTransport(LocalConfig(path=str(path)))
+    path.unlink()
+    transport = LocalTransport(LocalConfig(path=str(path)))
+    path.unlink()
+    path.write_text("a successor's")
+    await transport.close()
+    assert path.read_text() == "a successor's"
+
+
+OTHER_USER = 65_534
+AS_OTHER = """
+import asyncio, os, sys
+import numpy as np
+from transfer.base import Batch, Extent
+from transfer.errors import PeerUnreachable
+from transfer.local import LocalConfig, LocalTransport
+os.setgroups([])
+os.setgid(int(sys.argv[1]))
+os.setuid(int(sys.argv[1]))
+async def main():
+    reader = LocalTransport(LocalConfig(trusted_uids=frozenset({0, os.getuid()})))
+    try:
+        endpoint = await reader.connect(sys.argv[2], deadline_s=10.0)
+        (presented,) = await endpoint.present([bytes.fromhex(sys.argv[3])], deadline_s=10.0)
+        memory = np.zeros(1000, np.uint8)
+        region = await reader.register(memory)
+        await endpoint.read(Batch.of([(Extent(region.id, 0, 1000), presented.extent(7, 1000))]), deadline_s=10.0)
+        print(memory.tobytes().hex())
+    except PeerUnreachable:
+        print("refused")
+    await reader.close()
+asyncio.run(main())
+"""
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="becoming another user needs root")
+@pytest.mark.parametrize("named", [True, False])
+async def test_trusted_users_reach_the_socket_and_nobody_else_does(named: bool) -> None:
+    """Also where the mode lets anybody knock: it is open for one user, and the kernel tells who another one is."""
+    trusted = frozenset({0, OTHER_USER if named else OTHER_USER - 1})
+    async with both(LocalConfig(trusted_uids=trusted)) as made:
+        assert os.stat(made.owner.address.removeprefix("unix:")).st_mode & 0o777 == 0o666  # noqa: PTH116
+        asked = [str(OTHER_USER), made.owner.address, made.grant.descriptor.hex()]
+        process = await asyncio.create_subprocess_exec(
+            sys.executable, "-c", AS_OTHER, *asked, stdout=asyncio.subprocess.PIPE
+        )
+        async with asyncio.timeout(60):
+            out, _ = await process.communicate()
+        expected = made.content[7:1007].tobytes().hex() if named else "refused"
+        assert out.decode().split() == [expected]
+
+
 @pytest.mark.parametrize(
     "frame",
     [

@@ -16,11 +16,10 @@ import socket
 import struct
 import time
 from collections.abc import Callable, Collection
-from pathlib import Path
 
-from transfer.errors import PeerUnreachable
 from transfer.grants import Grant, GrantBook, Rights
 from transfer.local.channel import Channel, Frame, FrameInvalid, Kind
+from transfer.local.listener import Listener
 from transfer.native import GrantTable, MappedSegment, touches
 from transfer.regions import Region
 
@@ -31,7 +30,6 @@ PROTOCOL_VERSION = 1
 REQUEST = struct.Struct("<I")
 GRANTED = struct.Struct("<IQQ")  # request, region, bytes
 REGION_GONE = struct.Struct("<Q")
-_BACKLOG = 128
 
 
 class Owner:
@@ -55,13 +53,12 @@ class Owner:
         self._connections: dict[Connection, None] = {}
         self._changed = asyncio.Event()
         self._loop = asyncio.get_running_loop()
-        self._path = path
-        self._listener = _listen(path)
+        self._listener = Listener(path, trusted_uids)
         self._table_segment = MappedSegment.create(GrantTable.bytes(slots), name="grants")
         self.table = GrantTable(self._table_segment.address, self._table_segment.size, slots)
         self._quiet_fd = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
         self._loop.add_reader(self._quiet_fd, self._some_quiet)
-        self._loop.add_reader(self._listener.fileno(), self._accept)
+        self._loop.add_reader(self._listener.socket.fileno(), self._accept)
 
     def publish(self, grant: Grant, region: Region) -> None:
         del region  # peers find it by the grant
@@ -93,10 +90,8 @@ class Owner:
 
     def close(self) -> None:
         """Call when all grants have ended and are quiet."""
-        self._loop.remove_reader(self._listener.fileno())
+        self._loop.remove_reader(self._listener.socket.fileno())
         self._listener.close()
-        with contextlib.suppress(FileNotFoundError):
-            Path(self._path).unlink()
         for connection in list(self._connections):
             connection.close()
         self._loop.remove_reader(self._quiet_fd)
@@ -105,7 +100,7 @@ class Owner:
 
     def _accept(self) -> None:
         with contextlib.suppress(BlockingIOError, ConnectionError):
-            sock, _ = self._listener.accept()
+            sock, _ = self._listener.socket.accept()
             if len(self._connections) >= self._connections_max:
                 sock.close()
                 return
@@ -196,31 +191,3 @@ class Connection:
             self._activity.close()
             self._activity = None
         self._owner.dropped(self)
-
-
-def _listen(path: str) -> socket.socket:
-    """A listening socket that only this user can reach. Takes over a dead owner's path, never a live one's."""
-    sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC | socket.SOCK_NONBLOCK)
-    try:
-        _remove_dead(path)
-        sock.bind(path)
-        Path(path).chmod(0o600)
-        sock.listen(_BACKLOG)
-    except BaseException:
-        sock.close()
-        raise
-    return sock
-
-
-def _remove_dead(path: str) -> None:
-    if not Path(path).exists():
-        return
-    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
-        try:
-            probe.connect(path)
-        except ConnectionRefusedError:
-            Path(path).unlink()
-            return
-        except OSError as error:
-            raise PeerUnreachable(f"{path}: {error.strerror}") from error
-    raise PeerUnreachable(f"{path}: another process listens there")

@@ -18,6 +18,7 @@ from transfer.grants import GRANTS_MAX, Grant, Rights
 from transfer.lending import Lender
 from transfer.local.channel import Channel
 from transfer.local.endpoint import LocalEndpoint
+from transfer.local.listener import for_others
 from transfer.local.motion import Motion
 from transfer.local.served import Owner
 from transfer.native import CopyPool, keep_forever
@@ -34,7 +35,7 @@ def _own_uid() -> frozenset[int]:
 
 @dataclass(frozen=True, slots=True)
 class LocalConfig:
-    """`path`: the Unix socket to listen on; "" makes one in a new private directory. `workers`: copying threads; one
+    """`path`: the Unix socket to listen on; "" makes one in a new directory. `workers`: copying threads; one
     fills a memory channel on small machines. `turn_slices`: how long a batch copies before another's turn.
     """
 
@@ -80,6 +81,8 @@ class LocalTransport(Lender):
         path = self._config.path
         if not path:
             self._directory = tempfile.mkdtemp(prefix="transfer-")
+            if for_others(self._config.trusted_uids):
+                Path(self._directory).chmod(0o711)  # they reach the socket by its name, and see no other
             path = str(Path(self._directory) / "local.sock")
         self._path = path
         self._owner = Owner(
