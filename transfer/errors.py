@@ -19,6 +19,7 @@ __all__ = [
     "Failure",
     "GrantInvalid",
     "LimitReached",
+    "NotReached",
     "PeerUnreachable",
     "Reason",
     "RegionPoisoned",
@@ -44,6 +45,7 @@ class Reason(IntEnum):
     DEREGISTERED = 7  # our own region is being taken back
     OUT_OF_BOUNDS = 8  # beyond a region, or beyond what was granted
     NOT_ALLOWED = 9  # a write into what may only be read, or a read of what may only be written
+    DEVICE = 10  # our own device would not copy; never native code's, never on a wire
 
     @property
     def elsewhere(self) -> bool:
@@ -79,6 +81,16 @@ class StillTouched(TransferFault):
 
 class RegionPoisoned(TransferFault):
     """Something may still touch this memory, after `quiesce_max_s` of waiting. It must be neither reused nor freed."""
+
+
+class NotReached(TransferFault, TypeError):
+    """Memory that this transport does not get at where it lies, such as a device's. `why`: each way that it might, and
+    what is in it. transfer.devices.staged moves it all the same.
+    """
+
+    def __init__(self, message: str, *, why: tuple[str, ...]) -> None:
+        super().__init__(f"{message}: {'; '.join(why)}")
+        self.why = why
 
 
 @dataclass(frozen=True, slots=True)

@@ -21,7 +21,7 @@ from enum import IntFlag
 
 from transfer.errors import GrantInvalid, LimitReached
 
-__all__ = ["Descriptor", "Grant", "GrantBook", "Rights", "parse_descriptor"]
+__all__ = ["Descriptor", "Grant", "GrantBook", "Rights", "check_lifetime", "normal_ranges", "parse_descriptor"]
 
 GRANTS_MAX = 65_536
 RANGES_MAX = 65_536
@@ -116,6 +116,11 @@ def normal_ranges(ranges: Sequence[tuple[int, int]], region_bytes: int) -> Range
     return tuple(joined)
 
 
+def check_lifetime(lifetime_s: float) -> None:
+    if not 0 < lifetime_s <= LIFETIME_S_MAX:
+        raise ValueError(f"lifetime_s must be within (0, {LIFETIME_S_MAX:.0f}], not {lifetime_s}")
+
+
 class GrantBook:
     """What one transport has granted. Decides only; whoever owns it publishes what changes.
 
@@ -146,8 +151,7 @@ class GrantBook:
         self, region: int, region_bytes: int, ranges: Ranges, *, rights: Rights, lifetime_s: float, now_ns: int
     ) -> Grant:
         """`ranges` as normal_ranges gives them. Raises LimitReached(grants_max)."""
-        if not 0 < lifetime_s <= LIFETIME_S_MAX:
-            raise ValueError(f"lifetime_s must be within (0, {LIFETIME_S_MAX:.0f}], not {lifetime_s}")
+        check_lifetime(lifetime_s)
         if not Rights(0) < rights <= (Rights.READ | Rights.WRITE):
             raise ValueError("rights must be READ, WRITE or both")
         slot = self._take_slot(now_ns)

@@ -12,7 +12,8 @@ import time
 from collections.abc import Callable, Collection, Sequence
 from typing import Protocol
 
-from transfer.errors import RegionPoisoned, StillTouched
+from transfer.devices.memory import DeviceMemory, device_memory, on_device
+from transfer.errors import NotReached, RegionPoisoned, StillTouched
 from transfer.grants import GRANTS_MAX, Grant, GrantBook, Rights, normal_ranges
 from transfer.regions import REGIONS_MAX, Region, Regions, RegionState
 
@@ -78,7 +79,24 @@ class Lender:
         writable: bool = True,
         on_poison: Callable[[Region], None] | None = None,
     ) -> Region:
+        if on_device(memory):
+            return await self.register_device(device_memory(memory), name=name, writable=writable, on_poison=on_poison)
         return self._regions.add(memory, name=name, writable=writable, on_poison=on_poison)
+
+    async def register_device(
+        self,
+        memory: DeviceMemory,
+        *,
+        name: str,
+        writable: bool,
+        on_poison: Callable[[Region], None] | None,
+    ) -> Region:
+        """Device memory where it lies. Raises NotReached where this transport gets at no device's memory, or not at
+        this one's.
+        """
+        del name, writable, on_poison
+        why = f"{type(self).__name__} moves host memory"
+        raise NotReached(f"memory lies on device {memory.device}, and nothing stages it here", why=(why,))
 
     async def deregister(self, region: Region) -> None:
         if region.state is RegionState.CLOSED:

@@ -164,6 +164,17 @@ class Pending:
         if self._answer is None:
             self._tell(answer(report))
 
+    def lost(self, report: Report) -> None:
+        """Nobody will ever know that local memory is quiet. For the transport alone, instead of `quiet`."""
+        self._deadline.cancel()
+        if self._quiesce is not None:
+            self._quiesce.cancel()
+        for region in self._regions:
+            region.poison()
+            region.leave(self)
+        if self._answer is None:
+            self._tell(answer(report, poisoned=True))
+
     def _give_up(self) -> None:
         for region in self._regions:
             region.poison()

@@ -7,7 +7,7 @@ The life of a region
     +---- quiesce_max passed -> POISONED (for good: never reused, never unmapped)
 
 Rules
-- A region holds its memory: the buffer's export, or the segment's mapping, lives until it is CLOSED.
+- A region holds its memory: the buffer's export, the segment's mapping, or the device's, lives until it is CLOSED.
 - Only an OPEN region is given to new transfers. Ids are never used again.
 - A poisoned region's memory is kept until the process ends, since something may still touch it.
 """
@@ -25,7 +25,7 @@ import numpy.typing as npt
 from transfer.errors import LimitReached, Reason, RegionPoisoned
 from transfer.native import MappedSegment, keep_forever
 
-__all__ = ["Moving", "Region", "RegionState", "Regions"]
+__all__ = ["Moving", "OnDevice", "Region", "RegionState", "Regions"]
 
 REGIONS_MAX = 4_096
 _DLPACK_CPU = 1
@@ -37,6 +37,25 @@ class Moving(Protocol):
     def stop(self, reason: Reason) -> None: ...
 
 
+class OnDevice(Protocol):
+    """Memory of a device, as transfer.devices describes it."""
+
+    @property
+    def address(self) -> int: ...
+
+    @property
+    def bytes(self) -> int: ...
+
+    @property
+    def device(self) -> int: ...
+
+    @property
+    def writable(self) -> bool: ...
+
+    @property
+    def stream(self) -> int | None: ...
+
+
 class RegionState(Enum):
     OPEN = "open"
     CLOSING = "closing"
@@ -45,53 +64,76 @@ class RegionState(Enum):
 
 
 class Region:
-    """`bytes` of memory at `address` in this process, held while the region is not closed."""
+    """`bytes` of memory at `address` in this process, held while the region is not closed.
+
+    `device`: the ordinal of the device that it lies on, None for the host's. `way`: how NICs get at a device's memory
+    (transfer.devices.ways), and `why`, for every better way, why it is not used; both empty for the host's.
+    """
 
     __slots__ = (
+        "_device_memory",
         "_idle",
         "_memory",
         "_moving",
         "_on_poison",
         "address",
         "bytes",
+        "device",
         "id",
         "name",
         "segment",
         "state",
+        "way",
+        "why",
         "writable",
     )
 
     def __init__(
         self,
         region_id: int,
-        memory: npt.NDArray[np.uint8],
+        memory: npt.NDArray[np.uint8] | OnDevice,
         *,
         name: str,
         writable: bool,
-        segment: MappedSegment | None,
-        on_poison: Callable[[Region], None] | None,
+        segment: MappedSegment | None = None,
+        on_poison: Callable[[Region], None] | None = None,
+        way: str = "",
+        why: tuple[str, ...] = (),
     ) -> None:
         self.id = region_id
         self.name = name or f"region {region_id}"
-        self.address = int(memory.ctypes.data)
-        self.bytes = int(memory.nbytes)
+        self._memory: npt.NDArray[np.uint8] | None = memory if isinstance(memory, np.ndarray) else None
+        self._device_memory: OnDevice | None = None if isinstance(memory, np.ndarray) else memory
+        self.address = int(memory.ctypes.data) if isinstance(memory, np.ndarray) else memory.address
+        self.bytes = int(memory.nbytes) if isinstance(memory, np.ndarray) else memory.bytes
+        self.device: int | None = None if isinstance(memory, np.ndarray) else memory.device
+        self.way, self.why = way, why
         self.writable = writable
         self.segment = segment
         self.state = RegionState.OPEN
-        self._memory: npt.NDArray[np.uint8] | None = memory
         self._moving: dict[Moving, None] = {}
         self._on_poison = on_poison
         self._idle: asyncio.Event | None = None
 
     def __repr__(self) -> str:
-        return f"<Region {self.id} {self.name!r} {self.bytes} bytes {self.state.value}>"
+        where = "" if self.device is None else f" on device {self.device} ({self.way})"
+        return f"<Region {self.id} {self.name!r} {self.bytes} bytes{where} {self.state.value}>"
 
     @property
     def memory(self) -> npt.NDArray[np.uint8]:
-        """The bytes. Raises ValueError once closed."""
+        """The bytes of host memory. Raises ValueError once closed, and for a device's."""
+        if self.device is not None:
+            raise ValueError(f"{self.name} lies on device {self.device}")
         if self._memory is None:
             raise ValueError(f"{self.name} is deregistered")
         return self._memory
+
+    @property
+    def device_memory(self) -> OnDevice:
+        """What the region was made of. Raises ValueError once closed, and for host memory."""
+        if self._device_memory is None:
+            raise ValueError(f"{self.name} is deregistered, or lies in host memory")
+        return self._device_memory
 
     @property
     def busy(self) -> bool:
@@ -116,7 +158,7 @@ class Region:
         if self.state in (RegionState.POISONED, RegionState.CLOSED):
             return
         self.state = RegionState.POISONED
-        keep_forever(self._memory)
+        keep_forever((self._memory, self._device_memory))
         if self._on_poison is not None:
             self._on_poison(self)
 
@@ -140,17 +182,17 @@ class Region:
         """The last step of deregistering; nothing may move any more."""
         assert not self._moving and self.state is RegionState.CLOSING
         self.state = RegionState.CLOSED
-        self._memory = None
+        self._memory = self._device_memory = None
         self.segment = None
 
 
 class Regions:
-    """A transport's regions, by id."""
+    """A transport's regions, by id; ids count from `first_id`."""
 
-    def __init__(self, *, regions_max: int = REGIONS_MAX) -> None:
+    def __init__(self, *, regions_max: int = REGIONS_MAX, first_id: int = 1) -> None:
         self._regions: dict[int, Region] = {}
         self._regions_max = regions_max
-        self._next_id = 1
+        self._next_id = first_id
 
     def __len__(self) -> int:
         return len(self._regions)
@@ -158,12 +200,36 @@ class Regions:
     def add(
         self, memory: object, *, name: str, writable: bool, on_poison: Callable[[Region], None] | None = None
     ) -> Region:
-        """Raises LimitReached(regions_max), and TypeError or ValueError for memory that cannot be registered."""
-        if len(self._regions) >= self._regions_max:
-            raise LimitReached(f"{self._regions_max} regions are registered", limit="regions_max")
+        """Host memory. Raises LimitReached(regions_max), and TypeError or ValueError for what cannot be registered."""
         segment = memory if isinstance(memory, MappedSegment) else None
         held = _bytes_of(memory, writable)
-        region = Region(self._next_id, held, name=name, writable=writable, segment=segment, on_poison=on_poison)
+        return self._keep(
+            Region(self._free_id(), held, name=name, writable=writable, segment=segment, on_poison=on_poison)
+        )
+
+    def add_device(
+        self,
+        memory: OnDevice,
+        *,
+        name: str,
+        writable: bool,
+        way: str,
+        why: tuple[str, ...],
+        on_poison: Callable[[Region], None] | None = None,
+    ) -> Region:
+        """Raises LimitReached(regions_max), and ValueError where the memory is read-only and `writable` is not."""
+        if writable and not memory.writable:
+            raise ValueError("memory is read-only: register it with writable=False")
+        return self._keep(
+            Region(self._free_id(), memory, name=name, writable=writable, on_poison=on_poison, way=way, why=why)
+        )
+
+    def _free_id(self) -> int:
+        if len(self._regions) >= self._regions_max:
+            raise LimitReached(f"{self._regions_max} regions are registered", limit="regions_max")
+        return self._next_id
+
+    def _keep(self, region: Region) -> Region:
         self._next_id += 1
         self._regions[region.id] = region
         return region
@@ -212,7 +278,7 @@ def _as_array(memory: object) -> npt.NDArray[np.generic]:
         raise TypeError(f"memory must be a buffer, an array or a segment, not {type(memory).__name__}")
     kind = int(device()[0])
     if kind != _DLPACK_CPU:
-        raise TypeError(f"memory lies on a device (DLPack device type {kind}); the CPU's is registered here")
+        raise TypeError(f"memory lies on a device of DLPack type {kind}; the CPU's and CUDA's are registered")
     try:
         array: npt.NDArray[np.generic] = np.from_dlpack(memory)  # type: ignore[arg-type]
     except BufferError as error:

