@@ -221,9 +221,9 @@ def rdma_connect(qp: int, *, gid: bytes, gid_index: int, is_global: bool, lid: i
     A fresh queue pair, to where it sends. May wait seconds. Raises OSError.
     """
 
-def rdma_register(pd: int, address: int, bytes: int, device_address: int, *, write_here: bool, peer_reads: bool, peer_writes: bool) -> tuple[int, int, int]:
+def rdma_register(pd: int, address: int, bytes: int, device_address: int, *, write_here: bool, peer_reads: bool, peer_writes: bool, dma_buf: int = -1) -> tuple[int, int, int]:
     """
-    (handle, local key, remote key). May wait while memory is pinned. Raises OSError.
+    (handle, local key, remote key). May wait while memory is pinned. dma_buf: a descriptor; `address` is then an offset in that buffer. Raises OSError.
     """
 
 def rdma_deregister(handle: int) -> None:

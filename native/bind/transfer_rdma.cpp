@@ -104,7 +104,7 @@ void bind_calls(nb::module_& m) {
   m.def(
       "rdma_register",
       [](std::uint64_t pd, std::uint64_t address, std::uint64_t bytes, std::uint64_t device_address, bool write_here, bool peer_reads,
-         bool peer_writes) {
+         bool peer_writes, int dma_buf) {
         const Verbs* v = verbs();
         ibv_mr* made = nullptr;
         int error = ENOSYS;
@@ -112,14 +112,22 @@ void bind_calls(nb::module_& m) {
           const nb::gil_scoped_release release;
           const int access = (write_here || peer_writes ? IBV_ACCESS_LOCAL_WRITE : 0) | (peer_reads ? IBV_ACCESS_REMOTE_READ : 0) |
                              (peer_writes ? IBV_ACCESS_REMOTE_WRITE : 0);
-          made = v->reg_mr_iova(thing<ibv_pd>(pd), at(address), bytes, device_address, access);
+          if (dma_buf < 0) {
+            made = v->reg_mr_iova(thing<ibv_pd>(pd), at(address), bytes, device_address, access);
+          } else if (v->reg_dmabuf_mr != nullptr) {
+            made = v->reg_dmabuf_mr(thing<ibv_pd>(pd), address, bytes, device_address, dma_buf, access);
+          } else {
+            errno = EOPNOTSUPP;
+          }
           error = errno;
         }
         if (made == nullptr) raise_os_error(error, "memory for a device");
         return std::make_tuple(reinterpret_cast<std::uint64_t>(made), made->lkey, made->rkey);
       },
       "pd"_a, "address"_a, "bytes"_a, "device_address"_a, nb::kw_only(), "write_here"_a, "peer_reads"_a, "peer_writes"_a,
-      "(handle, local key, remote key). May wait while memory is pinned. Raises OSError.");
+      "dma_buf"_a = -1,
+      "(handle, local key, remote key). May wait while memory is pinned. dma_buf: a descriptor; `address` is then an offset in that "
+      "buffer. Raises OSError.");
   m.def(
       "rdma_deregister",
       [](std::uint64_t handle) {

@@ -55,12 +55,12 @@ class Nic(Protocol):
     @property
     def name(self) -> str: ...
 
-    def register_dma_buf(self, part: DmaBuf) -> int:
-        """A handle. The first byte of `part` is then device address `part.offset` (how pyverbs does it)."""
+    def register_dma_buf(self, part: DmaBuf, address: int) -> int:
+        """A handle. The NIC knows the first byte of `part` as `address`, which lies as far into a page as `part`."""
         ...
 
     def register_address(self, address: int, count: int) -> int:
-        """A handle. Device addresses are the CUDA addresses; needs a peer memory module in the kernel."""
+        """A handle. The NIC's addresses are the CUDA addresses; needs a peer memory module in the kernel."""
         ...
 
     def deregister(self, handle: int) -> None: ...

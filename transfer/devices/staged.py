@@ -57,6 +57,10 @@ class StagedTransport:
         self._endpoints: dict[StagedEndpoint, None] = {}
 
     @property
+    def incarnation(self) -> bytes:
+        return self.inner.incarnation
+
+    @property
     def address(self) -> str:
         return self.inner.address
 

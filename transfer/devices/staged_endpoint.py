@@ -58,8 +58,14 @@ class StagedEndpoint:
         self._idle = asyncio.Event()
         self._closing = False
 
-    async def present(self, descriptors: Sequence[bytes], *, deadline_s: float) -> Sequence[Presented]:
-        found = await self.inner.present(descriptors, deadline_s=deadline_s)
+    @property
+    def incarnation(self) -> bytes:
+        return self.inner.incarnation
+
+    async def present(
+        self, descriptors: Sequence[bytes], *, deadline_s: float, fresh: bool = False
+    ) -> Sequence[Presented]:
+        found = await self.inner.present(descriptors, deadline_s=deadline_s, fresh=fresh)
         now = self._loop.time()
         if len(self._shown) + len(found) > PRESENTED_MAX:
             self._shown = {handle: one for handle, one in self._shown.items() if now < one[1]}

@@ -9,16 +9,17 @@ Rules
   behind, and is told as a reason.
 - The descriptor is closed when every NIC has registered, or one has not: registrations hold the memory themselves, and
   one descriptor for all NICs is one window of the device's.
-- By dma-buf a device address is an offset in the buffer, by peermem a CUDA address; `Reached.base` hides which.
+- Either way a NIC knows the memory by its CUDA addresses.
 - Direct only where synchronous copies are over when they say so (SYNC_MEMOPS): else a NIC may read bytes from before.
 """
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 
@@ -26,7 +27,7 @@ from transfer.devices.base import CudaDriver, CudaError, DmaBuf, Nic
 from transfer.devices.memory import DeviceMemory
 from transfer.errors import TransferFault
 
-__all__ = ["NoWay", "Reached", "Way", "WaySettings", "reach"]
+__all__ = ["NoWay", "Reached", "Way", "WaySettings", "exported", "reach"]
 
 _KERNEL_LEAST = (5, 12)
 _ADVICE = {
@@ -66,13 +67,11 @@ class WaySettings:
 
 @dataclass(frozen=True, slots=True)
 class Reached:
-    """`handles[i]` is the i-th NIC's registration, none when staged. The memory's first byte is device address `base`.
-
-    `why` says, for every better way, why it is not used.
+    """`handles[i]` is the i-th NIC's registration, none when staged. `why` says, for every better way, why it is not
+    used.
     """
 
     way: Way
-    base: int
     handles: tuple[int, ...]
     why: tuple[str, ...]
 
@@ -99,7 +98,7 @@ def reach(
     """
     page = page_bytes or os.sysconf("SC_PAGE_SIZE")
     why: list[str] = []
-    direct: dict[Way, Callable[[CudaDriver], tuple[int, list[int]]]] = {
+    direct: dict[Way, Callable[[CudaDriver], list[int]]] = {
         Way.DMA_BUF: lambda cuda: _by_dma_buf(memory, nics, cuda, kernel or os.uname().release, page, close),
         Way.PEERMEM: lambda _cuda: _by_address(memory, nics),
     }
@@ -112,13 +111,12 @@ def reach(
             if driver is None:
                 raise _Refused(no_driver or "there is no CUDA driver")
             _synchronize(memory, driver, settings)
-            base, handles = attempt(driver)
-            return Reached(way, base, tuple(handles), tuple(why))
+            return Reached(way, tuple(attempt(driver)), tuple(why))
         except _Refused as refused:
             why += [f"{way}: {refused}"]
     if Way.STAGED not in settings.ways:
         raise NoWay("; ".join([*why, "staged: not allowed by the settings"]))
-    return Reached(Way.STAGED, 0, (), tuple(why))
+    return Reached(Way.STAGED, (), tuple(why))
 
 
 def _synchronize(memory: DeviceMemory, driver: CudaDriver, settings: WaySettings) -> None:
@@ -129,26 +127,37 @@ def _synchronize(memory: DeviceMemory, driver: CudaDriver, settings: WaySettings
             raise _Refused(f"the memory refuses SYNC_MEMOPS ({error}); see caller_synchronizes") from error
 
 
-def _by_address(memory: DeviceMemory, nics: Sequence[Nic]) -> tuple[int, list[int]]:
-    return memory.address, _on_all(nics, lambda nic: nic.register_address(memory.address, memory.bytes))
+def _by_address(memory: DeviceMemory, nics: Sequence[Nic]) -> list[int]:
+    return _on_all(nics, lambda nic: nic.register_address(memory.address, memory.bytes))
 
 
 def _by_dma_buf(
     memory: DeviceMemory, nics: Sequence[Nic], driver: CudaDriver, kernel: str, page: int, close: Callable[[int], None]
-) -> tuple[int, list[int]]:
+) -> list[int]:
     if _release(kernel) < _KERNEL_LEAST:
         raise _Refused(f"kernel {kernel} is older than 5.12")
-    first = memory.address // page * page
-    last = -(-(memory.address + memory.bytes) // page) * page
     try:
         if not driver.exports_dma_buf(memory.device):
             raise _Refused("the CUDA driver does not export dma-bufs (open kernel modules do)")
-        fd = driver.export_dma_buf(first, last - first)
+        with exported(memory, driver, page_bytes=page, close=close) as part:
+            return _on_all(nics, lambda nic: nic.register_dma_buf(part, memory.address))
     except CudaError as error:
         raise _Refused(f"{error}{_crossing(memory, driver)}") from error
+
+
+@contextlib.contextmanager
+def exported(
+    memory: DeviceMemory, driver: CudaDriver, *, page_bytes: int = 0, close: Callable[[int], None] = os.close
+) -> Iterator[DmaBuf]:
+    """The memory as a dma-buf of whole pages, while the block runs; what has been registered of it stays. Raises
+    CudaError.
+    """
+    page = page_bytes or os.sysconf("SC_PAGE_SIZE")
+    first = memory.address // page * page
+    last = -(-(memory.address + memory.bytes) // page) * page
+    fd = driver.export_dma_buf(first, last - first)
     try:
-        part = DmaBuf(fd, memory.address - first, memory.bytes)
-        return part.offset, _on_all(nics, lambda nic: nic.register_dma_buf(part))
+        yield DmaBuf(fd, memory.address - first, memory.bytes)
     finally:
         close(fd)
 

@@ -122,6 +122,8 @@ class RdmaEndpoint(MovingEndpoint[RdmaJob, ShownGrant]):
     # -- bytes
 
     def _job(self, token: int, work: Work[ShownGrant]) -> RdmaJob:
+        if len(work.plan.parts) and any(region.device is not None for region in work.regions):
+            raise ValueError("parts: bytes that land on a device are not hashed here; see transfer.devices.staged")
         windows, of_rows = windows_of(work.rows, work.shown)
         keys = [self._host.local_keys(region.id) for region in work.regions]
         return RdmaJob(

@@ -9,18 +9,21 @@ Rules
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import errno
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 from transfer.errors import LimitReached
 
-__all__ = ["Asked", "Registered", "Registrar"]
+__all__ = ["Asked", "Mended", "Registered", "Registrar", "as_asked"]
 
 
 @dataclass(frozen=True, slots=True)
 class Asked:
-    """`bytes` from `address` on, in a protection domain, known to the device as `device_address`."""
+    """`bytes` from `address` on, in a protection domain, known to the device as `device_address`. `dma_buf`: a
+    descriptor, and `address` is an offset in that buffer.
+    """
 
     pd: int
     address: int
@@ -29,6 +32,16 @@ class Asked:
     write_here: bool = False
     peer_reads: bool = False
     peer_writes: bool = False
+    dma_buf: int = -1
+
+
+Mended = Callable[[Asked], Asked]
+
+
+@contextlib.contextmanager
+def as_asked() -> Iterator[Mended]:
+    """Host memory is registered as it is."""
+    yield lambda one: one
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,22 +73,37 @@ class Registrar:
     def held(self) -> int:
         return self._held
 
-    async def acquire(self, asked: Sequence[Asked]) -> list[Registered]:
-        """All or nothing, in order, also when cancelled. Raises LimitReached (mrs_max, or memlock), ValueError."""
-        if self._held + len(asked) > self._mrs_max:
+    async def acquire(
+        self, asked: Sequence[Asked], source: Callable[[], contextlib.AbstractContextManager[Mended]] = as_asked
+    ) -> list[Registered]:
+        """All or nothing, in order, also when cancelled. source: entered while they are registered; it mends what is
+        asked. Raises LimitReached (mrs_max, or memlock), ValueError.
+        """
+        return await self.taken(len(asked), lambda: self._all_of(asked, source))
+
+    async def taken(self, most: int, work: Callable[[], list[Registered]]) -> list[Registered]:
+        """As `acquire`, for registrations that `work` makes in another thread: `most` at most, all that it has made or
+        none.
+        """
+        if self._held + most > self._mrs_max:
             raise LimitReached(f"{self._held} memory regions are registered", limit="mrs_max")
-        self._held += len(asked)
-        work = asyncio.ensure_future(self._run(lambda: self._all_of(asked)))
+        self._held += most
+        working = asyncio.ensure_future(self._run(work))
         try:
-            return await asyncio.shield(work)
+            made = await asyncio.shield(working)
         except OSError as error:
-            self._held -= len(asked)
+            self._held -= most
             if error.errno == errno.ENOMEM:
                 raise LimitReached(f"the device takes no more memory: {error.strerror}", limit="memlock") from error
             raise ValueError(f"memory cannot be registered with the device: {error.strerror}") from error
         except asyncio.CancelledError:
-            work.add_done_callback(lambda done: self._abandoned(done, len(asked)))
+            working.add_done_callback(lambda done: self._abandoned(done, most))
             raise
+        except BaseException:
+            self._held -= most
+            raise
+        self._held -= most - len(made)
+        return made
 
     async def release(self, registered: Sequence[Registered]) -> None:
         """Raises OSError where a device will not let go."""
@@ -89,21 +117,25 @@ class Registrar:
         await asyncio.shield(asyncio.ensure_future(self._run(work)))
         self._held -= len(kept)
 
-    def _all_of(self, asked: Sequence[Asked]) -> list[Registered]:
+    def _all_of(
+        self, asked: Sequence[Asked], source: Callable[[], contextlib.AbstractContextManager[Mended]]
+    ) -> list[Registered]:
         made: list[Registered] = []
         try:
-            for one in asked:
-                made += [self._register(one)]  # what is made so far is let go if the next one fails
-        except OSError:
+            with source() as mended:
+                for one in asked:
+                    made += [self._register(mended(one))]  # what is made so far is let go if the next one fails
+        except Exception:
             for one_made in made:
                 self._deregister(one_made.handle)
             raise
         return made
 
-    def _abandoned(self, work: asyncio.Future[list[Registered]], count: int) -> None:
+    def _abandoned(self, work: asyncio.Future[list[Registered]], most: int) -> None:
         """Nobody waits for what has been registered."""
         if work.cancelled() or work.exception() is not None:
-            self._held -= count
+            self._held -= most
             return
+        self._held -= most - len(work.result())
         task = asyncio.get_running_loop().create_task(self.release(work.result()))
         self._last = task  # a task that nobody holds may be collected

@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING
 from transfer.errors import LimitReached, PeerUnreachable, Reason
 from transfer.grants import Grant, Rights
 from transfer.rdma.control import Control
+from transfer.rdma.direct import source_of
 from transfer.rdma.frames import LANES_MAX, RAILS_MAX, Ended, FrameInvalid, Hello, Join, Joined, Present, Shown
 from transfer.rdma.lanes import NO_ROOM, connect_pair
 from transfer.rdma.registrar import Asked, Registered
@@ -108,7 +109,8 @@ class Lent:
         loop = asyncio.get_running_loop()
         opened.ready = loop.create_future()
         try:
-            opened.registered = await self._host.registrar.acquire(self._asked(opened, region))
+            source = source_of(region, self._host.cuda)
+            opened.registered = await self._host.registrar.acquire(self._asked(opened, region), source)
         except BaseException:
             self._drop(opened)
             raise

@@ -10,12 +10,16 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Protocol, TypeVar
 
-from transfer.errors import LimitReached, PeerUnreachable, Reason, RegionPoisoned
+from transfer.devices.memory import DeviceMemory
+from transfer.devices.process import Devices
+from transfer.devices.ways import Reached, Way
+from transfer.errors import LimitReached, NotReached, PeerUnreachable, Reason, RegionPoisoned
 from transfer.lending import Lender
 from transfer.native import RdmaEngine, RdmaJob, keep_forever, rdma_deregister, rdma_register
 from transfer.pending import check_deadline
 from transfer.rdma.config import SCHEME, RdmaConfig, parse_address
 from transfer.rdma.control import Control
+from transfer.rdma.direct import Card, reached
 from transfer.rdma.endpoint import RdmaEndpoint
 from transfer.rdma.frames import FrameInvalid, Hello
 from transfer.rdma.lanes import Lanes
@@ -40,11 +44,13 @@ class _Motion(Protocol):
 class RdmaTransport(Lender):
     """See transfer.base.Transport. Of one event loop, on which it is made and used. Raises RdmaUnavailable.
 
-    Regions are registered with every device when they are: that pins their memory.
+    Regions are registered with every device when they are: that pins their memory. CUDA memory where it lies, too, if
+    the devices reach it: `cuda` says how that may be tried.
     """
 
-    def __init__(self, config: RdmaConfig | None = None) -> None:
+    def __init__(self, config: RdmaConfig | None = None, cuda: Devices | None = None) -> None:
         self.config = config or RdmaConfig()
+        self.cuda = cuda or Devices()
         self._loop = asyncio.get_running_loop()
         super().__init__(
             key=secrets.token_bytes(32),
@@ -167,6 +173,8 @@ class RdmaTransport(Lender):
     ) -> Region:
         """Raises LimitReached (mrs_max, memlock) and ValueError, too, where a device will not take it."""
         region = await super().register(memory, name=name, writable=writable, on_poison=on_poison)
+        if region.device is not None:
+            return region  # register_device has seen to it
         wanted = [
             Asked(one.domain.address, region.address, region.bytes, region.address, write_here=region.writable)
             for one in self.devices
@@ -178,10 +186,37 @@ class RdmaTransport(Lender):
             raise
         return region
 
+    async def register_device(
+        self, memory: DeviceMemory, *, name: str, writable: bool, on_poison: Callable[[Region], None] | None
+    ) -> Region:
+        """Raises NotReached where a device does not reach the memory, with the reasons; NoWay; and as `register`."""
+        cards = [Card(one.name, one.domain.address, writable, _register, rdma_deregister, {}) for one in self.devices]
+        found: list[Reached] = []
+
+        def work() -> list[Registered]:
+            told, made = reached(memory, cards, self.cuda)
+            found.append(told)
+            return made
+
+        made = await self.registrar.taken(len(cards), work)
+        (told,) = found
+        if told.way is Way.STAGED:
+            raise NotReached(f"memory lies on device {memory.device}, and no NIC reaches it", why=told.why)
+        try:
+            region = self._regions.add_device(
+                memory, name=name, writable=writable, way=told.way, why=told.why, on_poison=on_poison
+            )
+        except BaseException:
+            await self.registrar.release(made)
+            raise
+        self._local[region.id] = made
+        return region
+
     async def deregister(self, region: Region) -> None:
         if region.state is RegionState.CLOSED:
             return
-        held = region.memory  # its devices let it go before its memory may go
+        # Its devices let it go before its memory may go.
+        held = region.memory if region.device is None else region.device_memory
         await super().deregister(region)
         await self.registrar.release(self._local.pop(region.id, []))
         del held
@@ -257,5 +292,6 @@ def _register(asked: Asked) -> Registered:
             write_here=asked.write_here,
             peer_reads=asked.peer_reads,
             peer_writes=asked.peer_writes,
+            dma_buf=asked.dma_buf,
         )
     )

@@ -60,9 +60,10 @@ class Card:
         self.held: dict[int, tuple[object, ...]] = {}
         self.stuck = False
 
-    def register_dma_buf(self, part: DmaBuf) -> int:
+    def register_dma_buf(self, part: DmaBuf, address: int) -> int:
         assert part.fd in self.driver.open
-        return self._register(self.dma_buf, part)
+        assert address % PAGE == part.offset % PAGE, "verbs refuse it"
+        return self._register(self.dma_buf, part, address)
 
     def register_address(self, address: int, count: int) -> int:
         return self._register(self.address, address, count)
@@ -97,10 +98,10 @@ def only(*ways: Way) -> WaySettings:
 def test_a_dma_buf_of_the_wanted_pages_for_every_nic() -> None:
     driver = Driver()
     cards = [Card("a", driver), Card("b", driver)]
-    assert run(cards, driver) == Reached(Way.DMA_BUF, 100, (1, 1), ())
+    assert run(cards, driver) == Reached(Way.DMA_BUF, (1, 1), ())
     assert driver.exported == [(BASE, 3 * PAGE)]
     assert driver.synced == [MEMORY.address]
-    assert [card.held for card in cards] == [{1: (DmaBuf(70, 100, 10_000),)}] * 2
+    assert [card.held for card in cards] == [{1: (DmaBuf(70, 100, 10_000), MEMORY.address)}] * 2
 
 
 @pytest.mark.parametrize("number", [errno.EOPNOTSUPP, errno.EINVAL, errno.EPROTONOSUPPORT])
@@ -108,7 +109,7 @@ def test_peer_memory_where_a_nic_takes_no_dma_buf(number: int) -> None:
     driver = Driver()
     cards = [Card("a", driver), Card("b", driver, dma_buf=number)]
     found = run(cards, driver)
-    assert (found.way, found.base, found.handles) == (Way.PEERMEM, MEMORY.address, (1, 1))
+    assert (found.way, found.handles) == (Way.PEERMEM, (1, 1))
     assert len(found.why) == 1 and found.why[0].startswith("dma_buf: b:") and errno.errorcode[number] in found.why[0]
     assert [card.held for card in cards] == [{1: (MEMORY.address, 10_000)}] * 2, "half-way registrations are let go"
 
@@ -195,7 +196,7 @@ def test_a_mistake_is_no_reason_for_another_way() -> None:
     driver = Driver()
 
     class Wrong(Card):
-        def register_dma_buf(self, part: DmaBuf) -> int:
+        def register_dma_buf(self, part: DmaBuf, address: int) -> int:
             raise RuntimeError("ours")
 
     cards = [Card("a", driver), Wrong("b", driver)]
