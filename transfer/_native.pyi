@@ -138,7 +138,7 @@ def keep_forever(object: object) -> None:
 class TcpTls:
     def __init__(self, certificate: str, key: str, ca: str) -> None:
         """
-        Paths of PEM files. RuntimeError names the one at fault, or what is not installed.
+        Paths of PEM files, or ""; see native/tcp/tls.hpp. RuntimeError names the one at fault, or what is not installed.
         """
 
 class TcpJob:
