@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import asyncio
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Generic, Protocol, TypeVar
 
@@ -20,7 +20,7 @@ import numpy as np
 
 from transfer.base import Presented
 from transfer.batch import Batch, Table, dense
-from transfer.errors import GrantInvalid, LimitReached, Reason
+from transfer.errors import GrantInvalid, LimitReached, PeerUnreachable, Reason
 from transfer.grants import Descriptor, parse_descriptor
 from transfer.outcome import Moved, report_of
 from transfer.pending import Pending, Report, check_deadline
@@ -28,11 +28,27 @@ from transfer.plan import Plan, plan
 from transfer.refusals import Reasons, refusals
 from transfer.regions import Region
 
-__all__ = ["PRESENTED_MAX", "Host", "Motion", "MovingEndpoint", "Shown", "Work"]
+__all__ = ["PRESENTED_MAX", "AnotherPeer", "Host", "Motion", "MovingEndpoint", "Shown", "Work", "turns"]
 
 PRESENTED_MAX = 65_536
+_AGAIN_S = 0.05
+_AGAIN_S_MAX = 5.0
 J = TypeVar("J", bound=Moved)
 J_contra = TypeVar("J_contra", bound=Moved, contravariant=True)
+
+
+class AnotherPeer(PeerUnreachable):
+    """At the peer's address there is a process that has started since."""
+
+
+async def turns(limit_s: float) -> AsyncIterator[None]:
+    """Moments to try something again, more and more seldom, until the limit is over."""
+    loop = asyncio.get_running_loop()
+    until, pause = loop.time() + limit_s, _AGAIN_S
+    while loop.time() < until:
+        await asyncio.sleep(pause)
+        pause = min(2 * pause, _AGAIN_S_MAX)
+        yield
 
 
 class Shown(Protocol):
@@ -117,6 +133,7 @@ class MovingEndpoint(ABC, Generic[J, G]):
         self._moving: dict[Pending, None] = {}
         self._idle = asyncio.Event()
         self._closing = False
+        self._reachable = True  # False: what begins fails with PEER_GONE
 
     # -- what a transport adds
 
@@ -218,7 +235,7 @@ class MovingEndpoint(ABC, Generic[J, G]):
         handles = dense(batch.table[:, 2])[0]
         if handles and not 0 < handles[0] <= handles[-1] < self._next_handle:
             raise ValueError("extents name a remote handle that was never presented here")
-        if self._closing:
+        if self._closing or not self._reachable:
             return regions, np.full(len(batch), Reason.PEER_GONE, dtype=np.uint8)
         known = {handle: self._shown.get(handle) for handle in handles}
         shown = {handle: one.presented if one is not None else None for handle, one in known.items()}

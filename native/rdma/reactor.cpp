@@ -210,8 +210,11 @@ void Reactor::forget(std::uint64_t peer) {
 }
 
 void Reactor::end_access(std::uint64_t peer, std::uint64_t access, Reason reason) {
-  peers_[peer].ended[access] = reason;
-  pump(peers_[peer]);
+  Peer& of = peers_[peer];
+  of.ended[access] = reason;
+  pump(of);
+  // Nothing is asked for by it any more: what is remembered serves only requests that were under way.
+  if (of.queue.empty() && std::ranges::all_of(of.lanes, [](const Open* lane) { return lane->out() == 0; })) of.ended.clear();
 }
 
 void Reactor::submit(std::shared_ptr<Job> job, std::uint64_t id) {

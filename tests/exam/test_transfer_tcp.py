@@ -8,7 +8,7 @@ from contextlib import asynccontextmanager
 
 import numpy as np
 
-from transfer.base import Rights
+from transfer.base import Endpoint, Rights
 from transfer.tcp import TcpConfig, TcpTransport
 from transfer.testing.exam import ExamBase, PeerFailureExam, TransportExam, examined
 from transfer.testing.exam_readers import Stoppable, StoppedReaderExam
@@ -60,11 +60,11 @@ class TestBack(Tcp, TransportExam):
 
     @asynccontextmanager
     async def pair(self) -> AsyncIterator[Pair]:
-        reader, connecting = TcpTransport(self.config), TcpTransport(TcpConfig(listens=False))
-        owner = OwnerHere(connecting, memory_of)
+        reader = TcpTransport(self.config)
+        owner = OwnerHere(TcpTransport(TcpConfig(listens=False)), memory_of)
         try:
-            await connecting.connect(reader.address, deadline_s=10.0)
-            yield Pair(owner, reader, await reader.back(connecting.incarnation, deadline_s=10.0))
+            incarnation = await owner.connect(reader.address)
+            yield Pair(owner, reader, await reader.back(incarnation, deadline_s=10.0))
         finally:
             await reader.close()
             await owner.close()
@@ -96,6 +96,28 @@ class TestTwoProcesses(Tcp, TransportExam, PeerFailureExam):
             await pair.owner.resume()
         await pair.endpoint.read(pairs(region, presented, [(0, 0, 4096)]), deadline_s=10.0)
         assert (memory == pattern(4096, 1)).all()
+
+
+class TestBackBetweenTwoProcesses(Tcp, PeerFailureExam):
+    """Who connected dies, or stands still."""
+
+    incarnation = b""
+
+    @asynccontextmanager
+    async def pair(self) -> AsyncIterator[Pair]:
+        owner = await OwnerProcess.start("tcp-")
+        reader = TcpTransport(self.config)
+        try:
+            self.incarnation = await owner.connect(reader.address)
+            yield Pair(owner, reader, await reader.back(self.incarnation, deadline_s=10.0))
+        finally:
+            await reader.close()
+            await owner.close()
+
+    async def again(self, pair: Pair) -> Endpoint:
+        assert isinstance(pair.reader, TcpTransport)
+        await pair.endpoint.close()
+        return await pair.reader.back(self.incarnation, deadline_s=1.0)
 
 
 class TestStoppedReader(Tcp, StoppedReaderExam):

@@ -8,6 +8,7 @@ from contextlib import asynccontextmanager
 
 import numpy as np
 
+from transfer.base import Endpoint
 from transfer.rdma import RdmaConfig, RdmaTransport
 from transfer.testing.exam import ExamBase, PeerFailureExam, TransportExam
 from transfer.testing.exam_readers import Stoppable, StoppedReaderExam
@@ -80,6 +81,38 @@ class TestTwoRails(Shared, TransportExam):
     owner_devices = "rxe_b0,rxe_b1"
 
 
+class Back(Shared):
+    """The owner connects and listens to nobody: the reader asks over the owner's connection."""
+
+    config = RdmaConfig(devices=("rxe_a0",))
+
+    @asynccontextmanager
+    async def connected(self, owner: OwnerProcess) -> AsyncIterator[Pair]:
+        reader = RdmaTransport(self.config)
+        try:
+            self.incarnation = await owner.connect(reader.address)
+            yield Pair(owner, reader, await reader.back(self.incarnation, deadline_s=10.0))
+        finally:
+            await reader.close()
+
+    async def start_owner(self) -> OwnerProcess:
+        return await OwnerProcess.start(f"rdma-:{self.owner_devices}")
+
+    async def again(self, pair: Pair) -> Endpoint:
+        assert isinstance(pair.reader, RdmaTransport)
+        await pair.endpoint.close()
+        return await pair.reader.back(self.incarnation, deadline_s=1.0)
+
+
+class TestBack(Back, TransportExam):
+    pass
+
+
+class TestBackOverTwoRails(Back, TransportExam):
+    config = TestTwoRails.config
+    owner_devices = TestTwoRails.owner_devices
+
+
 class Apart(Rdma):
     """Processes of each test's own."""
 
@@ -91,6 +124,27 @@ class Apart(Rdma):
 
 
 class TestPeerFailures(Apart, PeerFailureExam):
+    @asynccontextmanager
+    async def pair(self) -> AsyncIterator[Pair]:
+        owner = await self.start_owner()
+        try:
+            async with self.connected(owner) as pair:
+                yield pair
+        finally:
+            await owner.close()
+
+
+class TestBackPeerFailures(Back, PeerFailureExam):
+    """Who connected dies in the middle of a pull, or stands still. Processes of each test's own."""
+
+    @classmethod
+    def setup_class(cls) -> None:
+        cls.runner = asyncio.Runner()
+
+    @classmethod
+    def teardown_class(cls) -> None:
+        cls.runner.close()
+
     @asynccontextmanager
     async def pair(self) -> AsyncIterator[Pair]:
         owner = await self.start_owner()

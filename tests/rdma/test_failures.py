@@ -112,7 +112,7 @@ def test_keys_are_dead_when_a_grant_has_ended(how: str, monkeypatch: pytest.Monk
     """The reader does not listen to what it is told."""
 
     async def body(pair: Pair) -> None:
-        monkeypatch.setattr(RdmaEndpoint, "_grant_ended", lambda self, told: None)
+        monkeypatch.setattr(RdmaEndpoint, "grant_ended", lambda self, told: None)
         await pair.owner.memory("m", MIB, seed=3)
         presented, descriptor = await pair.shown("m", [(0, MIB)], lifetime_s=1.0 if how == "expired" else 60.0)
         if how == "revoked":

@@ -46,6 +46,7 @@ class RdmaConfig:
     failed is tried again. `port_look_s`: how often a port is looked at that is down. `cq_entries`: completions that a
     device keeps for us, which bounds peers * qps * window. `mrs_max`: memory regions that the devices hold for us,
     granted ranges and our own. `queue_pairs_max`: that all peers together may have us make; devices have few enough.
+    `reconnect_s`: how long another control connection is sought when one is lost.
     """
 
     host: str = "127.0.0.1"
@@ -68,6 +69,7 @@ class RdmaConfig:
     mrs_max: int = 16_384
     greeting_s: float = 5.0
     keepalive_s: float = 10.0
+    reconnect_s: float = 60.0
     quiesce_max_s: float = 30.0
     transfers_max: int = 4_096
     regions_max: int = REGIONS_MAX
@@ -79,7 +81,7 @@ class RdmaConfig:
         for name, (low, high) in _RANGES.items():
             if not low <= getattr(self, name) <= high:
                 raise ValueError(f"{name} must be within {low}..{high}, not {getattr(self, name)}")
-        for name in ("linger_s", "port_look_s", "greeting_s", "keepalive_s", "quiesce_max_s"):
+        for name in ("linger_s", "port_look_s", "greeting_s", "keepalive_s", "reconnect_s", "quiesce_max_s"):
             if getattr(self, name) <= 0:
                 raise ValueError(f"{name} must be positive, not {getattr(self, name)}")
         if self.spin_s < 0:

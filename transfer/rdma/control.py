@@ -2,7 +2,8 @@
 
 Rules
 - A peer that breaks the protocol, or greets too late, costs its own connection and nothing else.
-- Questions are bounded by who asks; an answer that nobody waits for any more is dropped.
+- At most QUESTIONS_MAX of ours are out at once; an answer that nobody waits for any more is dropped.
+- Who was connected to greets second, and from then on speaks the version of who connected.
 """
 
 from __future__ import annotations
@@ -13,11 +14,12 @@ import itertools
 import socket
 
 from transfer.errors import PeerUnreachable
-from transfer.rdma.frames import HEAD_BYTES, Hello, Message, parse_body, parse_head, to_frame
+from transfer.rdma.frames import HEAD_BYTES, VERSION, Hello, Message, parse_body, parse_head, to_frame
 from transfer.sockets import tune
 
-__all__ = ["Control"]
+__all__ = ["QUESTIONS_MAX", "Control"]
 
+QUESTIONS_MAX = 64
 _BUFFER_BYTES = 1 << 18
 
 
@@ -27,7 +29,9 @@ class Control:
         self._writer = writer
         self._requests = itertools.count(1)
         self._waiting: dict[int, asyncio.Future[Message]] = {}
+        self._room = asyncio.Semaphore(QUESTIONS_MAX)
         self._lost = ""
+        self.version = VERSION
 
     @classmethod
     async def over(cls, sock: socket.socket, keepalive_s: float) -> Control:
@@ -36,8 +40,17 @@ class Control:
         return cls(*await asyncio.open_connection(sock=sock, limit=_BUFFER_BYTES))
 
     async def greet(self, mine: Hello) -> Hello:
-        """Raises FrameInvalid, PeerUnreachable; OSError."""
+        """Whom we connected to. Raises FrameInvalid, PeerUnreachable; OSError."""
         self.tell(mine)
+        return await self._hello()
+
+    async def greeted(self, mine: Hello) -> Hello:
+        """Who connected. Raises as `greet` does."""
+        theirs = await self._hello()
+        self.tell(mine)
+        return theirs
+
+    async def _hello(self) -> Hello:
         told, _ = await self.next()
         if not isinstance(told, Hello):
             raise PeerUnreachable("the peer did not say who it is")
@@ -46,14 +59,15 @@ class Control:
     async def next(self) -> tuple[Message, int]:
         """The next message that comes in. Raises FrameInvalid; PeerUnreachable at the connection's end."""
         try:
-            kind, request, size = parse_head(await self._reader.readexactly(HEAD_BYTES))
-            return parse_body(kind, await self._reader.readexactly(size)), request
+            head = parse_head(await self._reader.readexactly(HEAD_BYTES))
+            self.version = min(self.version, head.version)
+            return parse_body(head.kind, await self._reader.readexactly(head.size)), head.request
         except (asyncio.IncompleteReadError, ConnectionError, TimeoutError) as error:
             raise PeerUnreachable("the connection has ended") from error
 
     def tell(self, message: Message, request: int = 0) -> None:
         if not self._lost:
-            self._writer.write(to_frame(message, request))
+            self._writer.write(to_frame(message, request, self.version))
 
     async def drain(self) -> None:
         with contextlib.suppress(ConnectionError):
@@ -61,29 +75,37 @@ class Control:
 
     async def ask(self, message: Message, limit_s: float) -> Message:
         """Raises PeerUnreachable. Somebody else must read `next` and hand answers to `answered`."""
+        try:
+            async with asyncio.timeout(limit_s):
+                return await self._asked(message)
+        except TimeoutError as error:
+            raise PeerUnreachable("the peer did not answer in time") from error
+
+    async def _asked(self, message: Message) -> Message:
+        await self._room.acquire()  # until the answer is there, whoever still waits for it
         if self._lost:
+            self._room.release()
             raise PeerUnreachable(self._lost)
         request = next(self._requests) & 0xFFFF_FFFF
         answer: asyncio.Future[Message] = asyncio.get_running_loop().create_future()
         self._waiting[request] = answer
-        try:
-            self.tell(message, request)
-            async with asyncio.timeout(limit_s):
-                return await answer
-        except TimeoutError as error:
-            raise PeerUnreachable("the peer did not answer in time") from error
-        finally:
-            self._waiting.pop(request, None)
+        self.tell(message, request)
+        return await answer
 
     def answered(self, message: Message, request: int) -> None:
-        answer = self._waiting.get(request)
-        if answer is not None and not answer.done():
+        answer = self._waiting.pop(request, None)
+        if answer is None:
+            return
+        self._room.release()
+        if not answer.done():
             answer.set_result(message)
 
     def lose(self, why: str) -> None:
         """The connection is of no more use: nobody waits for an answer."""
         self._lost = self._lost or why
         for answer in self._waiting.values():
+            self._room.release()
             if not answer.done():
                 answer.set_exception(PeerUnreachable(why))
+        self._waiting.clear()
         self._writer.close()

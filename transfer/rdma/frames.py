@@ -2,14 +2,15 @@
 
   frame    "KVRC"  version u8  kind u8  0 u16  request u32  body bytes u32 | body
 
-  HELLO    both, first: who it is, and a rail for each of its devices
+  HELLO    both, first, and first who connected: who it is, and a rail for each of its devices
   JOIN     asks for a queue pair, its own inside; JOINED answers, with the other's, connected
   PRESENT  a descriptor; SHOWN answers: how the devices know what it grants
   ENDED    of its own accord: a grant that was shown has ended
 
 Rules
 - Nothing is believed: sizes, counts and small numbers are checked here, before anybody uses them. Raises FrameInvalid.
-- `request` pairs an answer with its question; 0 for what is not one.
+- `request` pairs an answer with its question; 0 for what is not one. Both sides may ask, each counting for itself.
+- Version 1, where only who connected asks, is read and answered in its own version.
 - All numbers are little-endian, but GIDs, which are 16 bytes as the devices have them.
 """
 
@@ -19,6 +20,7 @@ import struct
 from collections.abc import Callable
 from dataclasses import dataclass
 from enum import IntEnum
+from typing import NamedTuple
 
 from transfer.errors import Reason, TransferFault
 from transfer.grants import DESCRIPTOR_BYTES_MAX
@@ -27,8 +29,10 @@ __all__ = [
     "HEAD_BYTES",
     "LANES_MAX",
     "RAILS_MAX",
+    "VERSION",
     "Ended",
     "FrameInvalid",
+    "Head",
     "Hello",
     "Join",
     "Joined",
@@ -43,7 +47,8 @@ __all__ = [
 ]
 
 MAGIC = b"KVRC"
-VERSION = 1
+VERSION = 2
+OLDEST = 1
 RAILS_MAX = 16
 LANES_MAX = 16  # queue pairs a rail
 KEYS_MAX = 1 << 18
@@ -161,23 +166,29 @@ _KINDS: dict[type[Message], Kind] = {
 }
 
 
-def to_frame(message: Message, request: int = 0) -> bytes:
+def to_frame(message: Message, request: int = 0, version: int = VERSION) -> bytes:
     body = _body(message)
-    return _HEAD.pack(MAGIC, VERSION, _KINDS[type(message)], 0, request, len(body)) + body
+    return _HEAD.pack(MAGIC, version, _KINDS[type(message)], 0, request, len(body)) + body
 
 
-def parse_head(head: bytes) -> tuple[Kind, int, int]:
-    """Kind, request, bytes of the body."""
+class Head(NamedTuple):
+    version: int
+    kind: Kind
+    request: int
+    size: int  # of the body
+
+
+def parse_head(head: bytes) -> Head:
     magic, version, kind, zero, request, size = _HEAD.unpack(head)
     if magic != MAGIC or zero != 0:
         raise FrameInvalid("not a frame of this protocol")
-    if version != VERSION:
+    if not OLDEST <= version <= VERSION:
         raise FrameInvalid(f"protocol version {version}; this side speaks {VERSION}")
     if kind not in set(Kind):
         raise FrameInvalid(f"no frame of kind {kind}")
     if size > _BODY_MAX[Kind(kind)]:
         raise FrameInvalid(f"a {Kind(kind).name} of {size} bytes; at most {_BODY_MAX[Kind(kind)]}")
-    return Kind(kind), request, size
+    return Head(version, Kind(kind), request, size)
 
 
 def parse_body(kind: Kind, body: bytes) -> Message:

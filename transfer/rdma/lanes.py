@@ -91,11 +91,11 @@ class _Lane:
 
 
 class Lanes:
-    """Of one endpoint."""
+    """Of one endpoint, joined over one connection. `peer`: their number in the engine."""
 
-    def __init__(self, host: RdmaTransport, peer: int, control: Control, theirs: Hello) -> None:
+    def __init__(self, host: RdmaTransport, control: Control, theirs: Hello) -> None:
         self._host = host
-        self._peer = peer
+        self.peer = host.number()
         self._control = control
         self._theirs = theirs.rails
         config = host.config
@@ -161,7 +161,7 @@ class Lanes:
         self.why, lane.failed = str(error), True
         self._changed.set()
         if all(one.failed for one in self._lanes):
-            self._host.engine.give_up(self._peer, False)
+            self._host.engine.give_up(self.peer, False)
 
     async def _turn(self, lane: _Lane) -> None:
         """Returns when the rail is OK, or this lane is its trial; or when no lane is to be built any more."""
@@ -208,7 +208,7 @@ class Lanes:
             raise
         lane.pair, lane.number, lane.failed = pair, self._host.number(), False
         self._host.lane_opened(lane.number, self, lane.index)
-        self._host.engine.add_lane(lane.number, self._peer, pair.address, lane.device, lane.peer_device)
+        self._host.engine.add_lane(lane.number, self.peer, pair.address, lane.device, lane.peer_device)
 
     async def _connect(
         self, pair: QueuePair, device: Device, mine: RailOffer, theirs: RailOffer, told: Joined, psn: int

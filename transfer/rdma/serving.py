@@ -1,4 +1,4 @@
-"""The owner's side: connections that came in, and how far their devices may touch our memory.
+"""The owner's side: peers that ask over a connection, and how far their devices may touch our memory.
 
 Rules
 - Each connection has protection domains of its own: keys that one peer was told open nothing to another.
@@ -19,11 +19,11 @@ from collections.abc import Collection
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from transfer.errors import LimitReached, PeerUnreachable, Reason
+from transfer.errors import LimitReached, Reason
 from transfer.grants import Grant, Rights
 from transfer.rdma.control import Control
 from transfer.rdma.direct import source_of
-from transfer.rdma.frames import LANES_MAX, RAILS_MAX, Ended, FrameInvalid, Hello, Join, Joined, Present, Shown
+from transfer.rdma.frames import LANES_MAX, RAILS_MAX, Ended, Hello, Join, Joined, Present, Shown
 from transfer.rdma.lanes import NO_ROOM, connect_pair
 from transfer.rdma.registrar import Asked, Registered
 from transfer.rdma.verbs import Domain, QueuePair, RdmaUnavailable
@@ -192,7 +192,7 @@ class Lent:
 
 
 class Guest:
-    """A connection that came in. `serve` is its life."""
+    """A peer that may ask for our memory, over one connection. Has nothing of the devices before its first question."""
 
     def __init__(self, host: RdmaTransport, control: Control) -> None:
         self._host = host
@@ -200,27 +200,15 @@ class Guest:
         self.domains: list[Domain] = []
         self._pairs: dict[int, QueuePair] = {}
 
-    async def serve(self) -> None:
-        why = "this side has closed"
-        try:
-            async with asyncio.timeout(self._host.config.greeting_s):
-                self.domains = await self._host.in_thread(lambda: [Domain(one) for one in self._host.devices])
-                theirs = await self.control.greet(await self._host.hello())
-            while True:
-                message, request = await self.control.next()
-                match message:
-                    case Join():
-                        self.control.tell(await self._joined(message, theirs), request)
-                    case Present(descriptor):
-                        self.control.tell(await self._shown(descriptor), request)
-                    case _:
-                        raise FrameInvalid("not for an owner to answer")
-                await self.control.drain()
-        except (PeerUnreachable, FrameInvalid, RdmaUnavailable, OSError, TimeoutError) as error:
-            why = str(error) or "no greeting in time"
-        finally:
-            self.control.lose(why)
-            await asyncio.shield(asyncio.ensure_future(self._end()))
+    async def answer(self, question: Join | Present, theirs: Hello) -> Joined | Shown:
+        """Raises RdmaUnavailable, OSError."""
+        if not self.domains:
+            self.domains = await self._host.in_thread(lambda: [Domain(one) for one in self._host.devices])
+        match question:
+            case Join():
+                return await self._joined(question, theirs)
+            case Present(descriptor):
+                return await self._shown(descriptor)
 
     async def _shown(self, descriptor: bytes) -> Shown:
         grant = self._host.book.find(descriptor, time.monotonic_ns())
@@ -266,7 +254,8 @@ class Guest:
             return Joined(why=f"{device.name}: {error}")
         return Joined(pair.number, psn, mtu, reads)
 
-    async def _end(self) -> None:
+    async def end(self) -> None:
+        """Returns when the peer's devices can touch nothing here any more."""
         pairs, self._pairs = list(self._pairs.values()), {}
         self._host.lent.pairs -= len(pairs)
 

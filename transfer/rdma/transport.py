@@ -22,9 +22,11 @@ from transfer.rdma.control import Control
 from transfer.rdma.direct import Card, reached
 from transfer.rdma.endpoint import RdmaEndpoint
 from transfer.rdma.frames import FrameInvalid, Hello
+from transfer.rdma.guests import Guests
 from transfer.rdma.lanes import Lanes
+from transfer.rdma.link import Link
 from transfer.rdma.registrar import Asked, Registered, Registrar
-from transfer.rdma.serving import Guest, Lent
+from transfer.rdma.serving import Lent
 from transfer.rdma.verbs import open_devices
 from transfer.regions import Region, RegionState
 from transfer.sockets import connected, listening
@@ -74,7 +76,8 @@ class RdmaTransport(Lender):
         if self.config.listens:
             self._listener, self._address = listening(SCHEME, self.config.host, self.config.port)
         self._accepting = self._loop.create_task(self._accept()) if self._listener is not None else None
-        self._guests: set[asyncio.Task[None]] = set()
+        self._links: dict[Link, None] = {}
+        self._guests = Guests(self)
         self._numbers = itertools.count(1)  # of peers, lanes, grants shown to us, and jobs
         self._motions: dict[int, _Motion] = {}
         self._lanes: dict[int, tuple[Lanes, int]] = {}
@@ -128,10 +131,31 @@ class RdmaTransport(Lender):
     def lane_opened(self, number: int, lanes: Lanes, index: int) -> None:
         self._lanes[number] = lanes, index
 
-    def endpoint_closed(self, endpoint: RdmaEndpoint, whole: bool) -> None:
+    def check_completions(self, endpoint: RdmaEndpoint, lanes: Lanes) -> None:
+        """Whether the endpoint may have these lanes. Raises LimitReached(cq_entries)."""
+        others = [one.lanes for one in self._endpoints if one is not endpoint]
+        requests = sum(one.a_device for one in (lanes, *others) if one is not None) * self.config.window
+        if requests > self.config.cq_entries:
+            limit = f"{requests} requests could be out on one device; a completion would find no room"
+            raise LimitReached(limit, limit="cq_entries")
+
+    def linked(self, control: Control, theirs: Hello) -> Link:
+        link = Link(self, control, theirs)
+        self._links[link] = None
+        link.when_over(lambda: self._links.pop(link, None))
+        return link
+
+    def link_ended(self, link: Link) -> None:
+        self._guests.gone(link)
+
+    def parted(self, whole: bool, lanes: Lanes) -> None:
+        """The lanes are over. whole: nothing of them is still out."""
         self._whole &= whole
+        self.engine.forget(lanes.peer)
+
+    def endpoint_closed(self, endpoint: RdmaEndpoint) -> None:
         self._endpoints.pop(endpoint, None)
-        self.engine.forget(endpoint.peer)
+        self._guests.left(endpoint)
 
     # -- events
 
@@ -156,10 +180,7 @@ class RdmaTransport(Lender):
             if len(self._guests) >= self.config.connections_max:
                 sock.close()
                 continue
-            control = await Control.over(sock, self.config.keepalive_s)
-            task = self._loop.create_task(Guest(self, control).serve())
-            self._guests.add(task)
-            task.add_done_callback(self._guests.discard)
+            self._guests.came(await Control.over(sock, self.config.keepalive_s))
 
     # -- memory
 
@@ -228,31 +249,34 @@ class RdmaTransport(Lender):
         check_deadline(deadline_s)
         host, port = parse_address(address)
         self.config.check_host("address", host)
+        endpoint = RdmaEndpoint(self, lambda: self._link_to(host, port), closes_links=True)
+        self._endpoints[endpoint] = None
         try:
             async with asyncio.timeout(deadline_s):
-                return await self._opened(host, port)
+                await endpoint.open()
         except (OSError, TimeoutError, FrameInvalid) as error:
+            await endpoint.close()
             raise PeerUnreachable(f"{address}: {error or 'no answer in time'}") from error
+        except BaseException:
+            await endpoint.close()
+            raise
+        return endpoint
 
-    async def _opened(self, host: str, port: int) -> RdmaEndpoint:
+    async def _link_to(self, host: str, port: int) -> Link:
         control = await Control.over(await connected(host, port), self.config.keepalive_s)
         try:
-            theirs = await control.greet(await self.hello())
+            return self.linked(control, await control.greet(await self.hello()))
         except BaseException:
             control.lose("this side has closed")
             raise
-        endpoint = RdmaEndpoint(self, control, theirs)
-        requests = (endpoint.lanes_a_device + sum(e.lanes_a_device for e in self._endpoints)) * self.config.window
-        if requests > self.config.cq_entries:
-            await endpoint.close()
-            limit = f"{requests} requests could be out on one device; a completion would find no room"
-            raise LimitReached(limit, limit="cq_entries")
+
+    async def back(self, incarnation: bytes, *, deadline_s: float) -> RdmaEndpoint:
+        """The endpoint of a peer that connects to us, over the connection it makes, with queue pairs that we ask it
+        for; the same one until it is closed. Raises PeerUnreachable where no connection of that peer opens in time.
+        """
+        check_deadline(deadline_s)
+        endpoint = await self._guests.back(incarnation, deadline_s)
         self._endpoints[endpoint] = None
-        try:
-            await endpoint.open()
-        except BaseException:
-            await endpoint.close()
-            raise
         return endpoint
 
     async def close(self) -> None:
@@ -268,9 +292,9 @@ class RdmaTransport(Lender):
         for endpoint in list(self._endpoints):
             await endpoint.close()
         poisoned = await self.deregister_all()
-        for guest in list(self._guests):
-            guest.cancel()
-        await asyncio.gather(*self._guests, return_exceptions=True)
+        await self._guests.close()
+        for link in list(self._links):
+            await link.close()
         self._loop.remove_reader(self.engine.fd)
         if self.engine.close(_CLOSE_S if self._whole else 0.0):
             for device in self.devices:

@@ -21,7 +21,7 @@ from transfer.base import Landed
 from transfer.batch import Batch
 from transfer.errors import GrantInvalid, PeerUnreachable, Reason, TransferError
 from transfer.grants import Descriptor
-from transfer.moving import MovingEndpoint, Work
+from transfer.moving import AnotherPeer, MovingEndpoint, Work, turns
 from transfer.native import TcpJob
 from transfer.outcome import report_of
 from transfer.pending import Inline, Report, answer, check_deadline
@@ -31,14 +31,7 @@ from transfer.tcp.shown import Access, Shown, access_of
 if TYPE_CHECKING:
     from transfer.tcp.transport import TcpTransport
 
-__all__ = ["AnotherPeer", "TcpEndpoint"]
-
-_AGAIN_S = 0.05
-_AGAIN_S_MAX = 5.0
-
-
-class AnotherPeer(PeerUnreachable):
-    """At the peer's address there is a process that has started since."""
+__all__ = ["TcpEndpoint"]
 
 
 class TcpEndpoint(MovingEndpoint[TcpJob, Shown]):
@@ -92,20 +85,21 @@ class TcpEndpoint(MovingEndpoint[TcpJob, Shown]):
             self._repairing = asyncio.get_running_loop().create_task(self._repair())
 
     async def _repair(self) -> None:
-        loop = asyncio.get_running_loop()
-        until, pause = loop.time() + self._host.config.reconnect_s, _AGAIN_S
-        while self.lanes < self._host.config.lanes and loop.time() < until:
-            await asyncio.sleep(pause)
-            pause = min(2 * pause, _AGAIN_S_MAX)
+        while self.lanes < self._host.config.lanes and await self._repaired():
+            pass
+
+    async def _repaired(self) -> bool:
+        """Whether one more lane is open. False: it was tried for long enough, or the peer is another one."""
+        async for _ in turns(self._host.config.reconnect_s):
             try:
                 async with asyncio.timeout(self._host.config.greeting_s):
                     await self._one_more()
             except AnotherPeer:
-                return
+                return False
             except (OSError, TimeoutError, PeerUnreachable):
                 continue
-            else:
-                until, pause = loop.time() + self._host.config.reconnect_s, _AGAIN_S
+            return True
+        return False
 
     # -- grants
 

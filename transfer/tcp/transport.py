@@ -15,12 +15,13 @@ import numpy as np
 from transfer.errors import LimitReached, PeerUnreachable, Reason, RegionPoisoned
 from transfer.grants import Grant, Rights
 from transfer.lending import Lender
+from transfer.moving import AnotherPeer
 from transfer.native import TcpEngine, TcpJob, TcpTls, keep_forever
 from transfer.pending import check_deadline
 from transfer.regions import Region
 from transfer.sockets import connected, listening, tune
 from transfer.tcp.config import SCHEME, TcpConfig, parse_address
-from transfer.tcp.endpoint import AnotherPeer, TcpEndpoint
+from transfer.tcp.endpoint import TcpEndpoint
 from transfer.tcp.guests import Guests
 from transfer.tcp.shown import proof_of
 

@@ -397,7 +397,7 @@ class PeerFailureExam(WritePeerFailureExam):
             await pair.endpoint.read(batch, deadline_s=10.0)
         await self.stays_quiet(memory)
         with pytest.raises(PeerUnreachable):
-            await pair.reader.connect(self.mortal(pair).address, deadline_s=1.0)
+            await self.again(pair)
 
     @examined
     async def test_peer_stopped_in_the_middle(self, pair: Pair) -> None:

@@ -9,7 +9,7 @@ from typing import TypeVar
 
 import pytest
 
-from transfer.base import Batch, Landed, Region
+from transfer.base import Batch, Endpoint, Landed, Region
 from transfer.errors import Reason, TransferError, TransferFailed
 from transfer.testing.parties import Bytes, Pair, pairs
 
@@ -47,6 +47,10 @@ class ExamBase:
     async def settle(self) -> None:
         """Long enough for whatever is still under way to land."""
         raise NotImplementedError
+
+    async def again(self, pair: Pair) -> Endpoint:
+        """Another endpoint to the pair's owner. Raises PeerUnreachable where it is gone."""
+        return await pair.reader.connect(pair.owner.address, deadline_s=1.0)
 
     # -- helpers of the tests
 

@@ -77,6 +77,7 @@ class OwnerHere:
         self._regions: dict[str, Region] = {}
         self._contents: dict[str, Bytes] = {}
         self._grants: dict[bytes, Grant] = {}
+        self._towards: Endpoint | None = None
 
     @property
     def address(self) -> str:
@@ -105,6 +106,15 @@ class OwnerHere:
 
     async def fill(self, name: str, value: int) -> None:
         self._contents[name][:] = value
+
+    async def connect(self, address: str) -> bytes:
+        """Connects to a reader that asks over that connection, in the place of the one before. Returns this owner's
+        incarnation.
+        """
+        if self._towards is not None:
+            await self._towards.close()
+        self._towards = await self.transport.connect(address, deadline_s=10.0)
+        return self.transport.incarnation
 
     async def close(self) -> None:
         self._regions.clear()
@@ -168,6 +178,10 @@ class OwnerProcess:
 
     async def fill(self, name: str, value: int) -> None:
         await self._call("fill", name=name, value=value)
+
+    async def connect(self, address: str) -> bytes:
+        """See OwnerHere."""
+        return bytes.fromhex(await self._call("connect", address=address))
 
     async def kill(self) -> None:
         self._process.kill()

@@ -59,22 +59,31 @@ def _tcp() -> OwnerHere:
 
 
 def _owner(named: str) -> OwnerHere:
-    """`local`, `tcp`, `tcp+tls:CERTIFICATE:KEY:CA` with paths of PEM files, or `rdma:DEVICES` with names and commas."""
+    """`local`, `tcp`, `tcp+tls:CERTIFICATE:KEY:CA` with paths of PEM files, `rdma:DEVICES` with names and commas; those
+    of `tcp-` and `rdma-:DEVICES` only connect.
+    """
     kind, _, files = named.partition(":")
     if kind == "tcp+tls":
         return OwnerHere(TcpTransport(TcpConfig(tls=TlsFiles(*files.split(":")))), _private)
-    if kind == "rdma":
-        return OwnerHere(RdmaTransport(RdmaConfig(devices=tuple(filter(None, files.split(","))))), _private)
+    if kind in ("rdma", "rdma-"):
+        devices = tuple(filter(None, files.split(",")))
+        return OwnerHere(RdmaTransport(RdmaConfig(devices=devices, listens=kind == "rdma")), _private)
     return TRANSPORTS[kind]()
 
 
-TRANSPORTS: dict[str, Callable[[], OwnerHere]] = {"local": _local, "tcp": _tcp}
+def _connecting() -> OwnerHere:
+    return OwnerHere(TcpTransport(TcpConfig(listens=False)), _private)
+
+
+TRANSPORTS: dict[str, Callable[[], OwnerHere]] = {"local": _local, "tcp": _tcp, "tcp-": _connecting}
 
 
 async def _answer(owner: OwnerHere, reader: ReaderHere, call: Call) -> str:
     match call["verb"]:
         case "begin" | "end" | "count":
             return await _read(reader, call)
+        case "connect":
+            return (await owner.connect(call["address"])).hex()
         case "memory":
             await owner.memory(call["name"], call["size"], call["seed"])
         case "grant":

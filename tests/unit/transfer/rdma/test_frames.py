@@ -14,6 +14,7 @@ from transfer.rdma.frames import (
     HEAD_BYTES,
     LANES_MAX,
     RAILS_MAX,
+    VERSION,
     Ended,
     FrameInvalid,
     Hello,
@@ -56,15 +57,15 @@ messages: st.SearchStrategy[Message] = st.one_of(
 @given(messages, u32)
 def test_what_is_said_is_read(message: Message, request: int) -> None:
     frame = to_frame(message, request)
-    kind, read_request, size = parse_head(frame[:HEAD_BYTES])
-    assert (read_request, size) == (request, len(frame) - HEAD_BYTES)
+    version, kind, read_request, size = parse_head(frame[:HEAD_BYTES])
+    assert (version, read_request, size) == (VERSION, request, len(frame) - HEAD_BYTES)
     assert parse_body(kind, frame[HEAD_BYTES:]) == message
 
 
 @given(messages, st.data())
 def test_bodies_that_are_cut_or_longer_are_refused(message: Message, data: st.DataObject) -> None:
     frame = to_frame(message)
-    kind, _, _ = parse_head(frame[:HEAD_BYTES])
+    kind = parse_head(frame[:HEAD_BYTES]).kind
     if kind in (Kind.PRESENT, Kind.JOINED):
         return  # of any length, and with a text that ends the body
     body = frame[HEAD_BYTES:]
@@ -79,14 +80,13 @@ def test_any_bytes_are_a_message_or_refused(kind: Kind, body: bytes) -> None:
         message = parse_body(kind, body)
     except FrameInvalid:
         return
-    kind_again, _, _ = parse_head(to_frame(message)[:HEAD_BYTES])
-    assert kind_again is kind
+    assert parse_head(to_frame(message)[:HEAD_BYTES]).kind is kind
 
 
 @given(st.binary(min_size=HEAD_BYTES, max_size=HEAD_BYTES))
 def test_any_head_is_bounded_or_refused(head: bytes) -> None:
     try:
-        _, _, size = parse_head(head)
+        size = parse_head(head).size
     except FrameInvalid:
         return
     assert size <= 4 << 20
@@ -96,7 +96,8 @@ def test_any_head_is_bounded_or_refused(head: bytes) -> None:
     ("head", "why"),
     [
         (struct.pack("<4sBBHII", b"KVRX", 1, 1, 0, 0, 0), "not a frame"),
-        (struct.pack("<4sBBHII", b"KVRC", 2, 1, 0, 0, 0), "version 2"),
+        (struct.pack("<4sBBHII", b"KVRC", 3, 1, 0, 0, 0), "version 3"),
+        (struct.pack("<4sBBHII", b"KVRC", 0, 1, 0, 0, 0), "version 0"),
         (struct.pack("<4sBBHII", b"KVRC", 1, 9, 0, 0, 0), "kind 9"),
         (struct.pack("<4sBBHII", b"KVRC", 1, 1, 7, 0, 0), "not a frame"),
         (struct.pack("<4sBBHII", b"KVRC", 1, Kind.PRESENT, 0, 0, DESCRIPTOR_BYTES_MAX + 1), "at most"),
@@ -120,7 +121,7 @@ def test_numbers_out_of_range_are_refused() -> None:
     ):
         frame = to_frame(message)
         with pytest.raises(FrameInvalid):
-            parse_body(parse_head(frame[:HEAD_BYTES])[0], frame[HEAD_BYTES:])
+            parse_body(parse_head(frame[:HEAD_BYTES]).kind, frame[HEAD_BYTES:])
 
 
 def test_keys_are_as_many_as_was_said() -> None:
