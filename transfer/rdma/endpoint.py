@@ -10,7 +10,6 @@ Rules
 from __future__ import annotations
 
 import asyncio
-import contextlib
 from collections.abc import Awaitable, Callable, Iterable, Mapping
 from typing import TYPE_CHECKING
 
@@ -229,8 +228,7 @@ class RdmaEndpoint(MovingEndpoint[RdmaJob, ShownGrant]):
     async def _end(self) -> None:
         if self._seeking is not None:
             self._seeking.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await self._seeking
+            await asyncio.wait([self._seeking])
         link, self._link = self._link, None
         await self._leave_lanes()
         if link is not None:

@@ -275,7 +275,7 @@ class Lanes:
         return True
 
     async def _ended(self) -> None:
-        for lane in self._lanes:
-            if lane.building is not None:
-                with contextlib.suppress(asyncio.CancelledError):
-                    await lane.building
+        """A cancellation of whoever waits here goes on: it is not the builders'."""
+        building = [lane.building for lane in self._lanes if lane.building is not None]
+        if building:
+            await asyncio.wait(building)

@@ -14,7 +14,6 @@ Rules
 from __future__ import annotations
 
 import asyncio
-import contextlib
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Protocol
 
@@ -104,8 +103,7 @@ class Link:
             self.asker.link_lost(self)
 
     async def _quiet(self, answering: asyncio.Task[None]) -> None:
-        with contextlib.suppress(asyncio.CancelledError):
-            await answering
+        await asyncio.wait([answering])
         await self._guest.end()
 
     async def close(self) -> None:
