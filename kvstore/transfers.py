@@ -12,6 +12,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import logging
+import mmap
 import secrets
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
@@ -110,10 +111,15 @@ class Transfers:
     def transport(self, carrier: Carrier) -> Transport:
         return self._transports[carrier]
 
-    async def lend(self, fd: int, size: int, name: str) -> dict[Carrier, Region]:
-        """Shared memory behind a descriptor, registered with every transport: until `close`."""
-        segment = MappedSegment(fd, size, writable=True)
-        return {carrier: await one.register(segment, name=name) for carrier, one in self._transports.items()}
+    async def lend(self, memory: mmap.mmap, fd: int, name: str) -> dict[Carrier, Region]:
+        """Shared memory and its descriptor, registered with every transport: until `close`. Bytes land in the mapping
+        given, whose pages are there already; only peers that map it themselves need the descriptor.
+        """
+        lent: dict[Carrier, Region] = {}
+        for carrier, transport in self._transports.items():
+            known = MappedSegment(fd, len(memory), writable=True) if carrier is Carrier.LOCAL else memory
+            lent[carrier] = await transport.register(known, name=name)
+        return lent
 
     async def back(self, carrier: Carrier, incarnation: bytes, *, deadline_s: float) -> Connection:
         """The way to a peer's memory over the connections that it made. Raises PeerUnreachable, and ValueError for a

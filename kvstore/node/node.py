@@ -206,7 +206,7 @@ class Node:
         exits.push_async_callback(asyncio.to_thread, self.telemetry.stop)
         self.telemetry.start()
         payload = self.segments.payload
-        regions = await self.transfers.lend(payload.fd, self.segments.size.bytes, "payload")
+        regions = await self.transfers.lend(payload.memory, payload.fd, "payload")
         visitors = Visitors(MovingHost(bridge, self.clock, config.limits, self.transfers, regions), handlers)
         exits.push_async_callback(visitors.close)
         self._door.start(handlers, visitors, payload.fd, self.segments.size.bytes)
