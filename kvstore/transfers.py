@@ -58,6 +58,7 @@ class Probe:
 
 class Transfers:
     """From `start` to `close`. `path`: the Unix socket of the local transport; "": one in a new private directory.
+    `lanes_path`: another, for those of this machine who may not map memory; "": none.
     listens: whether peers may come by TCP.
     """
 
@@ -70,10 +71,12 @@ class Transfers:
         trusted_uids: Collection[int],
         now_ns: Callable[[], int],
         path: str = "",
+        lanes_path: str = "",
         listens: bool = True,
         sysfs: Path = Path("/sys"),
     ) -> None:
         self._config, self._path, self._sysfs, self._now_ns = config, path, sysfs, now_ns
+        self._lanes_path = lanes_path
         self._trusted = frozenset(trusted_uids)
         self._listens = listens and config.address != "none"
         self._transports: dict[Carrier, LocalTransport | TcpTransport] = {}
@@ -84,7 +87,7 @@ class Transfers:
 
     async def start(self) -> None:
         """Raises Misconfigured, and has nothing open then but what `close` closes."""
-        tcp = tcp_config(self._config, listens=self._listens)
+        tcp = tcp_config(self._config, listens=self._listens, path=self._lanes_path)
         try:
             self._transports[Carrier.LOCAL] = LocalTransport(
                 LocalConfig(
@@ -99,10 +102,12 @@ class Transfers:
         except OSError as error:
             raise Misconfigured(f"{self._path}: the local transport cannot listen there: {error}") from error
         try:
-            self._transports[Carrier.TCP] = TcpTransport(tcp)
+            self._transports[Carrier.TCP] = made = TcpTransport(tcp)
         except (OSError, RuntimeError) as error:  # RuntimeError: what OpenSSL says of the files
             raise Misconfigured(f"[transfer]: {error}; mend it, or address = none") from error
         routes = [Route(carrier, one.address) for carrier, one in self._transports.items() if one.address]
+        if made.unix_address:  # before TCP proper: nearer
+            routes.insert(1, Route(Carrier.TCP, made.unix_address))
         self.connector = Connector(
             self._transports, own_offer(routes, nics(self._sysfs), self._trusted, self._config.address)
         )
@@ -177,7 +182,7 @@ async def _closed(transport: LocalTransport | TcpTransport) -> None:
         log.error("transfers: %s", error)
 
 
-def tcp_config(config: TransferConfig, *, listens: bool) -> TcpConfig:
+def tcp_config(config: TransferConfig, *, listens: bool, path: str = "") -> TcpConfig:
     """Raises Misconfigured naming the setting."""
     files = (config.certificate, config.private_key, config.peer_ca)
     if (config.certificate is None) != (config.private_key is None):
@@ -196,6 +201,7 @@ def tcp_config(config: TransferConfig, *, listens: bool) -> TcpConfig:
             host=host,
             port=int(port),
             listens=listens,
+            path=path,
             tls=tls,
             lanes=config.lanes,
             workers=config.workers,

@@ -28,7 +28,7 @@ from transfer.errors import PeerUnreachable, TransferError
 from transfer.offers import Carrier, Offer
 from transfer.pending import check_deadline
 from transfer.sockets import is_loopback
-from transfer.tcp.config import parse_address
+from transfer.tcp.config import parse_address, path_of
 from transfer.topology import Nic
 
 __all__ = ["Chosen", "Connection", "Connector", "Path", "PathCounts", "Way", "fabrics", "ways"]
@@ -163,9 +163,8 @@ def _lacking(carrier: Carrier, here: Offer, has: Collection[Carrier], there: Off
 
 def _reachable(addresses: Sequence[str], here: Offer, there: Offer) -> tuple[list[str], str]:
     """Without those that are of the peer's own host alone: here they would lead to somebody else."""
-    if here.home.same_network(there.home):
-        return list(addresses), ""
-    kept = [address for address in addresses if not _of_its_host(address)]
+    files, network = here.home.same_files(there.home), here.home.same_network(there.home)
+    kept = [one for one in addresses if (files if path_of(one) else network or not _of_its_host(one))]
     return kept, "" if kept else "peer listens on its own loopback alone"
 
 

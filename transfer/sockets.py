@@ -6,7 +6,7 @@ import asyncio
 import ipaddress
 import socket
 
-__all__ = ["address_of", "connected", "is_loopback", "listening", "parse_address", "tune"]
+__all__ = ["address_of", "connected", "connected_unix", "is_loopback", "listening", "parse_address", "tune"]
 
 _BACKLOG = 128
 
@@ -69,10 +69,23 @@ async def connected(host: str, port: int) -> socket.socket:
     raise last or OSError(f"{host} has no address")
 
 
+async def connected_unix(path: str) -> socket.socket:
+    """Raises OSError."""
+    sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC | socket.SOCK_NONBLOCK)
+    try:
+        await asyncio.get_running_loop().sock_connect(sock, path)
+    except BaseException:
+        sock.close()
+        raise
+    return sock
+
+
 def tune(sock: socket.socket, keepalive_s: float) -> None:
-    """No delay for small frames; a peer whose machine has gone is noticed."""
+    """No delay for small frames; a peer whose machine has gone is noticed. A Unix socket has no such worries."""
     seconds = max(1, round(keepalive_s))
     sock.setblocking(False)
+    if sock.family == socket.AF_UNIX:
+        return
     sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
     sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, seconds)

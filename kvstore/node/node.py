@@ -164,10 +164,12 @@ class Node:
         exits.push_async_callback(mover.stop)
 
     async def _start_transfers(self, exits: contextlib.AsyncExitStack) -> None:
-        path = self.socket.with_name(self.socket.name + ".peer")
+        path, lanes = (self.socket.with_name(self.socket.name + end) for end in (".peer", ".lanes"))
         trusted = {os.getuid(), *self.config.security.trusted_uids}
         config = settings.transfer_of(self.config)
-        self.transfers = Transfers(config, trusted_uids=trusted, now_ns=self.clock.now_ns, path=str(path))
+        self.transfers = Transfers(
+            config, trusted_uids=trusted, now_ns=self.clock.now_ns, path=str(path), lanes_path=str(lanes)
+        )
         exits.push_async_callback(self.transfers.close)
         await self.transfers.start()
 

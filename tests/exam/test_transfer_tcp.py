@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import tempfile
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 
@@ -47,6 +48,21 @@ class TestOneProcess(Tcp, TransportExam):
         finally:
             await reader.close()
             await owner.close()
+
+
+class TestUnixSocket(Tcp, TransportExam):
+    """Lanes of those of this machine who map nothing."""
+
+    @asynccontextmanager
+    async def pair(self) -> AsyncIterator[Pair]:
+        with tempfile.TemporaryDirectory() as folder:
+            listening = TcpTransport(TcpConfig(listens=False, path=f"{folder}/lanes"))
+            owner, reader = OwnerHere(listening, memory_of), TcpTransport(TcpConfig(listens=False))
+            try:
+                yield Pair(owner, reader, await reader.connect(listening.unix_address, deadline_s=10.0))
+            finally:
+                await reader.close()
+                await owner.close()
 
 
 class TestManyLanes(TestOneProcess):

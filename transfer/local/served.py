@@ -19,17 +19,22 @@ from collections.abc import Callable, Collection
 
 from transfer.grants import Grant, GrantBook, Rights
 from transfer.local.channel import Channel, Frame, FrameInvalid, Kind
-from transfer.local.listener import Listener
 from transfer.native import GrantTable, MappedSegment, touches
 from transfer.regions import Region
+from transfer.unix_listener import MODE, MODE_FOR_OTHERS, Listener
 
-__all__ = ["HELLO", "Owner"]
+__all__ = ["HELLO", "Owner", "for_others"]
 
 HELLO = struct.Struct("<I16sI")  # version, incarnation, slots of the grant table
 PROTOCOL_VERSION = 1
 REQUEST = struct.Struct("<I")
 GRANTED = struct.Struct("<IQQ")  # request, region, bytes
 REGION_GONE = struct.Struct("<Q")
+
+
+def for_others(trusted_uids: Collection[int]) -> bool:
+    """Whether anybody is trusted whom a socket's mode of our own would keep out. Root gets everywhere."""
+    return not frozenset(trusted_uids) <= {os.getuid(), 0}
 
 
 class Owner:
@@ -53,7 +58,7 @@ class Owner:
         self._connections: dict[Connection, None] = {}
         self._changed = asyncio.Event()
         self._loop = asyncio.get_running_loop()
-        self._listener = Listener(path, trusted_uids)
+        self._listener = Listener(path, MODE_FOR_OTHERS if for_others(trusted_uids) else MODE)
         self._table_segment = MappedSegment.create(GrantTable.bytes(slots), name="grants")
         self.table = GrantTable(self._table_segment.address, self._table_segment.size, slots)
         self._quiet_fd = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)

@@ -18,9 +18,8 @@ from transfer.grants import GRANTS_MAX, Grant, Rights
 from transfer.lending import Lender
 from transfer.local.channel import Channel
 from transfer.local.endpoint import LocalEndpoint
-from transfer.local.listener import for_others
 from transfer.local.motion import Motion
-from transfer.local.served import Owner
+from transfer.local.served import Owner, for_others
 from transfer.native import CopyPool, keep_forever
 from transfer.pending import check_deadline
 from transfer.plan import SLICE_BYTES

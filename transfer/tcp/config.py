@@ -10,9 +10,10 @@ from transfer.plan import SLICE_BYTES
 from transfer.regions import REGIONS_MAX
 from transfer.sockets import is_loopback
 
-__all__ = ["SCHEME", "TcpConfig", "TlsFiles", "address_of", "is_loopback", "parse_address"]
+__all__ = ["SCHEME", "UNIX", "TcpConfig", "TlsFiles", "address_of", "is_loopback", "parse_address", "path_of"]
 
 SCHEME = "tcp://"
+UNIX = "unix:"
 _AT_LEAST_ONE = (
     "workers",
     "lanes",
@@ -44,7 +45,8 @@ class TlsFiles:
 @dataclass(frozen=True, slots=True)
 class TcpConfig:
     """`host`, `port`: where to listen; port 0 takes a free one. `listens` False: this side only connects. `tls`: else
-    nothing leaves loopback.
+    nothing leaves loopback. `path`: also listens on this Unix socket, open to every user of the machine as loopback is,
+    and as there a connection alone opens nothing; never sealed; "": not.
 
     `lanes`: connections to each peer. `workers`: threads that move bytes. `requests_max`: what a peer may have
     outstanding on one connection. `spin_s_max`: how long an idle worker looks again before it sleeps (halt polling),
@@ -57,6 +59,7 @@ class TcpConfig:
     port: int = 0
     listens: bool = True
     tls: TlsFiles | None = None
+    path: str = ""
     lanes: int = 2
     workers: int = 1
     slice_bytes: int = SLICE_BYTES
@@ -103,3 +106,8 @@ def address_of(host: str, port: int) -> str:
 def parse_address(address: str) -> tuple[str, int]:
     """Host and port of `tcp://HOST:PORT`, an IPv6 host in brackets. Raises ValueError naming `address`."""
     return sockets.parse_address(SCHEME, address)
+
+
+def path_of(address: str) -> str:
+    """Of `unix:PATH`; "" for what is not one."""
+    return address.removeprefix(UNIX) if address.startswith(UNIX) else ""

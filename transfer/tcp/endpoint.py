@@ -37,8 +37,8 @@ __all__ = ["TcpEndpoint"]
 class TcpEndpoint(MovingEndpoint[TcpJob, Shown]):
     """Made by TcpTransport.connect, or by its `back`. Its incarnation is known once a lane is open."""
 
-    def __init__(self, host: TcpTransport, at: tuple[str, int] | None, incarnation: bytes = b"") -> None:
-        """at: where lanes are opened; None: the peer opens them."""
+    def __init__(self, host: TcpTransport, at: str | None, incarnation: bytes = b"") -> None:
+        """at: the address where lanes are opened; None: the peer opens them."""
         config = host.config
         super().__init__(
             host,
@@ -57,7 +57,7 @@ class TcpEndpoint(MovingEndpoint[TcpJob, Shown]):
     async def open(self) -> None:
         """Opens all lanes. Raises OSError, PeerUnreachable."""
         assert self._at is not None
-        first, self.incarnation = await self._host.open_lane(self, *self._at, b"")
+        first, self.incarnation = await self._host.open_lane(self, self._at, b"")
         self._lanes[first] = None
         more = [self._one_more() for _ in range(self._host.config.lanes - 1)]
         for told in await asyncio.gather(*more, return_exceptions=True):
@@ -66,7 +66,7 @@ class TcpEndpoint(MovingEndpoint[TcpJob, Shown]):
 
     async def _one_more(self) -> None:
         assert self._at is not None
-        connection, _ = await self._host.open_lane(self, *self._at, self.incarnation)
+        connection, _ = await self._host.open_lane(self, self._at, self.incarnation)
         self._lanes[connection] = None
 
     def lane_came(self, connection: int) -> None:

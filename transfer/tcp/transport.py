@@ -19,11 +19,12 @@ from transfer.moving import AnotherPeer
 from transfer.native import TcpEngine, TcpJob, TcpTls, keep_forever
 from transfer.pending import check_deadline
 from transfer.regions import Region
-from transfer.sockets import connected, listening, tune
-from transfer.tcp.config import SCHEME, TcpConfig, parse_address
+from transfer.sockets import connected, connected_unix, listening, tune
+from transfer.tcp.config import SCHEME, UNIX, TcpConfig, parse_address, path_of
 from transfer.tcp.endpoint import TcpEndpoint
 from transfer.tcp.guests import Guests
 from transfer.tcp.shown import proof_of
+from transfer.unix_listener import MODE_FOR_OTHERS, Listener
 
 __all__ = ["TcpTransport"]
 
@@ -52,9 +53,13 @@ class TcpTransport(Lender):
         )
         tls = self.config.tls
         self._tls = TcpTls(tls.certificate, tls.key, tls.ca) if tls is not None else None
-        self._listener, self._address = None, ""
+        self._listeners: list[socket.socket] = []
+        self._address, self._unix = "", None
         if self.config.listens:
-            self._listener, self._address = listening(SCHEME, self.config.host, self.config.port)
+            listener, self._address = listening(SCHEME, self.config.host, self.config.port)
+            self._listeners.append(listener)
+        if self.config.path:
+            self._unix = self._listening_unix(self.config.path)
         self.engine = TcpEngine(
             self.config.workers,
             self.config.grants_max,
@@ -64,8 +69,8 @@ class TcpTransport(Lender):
         )
         self.ground = self._served = _Served(self.engine)
         self._loop.add_reader(self.engine.fd, self._some_events)
-        if self._listener is not None:
-            self._loop.add_reader(self._listener.fileno(), self._accept)
+        for listener in self._listeners:
+            self._loop.add_reader(listener.fileno(), self._accept, listener)
         self._numbers = itertools.count(1)  # of connections, peers and jobs
         self._motions: dict[int, _Motion] = {}
         self._opening: dict[int, asyncio.Future[bytes]] = {}
@@ -77,6 +82,21 @@ class TcpTransport(Lender):
     @property
     def address(self) -> str:
         return self._address
+
+    @property
+    def unix_address(self) -> str:
+        """What a peer of this machine may give to `connect`; "" where there is none."""
+        return f"{UNIX}{self.config.path}" if self._unix is not None else ""
+
+    def _listening_unix(self, path: str) -> Listener:
+        try:
+            made = Listener(path, MODE_FOR_OTHERS)
+        except BaseException:
+            for listener in self._listeners:
+                listener.close()
+            raise
+        self._listeners.append(made.socket)
+        return made
 
     # -- what endpoints use
 
@@ -93,12 +113,17 @@ class TcpTransport(Lender):
     def stop(self, token: int, reason: Reason) -> None:
         self.engine.stop(token, int(reason))
 
-    async def open_lane(self, endpoint: TcpEndpoint, host: str, port: int, expected: bytes) -> tuple[int, bytes]:
+    async def open_lane(self, endpoint: TcpEndpoint, address: str, expected: bytes) -> tuple[int, bytes]:
         """A connection more; its number, and the incarnation that its peer has told, which must be the expected one
         (b"": any). Raises OSError, TimeoutError of the caller's time limit, AnotherPeer, and PeerUnreachable where the
         peer hung up.
         """
-        sock = await connected(host, port)
+        host, path = "", path_of(address)
+        if path:
+            sock = await connected_unix(path)
+        else:
+            host, port = parse_address(address)
+            sock = await connected(host, port)
         tune(sock, self.config.keepalive_s)
         connection = self.number()
         opened: asyncio.Future[bytes] = self._loop.create_future()
@@ -120,7 +145,7 @@ class TcpTransport(Lender):
 
     def _add(self, connection: int, peer: int, sock: socket.socket, name: str) -> None:
         """Hands the connection to the engine. name: whom we connect to; "": it came in."""
-        if self._tls is None:
+        if self._tls is None or sock.family == socket.AF_UNIX:
             self.engine.add_plain(connection, peer, sock.detach())
         else:
             self.engine.add_tls(connection, peer, sock.detach(), self._tls, name)
@@ -161,16 +186,15 @@ class TcpTransport(Lender):
         if endpoint is not None:
             endpoint.lane_lost(connection)
 
-    def _accept(self) -> None:
-        assert self._listener is not None
+    def _accept(self, listener: socket.socket) -> None:
         while True:
             try:
-                sock, _ = self._listener.accept()
+                sock, _ = listener.accept()
             except (BlockingIOError, ConnectionError):
                 return
             except OSError:  # no descriptors left: looking again at once would be all that this loop does
-                self._loop.remove_reader(self._listener.fileno())
-                self._loop.call_later(_PAUSE_S, self._listen_again)
+                self._loop.remove_reader(listener.fileno())
+                self._loop.call_later(_PAUSE_S, self._listen_again, listener)
                 return
             if len(self._guests) >= self.config.connections_max:
                 sock.close()
@@ -180,18 +204,20 @@ class TcpTransport(Lender):
             self._guests.came(connection)
             self._add(connection, 0, sock, "")
 
-    def _listen_again(self) -> None:
-        if self._listener is not None and not self._closed:
-            self._loop.add_reader(self._listener.fileno(), self._accept)
+    def _listen_again(self, listener: socket.socket) -> None:
+        if not self._closed:
+            self._loop.add_reader(listener.fileno(), self._accept, listener)
 
     # -- peers
 
     async def connect(self, address: str, *, deadline_s: float) -> TcpEndpoint:
-        """Raises ValueError for an address that is not `tcp://HOST:PORT`, or not loopback where there is no TLS."""
+        """Raises ValueError for an address that is neither `tcp://HOST:PORT` nor `unix:PATH`, or not loopback where
+        there is no TLS.
+        """
         check_deadline(deadline_s)
-        host, port = parse_address(address)
-        self.config.check_clear("address", host)
-        endpoint = TcpEndpoint(self, (host, port))
+        if not path_of(address):
+            self.config.check_clear("address", parse_address(address)[0])
+        endpoint = TcpEndpoint(self, address)
         self._endpoints[endpoint] = None
         try:
             async with asyncio.timeout(deadline_s):
@@ -222,9 +248,12 @@ class TcpTransport(Lender):
         if self._closed:
             return
         self._closed = True
-        if self._listener is not None:
-            self._loop.remove_reader(self._listener.fileno())
-            self._listener.close()
+        for listener in self._listeners:
+            self._loop.remove_reader(listener.fileno())
+            if self._unix is None or listener is not self._unix.socket:
+                listener.close()
+        if self._unix is not None:
+            self._unix.close()
         for endpoint in list(self._endpoints):
             await endpoint.close()
         poisoned = await self.deregister_all()

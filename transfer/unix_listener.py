@@ -1,8 +1,7 @@
-"""The Unix socket on which an owner listens: who can reach it, and what is removed to make or to end it.
+"""A Unix socket on which a transport listens: who can reach it, and what is removed to make or to end it.
 
 Rules
-- Its mode follows who may come: 0600 where that is this user alone (root gets everywhere), else 0666. Who is let in is
-  decided by the kernel's word for the peer's user id (SO_PEERCRED), never by the mode.
+- Its mode says who can connect, 0600 or everybody; who is let in is decided afterwards, and never by the mode.
 - Nobody can connect between bind and chmod: it listens only afterwards.
 - Only sockets are ever removed, of a dead owner at the start, ours at the end: no file, no live owner's.
 """
@@ -10,23 +9,16 @@ Rules
 from __future__ import annotations
 
 import contextlib
-import os
 import socket
 import stat
-from collections.abc import Collection
 from pathlib import Path
 
 from transfer.errors import PeerUnreachable
 
-__all__ = ["Listener", "for_others"]
+__all__ = ["MODE", "MODE_FOR_OTHERS", "Listener"]
 
 MODE, MODE_FOR_OTHERS = 0o600, 0o666
 _BACKLOG = 128
-
-
-def for_others(trusted_uids: Collection[int]) -> bool:
-    """Whether anybody is trusted whom a mode of our own would keep out."""
-    return not frozenset(trusted_uids) <= {os.getuid(), 0}
 
 
 class Listener:
@@ -34,13 +26,13 @@ class Listener:
     that is no socket lies there, and OSError.
     """
 
-    def __init__(self, path: str, trusted_uids: Collection[int]) -> None:
+    def __init__(self, path: str, mode: int) -> None:
         self._path = Path(path)
         self.socket = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC | socket.SOCK_NONBLOCK)
         try:
             _remove_dead(self._path)
             self.socket.bind(path)
-            self._path.chmod(MODE_FOR_OTHERS if for_others(trusted_uids) else MODE)
+            self._path.chmod(mode)
             self._ours = _identity(self._path)
             self.socket.listen(_BACKLOG)
         except BaseException:
