@@ -9,13 +9,14 @@ from typing import TYPE_CHECKING, Final
 
 from kvstore.testing.models.client import ClientModel
 from kvstore.testing.models.lifecycle import SlotState
-from kvstore.testing.models.messages import Reserve, Seal
+from kvstore.testing.models.messages import Clear, Fill, Pull, Reserve, Seal, SealFilled
 
 if TYPE_CHECKING:
     from kvstore.testing.simulation import Simulation
 
 SPAN: Final = 16_000  # over which faults are spread: about as long as clients work
 KEEPALIVE: Final = 4_000  # after which a node gives up a silent connection
+KILLS: Final = ((object,), (Seal, SealFilled, Pull), (Seal, Reserve, Pull, Fill))  # the verbs to be killed in
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,6 +32,9 @@ class FaultPlan:
     silences: tuple[int, ...]
     jumps: tuple[tuple[int, int], ...]
     flips: tuple[int, ...]
+    breaks: tuple[int, ...]  # of ways by which something moves
+    hangups: tuple[int, ...]  # of connections for which something moves
+    clears: tuple[int, ...]  # while something moves
 
 
 def plan_faults(rng: random.Random) -> FaultPlan:
@@ -51,6 +55,9 @@ def plan_faults(rng: random.Random) -> FaultPlan:
         silences=times(2),
         jumps=tuple((at, rng.choice((500, 5_000, 100_000))) for at in times(2)),
         flips=times(3),
+        breaks=times(3),
+        hangups=times(3),
+        clears=times(2),
     )
 
 
@@ -80,6 +87,12 @@ class Storm:
             at(when, self._jump_by(by))
         for when in plan.flips:
             at(when, self._flip)
+        for when in plan.breaks:
+            at(when, lambda: self._when_moving(self._break))
+        for when in plan.hangups:
+            at(when, lambda: self._when_moving(self._hang_up))
+        for when in plan.clears:
+            at(when, lambda: self._when_moving(self._clear))
 
     def _a_client(self, *, local: bool | None = None) -> ClientModel | None:
         fit = [c for c in self.simulation.clients if c.process.running and (local is None or c.in_place == local)]
@@ -107,7 +120,7 @@ class Storm:
         node = self.simulation.node
         if node is None or not node.alive or node.kill_within:
             return
-        node.kill_within = self.world.rng.choice(((object,), (Seal,), (Seal, Reserve)))
+        node.kill_within = self.world.rng.choice(KILLS)
 
         def follow_up() -> None:
             if node.alive:  # nobody called meanwhile
@@ -181,3 +194,38 @@ class Storm:
             at = slot.offset + self.world.rng.randrange(slot.payload_bytes)
             self.simulation.remains.memory.data[at] ^= 1 << self.world.rng.randrange(8)
             self.world.note("memory", f"rots at {at} (slot {slot.ticket.slot})")
+
+    # ---- what meets bytes in motion
+
+    def _when_moving(self, then: Callable[[ClientModel], None], tries: int = 40) -> None:
+        """When bytes of some client move, if that happens soon."""
+        clients = [c for c in self.simulation.clients if c.link is not None and c.link.way and c.link.way.readings]
+        if clients:
+            then(self.world.rng.choice(clients))
+        elif tries:
+            self.world.after(25, lambda: self._when_moving(then, tries - 1))
+
+    def _break(self, client: ClientModel) -> None:
+        assert client.link is not None and client.link.way is not None
+        self.world.note(client.name, "loses what is in motion")
+        client.link.way.break_down()
+
+    def _hang_up(self, client: ClientModel) -> None:
+        """By either end."""
+        link, node = client.link, self.simulation.node
+        assert link is not None
+        if self.world.rng.random() < 0.5 and node is not None and node.alive and link.owner in node.links:
+            self.world.note("node", f"cuts {client.name} off")
+            node.cut(link)
+        else:
+            self.world.note(client.name, "loses its connection")
+            link.close()
+
+    def _clear(self, client: ClientModel) -> None:
+        """An operator's."""
+        node = self.simulation.node
+        if node is None or not node.alive or client.link is None or not node.opened:
+            return
+        ns = self.world.rng.choice(list(node.opened))
+        self.world.note("node", f"is told to clear {node.opened[ns].name}")
+        node.handle(client.link, 0, Clear(ns))

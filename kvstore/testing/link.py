@@ -8,9 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from kvstore.testing.world import Wait, World
+
+if TYPE_CHECKING:
+    from kvstore.testing.models.transfers import Way
 
 
 class Server(Protocol):
@@ -32,6 +35,7 @@ class Link:
     told: bool = False  # the server knows that it has ended
     silent: bool = False  # nothing arrives any more, and nobody is told
     cut_by_node: bool = False
+    way: Way | None = None  # by which bytes move, where the client maps nothing
     waits: dict[int, Wait[object]] = field(default_factory=dict)
     _last: int = 0
     _to_server: int = 0

@@ -133,6 +133,13 @@ class Process:
     def running(self) -> bool:
         return self.alive and not self.finished
 
+    def deliver(self, call: Callable[[], None]) -> None:
+        """What its threads do beside its steps: now, or when it goes on after a stop; never once it has ended."""
+        if self.running and self.stopped:
+            self._kept.append(lambda: self.deliver(call))
+        elif self.running:
+            call()
+
     def _resume(self, step: int, value: Callable[[], object]) -> None:
         if not self.running or step != self._step:
             return

@@ -21,7 +21,7 @@ BATCHES = 4  # so that workers share them
 def test_seeds_hold(batch: int, request: pytest.FixtureRequest) -> None:
     seeds = request.config.getoption("--seeds")
     results = [run_seed(seed) for seed in range(batch, seeds, BATCHES)]
-    for what in ("got", "put", "restarts", "quarantined", "evicted"):
+    for what in ("got", "put", "restarts", "quarantined", "evicted", "leased", "pulled", "unread"):
         assert sum(getattr(result, what) for result in results) > len(results) // 10, f"{what}: hardly ever happens"
 
 

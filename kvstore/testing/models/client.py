@@ -1,8 +1,8 @@
 """A client of the simulation: publishes and fetches blocks, and says what it read to a witness.
 
 It trusts no byte that it has not verified after the copy, gives up at its deadline whatever happens, and takes a lost
-connection for an answer. `in_place` clients map the memory, so copies take time and may be stopped half way; the others
-send and get bytes in messages.
+connection for an answer. It maps the memory, so copies take time and may be stopped half way; those that map nothing
+are in away.py.
 """
 
 from __future__ import annotations
@@ -60,8 +60,14 @@ class Lost(Exception):
     """No answer: the deadline, or the connection."""
 
 
+class GaveUp(Exception):
+    """The caller would wait no longer; the connection goes on."""
+
+
 class ClientModel:
     """`connect` gives a connection, or None while the node is down. `got` counts blocks that arrived."""
+
+    in_place = True  # maps the node's memory
 
     def __init__(
         self,
@@ -72,7 +78,6 @@ class ClientModel:
         connect: Callable[[ClientModel], Link | None],
         calls: Sequence[Call],
         *,
-        in_place: bool,
         limits: ClientLimits,
     ) -> None:
         self.world = world
@@ -81,7 +86,6 @@ class ClientModel:
         self.truth = truth
         self.connect = connect
         self.calls = calls
-        self.in_place = in_place
         self.limits = limits
         self.process = Process(world, name, self.life())
         self.link: Link | None = None
@@ -107,6 +111,8 @@ class ClientModel:
             yield from self._journey(call, opened)
         except Lost:
             self._drop()
+        except GaveUp:
+            pass
         taken = self.world.now - began - (self.process.stopped_ns + self.world.jumped_ns - excused)
         most = self.limits.call_max + 2 * self.limits.copy_time
         if call.verb == Verb.VIEW:
@@ -122,10 +128,8 @@ class ClientModel:
         keys = self.truth.keys(opened.space, call.tokens)
         self.world.note(self.name, f"{call.verb.value} {call.name}/{call.shard} {call.tokens}")
         match call.verb:
-            case Verb.PUT | Verb.PUT_PARTS if self.in_place:
-                yield from self._put_in_place(call, opened, keys)
             case Verb.PUT | Verb.PUT_PARTS:
-                yield from self._put_streamed(call, opened, keys)
+                yield from self._put(call, opened, keys)
             case Verb.GET | Verb.FOLLOW:
                 yield from self._get(call, opened, keys)
             case Verb.VIEW if self.in_place:
@@ -164,9 +168,12 @@ class ClientModel:
         self.link = None
         self.spaces.clear()
 
-    def _ask(self, message: object) -> Asking:
+    def _ask(self, message: object, patience: int | None = None) -> Asking:
+        """patience: until when the caller waits, where that is before the call's deadline."""
         assert self.link is not None
-        answer = yield self.link.ask(message, self.deadline)
+        answer = yield self.link.ask(message, self.deadline if patience is None else patience)
+        if answer is None and patience is not None and self.world.now >= patience:
+            raise GaveUp
         if answer is None:
             raise Lost
         if answer is m.Refused.STALE_NAMESPACE:
@@ -183,9 +190,9 @@ class ClientModel:
 
     # ---- put
 
-    def _put_in_place(self, call: Call, opened: m.Opened, keys: tuple[bytes, ...]) -> Asking:
+    def _put(self, call: Call, opened: m.Opened, keys: tuple[bytes, ...]) -> Asking:
         asked = self.world.now
-        answer = yield from self._ask(m.Reserve(opened.ns, call.shard, keys, True))
+        answer = yield from self._ask(m.Reserve(opened.ns, call.shard, keys))
         if not isinstance(answer, m.Grants):
             return
         granted = [(i, one) for i, one in enumerate(answer.blocks) if one.status == ReserveStatus.GRANTED]
@@ -211,23 +218,6 @@ class ClientModel:
         if tickets:
             yield from self._seal(tickets, tuple(checksums))
 
-    def _put_streamed(self, call: Call, opened: m.Opened, keys: tuple[bytes, ...]) -> Asking:
-        answer = yield from self._ask(m.Reserve(opened.ns, call.shard, keys, False))
-        if not isinstance(answer, m.Grants):
-            return
-        tickets, checksums = [], []
-        for i, one in enumerate(answer.blocks):
-            if one.ticket is None or one.status != ReserveStatus.GRANTED:
-                continue
-            parts = self.truth.block(opened.space, call.tokens[: i + 1], call.shard)
-            for number, part in enumerate(parts):
-                self._tell(m.Write(one.ticket, number, part))
-                yield self.limits.copy_time // 4
-            tickets.append(one.ticket)
-            checksums.append(self.truth.will_seal(opened.space, call.shard, keys[i], parts))
-        if tickets:
-            yield from self._seal(tuple(tickets), tuple(checksums))
-
     def _seal(self, tickets: tuple[Any, ...], checksums: tuple[tuple[int, ...], ...]) -> Asking:
         outcomes = yield from self._ask(m.Seal(tickets, checksums))
         stale = tuple(t for t, outcome in zip(tickets, outcomes, strict=True) if outcome != Outcome.OK)
@@ -239,21 +229,16 @@ class ClientModel:
 
     def _get(self, call: Call, opened: m.Opened, keys: tuple[bytes, ...]) -> Asking:
         """The contiguous prefix that arrives and verifies; of a follower's last block, the parts that were ready."""
-        following = call.verb == Verb.FOLLOW and self.in_place
-        limits = self.limits
-        streamed = not self.in_place
+        following, limits = call.verb == Verb.FOLLOW, self.limits
         answer = yield from self._ask(
-            m.Fetch(opened.ns, call.shard, keys, HoldKind.LEASE, following, limits.wait, limits.lease, streamed)
+            m.Fetch(opened.ns, call.shard, keys, HoldKind.LEASE, following, limits.wait, limits.lease)
         )
         if not isinstance(answer, m.Fetched):
             return
         sizes = opened.space.shards[call.shard]
         for i, held in enumerate(answer.slots):
             ready = sizes[: held.parts_ready]
-            if streamed:
-                data = answer.bytes_read[i]
-            else:
-                data = yield from self._copy(held.offset, ready)
+            data = yield from self._copy(held.offset, ready)
             if not self.verified(data, ready, answer.checksums[i]):
                 self._tell(m.Corrupt(held.ticket))
                 break
@@ -283,9 +268,7 @@ class ClientModel:
 
     def _view(self, call: Call, opened: m.Opened, keys: tuple[bytes, ...]) -> Asking:
         """Verified once, then looked at where it lies for as long as the caller likes."""
-        answer = yield from self._ask(
-            m.Fetch(opened.ns, call.shard, keys, HoldKind.VIEW, False, self.limits.wait, 0, False)
-        )
+        answer = yield from self._ask(m.Fetch(opened.ns, call.shard, keys, HoldKind.VIEW, False, self.limits.wait, 0))
         if not isinstance(answer, m.Fetched) or not answer.hold:
             return
         sizes = opened.space.shards[call.shard]

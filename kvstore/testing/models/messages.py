@@ -6,13 +6,15 @@ from dataclasses import dataclass
 from enum import Enum
 
 from kvstore.testing.models.leases import HoldKind
-from kvstore.testing.models.lifecycle import Ticket
+from kvstore.testing.models.lifecycle import ReserveStatus, Ticket
 from kvstore.testing.models.namespaces import Space
 from kvstore.testing.models.table import Held, Reserved
+from kvstore.testing.models.transfers import Grant
 
 
 class Refused(Enum):
     STALE_NAMESPACE = "stale namespace"
+    NOT_READY = "what it names has ended, is busy or lacks something"
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,21 +59,11 @@ class Reserve:
     ns: int
     shard: int
     keys: tuple[bytes, ...]
-    in_place: bool
 
 
 @dataclass(frozen=True, slots=True)
 class Grants:
     blocks: tuple[Reserved, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class Write:
-    """A part of a peer that maps nothing; the node copies it in and takes the checksum."""
-
-    ticket: Ticket
-    part: int
-    data: bytes
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,7 +86,7 @@ class Abort:
 
 @dataclass(frozen=True, slots=True)
 class Fetch:
-    """`wait`: how long for what is on a lower tier. `streamed`: answered with bytes, not with places."""
+    """`wait`: how long for what is on a lower tier."""
 
     ns: int
     shard: int
@@ -103,17 +95,15 @@ class Fetch:
     following: bool
     wait: int
     lease: int
-    streamed: bool
 
 
 @dataclass(frozen=True, slots=True)
 class Fetched:
-    """checksums: of the parts that are ready, a row a block. bytes_read: of a streamed fetch."""
+    """checksums: of the parts that are ready, a row a block."""
 
     hold: int
     slots: tuple[Held, ...]
     checksums: tuple[tuple[int, ...], ...]
-    bytes_read: tuple[bytes, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,3 +114,98 @@ class Release:
 @dataclass(frozen=True, slots=True)
 class Corrupt:
     ticket: Ticket
+
+
+# ---- of clients that map nothing: bytes move by transfers ------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Lease:
+    """`number`: the client's, another one each time: so that it can be released before it is answered."""
+
+    number: int
+    ns: int
+    shard: int
+    keys: tuple[bytes, ...]
+    wait: int
+
+
+@dataclass(frozen=True, slots=True)
+class Leased:
+    """The run that is up, to be read by the grant. `lasts`: counted from before the request was sent."""
+
+    lasts: int
+    grant: Grant | None
+    slots: tuple[Held, ...]
+    checksums: tuple[tuple[int, ...], ...]
+
+
+@dataclass(frozen=True, slots=True)
+class ReleaseLease:
+    number: int
+    corrupt: tuple[Ticket, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Pull:
+    """Blocks lie one behind the other in what the client has granted. `deadline`: a duration."""
+
+    ns: int
+    shard: int
+    keys: tuple[bytes, ...]
+    grant: Grant
+    deadline: int
+
+
+@dataclass(frozen=True, slots=True)
+class Pulled:
+    statuses: tuple[ReserveStatus, ...]
+    sealed: int
+
+
+@dataclass(frozen=True, slots=True)
+class ReserveSlots:
+    """`number`: as a lease's."""
+
+    number: int
+    ns: int
+    shard: int
+    keys: tuple[bytes, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class ReservedSlots:
+    """Where nothing was granted there is no reservation."""
+
+    statuses: tuple[ReserveStatus, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Fill:
+    """One part of every granted block, one behind the other in what the client has granted."""
+
+    number: int
+    part: int
+    grant: Grant
+    deadline: int
+
+
+@dataclass(frozen=True, slots=True)
+class Filled:
+    failure: str
+
+
+@dataclass(frozen=True, slots=True)
+class PublishFilled:
+    number: int
+    part: int
+
+
+@dataclass(frozen=True, slots=True)
+class SealFilled:
+    number: int
+
+
+@dataclass(frozen=True, slots=True)
+class AbortFilled:
+    number: int

@@ -6,7 +6,7 @@ takes everything but `Remains`, and may fall between any two words of the verb i
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final
 
@@ -15,12 +15,15 @@ from kvstore.testing.models import messages as m
 from kvstore.testing.models.entries import Entries
 from kvstore.testing.models.keys import part_checksums
 from kvstore.testing.models.leaf_lru import LeafLruModel
+from kvstore.testing.models.leases import HoldKind
 from kvstore.testing.models.lifecycle import Name, Outcome, ReserveStatus, Slot, SlotState, Ticket
 from kvstore.testing.models.memory import Memory
 from kvstore.testing.models.namespaces import Namespaces, Space
 from kvstore.testing.models.restart import former_clients_gone, quarantine_left, recover
 from kvstore.testing.models.slabs import Geometry
 from kvstore.testing.models.table import TableModel
+from kvstore.testing.models.transfers import Carrier, Way
+from kvstore.testing.models.visitors import VisitorsModel
 from kvstore.testing.world import Process, World
 
 MOVER: Final = -1  # the owner of what the node itself reserves and holds
@@ -30,6 +33,7 @@ MOVER: Final = -1  # the owner of what the node itself reserves and holds
 class NodeLimits:
     reserve_lapse: int = 1_500
     lease_max: int = 2_000
+    lease_away: int = 1_200  # of clients that map nothing
     parked_max: int = 4
     attempts_max: int = 3
     move_time: int = 150  # of one batch to or from the lower tier
@@ -54,16 +58,22 @@ class Remains:
 class Parked:
     link: Link
     request: int
-    fetch: m.Fetch
+    fetch: m.Fetch | m.Lease
     deadline: int
     attempts: int = 0
 
 
 class NodeModel:
-    """One process of a node. `make`: the table's class, so that faulty ones can be tried."""
+    """One process of a node. `make`, `visitors`: the classes of its parts, so that faulty ones can be tried."""
 
     def __init__(
-        self, world: World, geometry: Geometry, remains: Remains, limits: NodeLimits, make: type[TableModel]
+        self,
+        world: World,
+        geometry: Geometry,
+        remains: Remains,
+        limits: NodeLimits,
+        make: type[TableModel],
+        visitors: type[VisitorsModel],
     ) -> None:
         self.world = world
         self.remains = remains
@@ -80,7 +90,23 @@ class NodeModel:
         self._last_ns = 0
         self._armed: int | None = None
         self._former = list(remains.clients)
+        self._owners = MOVER
+        self.visitors = visitors(self)
         self._poll()
+
+    @property
+    def running(self) -> bool:
+        return self.alive
+
+    def deliver(self, call: Callable[[], None]) -> None:
+        """As kvstore.testing.models.transfers.Party: a node is killed, and never stopped."""
+        if self.alive:
+            call()
+
+    def new_owner(self) -> int:
+        """Of what the node itself does for a connection."""
+        self._owners -= 1
+        return self._owners
 
     # ---- connections
 
@@ -89,6 +115,8 @@ class NodeModel:
         self.links[owner] = link
         if local:
             self.remains.clients[owner] = process
+        else:
+            link.way = Way(self.world, self.world.rng.choice(list(Carrier)), lambda: link.silent)
         return link
 
     def gone(self, link: Link) -> None:
@@ -96,6 +124,7 @@ class NodeModel:
         if not self.alive or self.links.pop(link.owner, None) is None:
             return
         self.parked = [parked for parked in self.parked if parked.link is not link]
+        self.visitors.gone(link)
         self.table.owner_gone(link.owner)
         self.remains.clients.pop(link.owner, None)
 
@@ -113,21 +142,24 @@ class NodeModel:
             link.end_from_node()
 
     def handle(self, link: Link, request: int, message: Any) -> None:
+        self.act(type(message), lambda: self.reply(link, request, self._decide(link, request, message)))
+
+    def act(self, what: type, do: Callable[[], None]) -> None:
+        """One step, in which the process may be killed."""
         if not self.alive:
             return
         self.remains.entries.begin()
-        self._do(link, request, message)
+        do()
         journal = self.remains.entries.journal
-        if isinstance(message, self.kill_within) and journal:
+        if issubclass(what, self.kill_within) and journal:
             self.remains.entries.cut(self.world.rng.randint(0, len(journal)))
-            self.world.note("node", f"killed within {type(message).__name__}")
+            self.world.note("node", f"killed within {what.__name__}")
             self.kill()
             return
         self._send()
         self._arm()
 
-    def _do(self, link: Link, request: int, message: Any) -> None:
-        reply = self._decide(link, request, message)
+    def reply(self, link: Link, request: int, reply: object | None) -> None:
         if reply is not None and request:
             self._outbox.append((link, request, reply))
 
@@ -154,21 +186,21 @@ class NodeModel:
                 return self._clear(ns)
             case m.Reserve(ns):
                 return self._reserve(owner, message) if ns in self.opened else m.Refused.STALE_NAMESPACE
-            case m.Write(ticket, part, data):
-                self._write(owner, ticket, part, data)
             case m.Publish(ticket, part, checksum):
                 return self.table.publish_part(owner, ticket, part, checksum)
             case m.Seal(tickets, checksums):
-                return tuple(self._seal(owner, t, c) for t, c in zip(tickets, checksums, strict=True))
+                return tuple(self.seal(owner, t, c) for t, c in zip(tickets, checksums, strict=True))
             case m.Abort(tickets):
                 for ticket in tickets:
                     self.table.abort(owner, ticket)
-            case m.Fetch():
+            case m.Fetch() | m.Lease():
                 self._fetch(Parked(link, request, message, self.world.now + message.wait))
             case m.Release(hold):
                 self.table.release(owner, hold)
             case m.Corrupt(ticket):
-                self._corrupt(ticket)
+                self.corrupt(ticket)
+            case _:
+                return self.visitors.decide(link, request, message)
         return None
 
     # ---- namespaces
@@ -205,22 +237,13 @@ class NodeModel:
             message.ns,
             message.shard,
             message.keys,
-            in_place=message.in_place,
+            in_place=True,
             now=self.world.now,
             lapse_after=self.limits.reserve_lapse,
         )
         return m.Grants(tuple(out))
 
-    def _write(self, owner: int, ticket: Ticket, part: int, data: bytes) -> None:
-        slot = self.table.slots.get(ticket.slot)
-        if slot is None or slot.ticket != ticket or slot.writer is None or slot.writer.owner != owner:
-            return
-        if slot.state != SlotState.RESERVED:
-            return
-        at = sum(self._parts(slot)[:part])
-        self.remains.memory.write(ticket, slot.offset + at, data)
-
-    def _seal(self, owner: int, ticket: Ticket, checksums: Sequence[int]) -> Outcome:
+    def seal(self, owner: int, ticket: Ticket, checksums: Sequence[int]) -> Outcome:
         outcome = self.table.seal(owner, ticket, checksums)
         if outcome == Outcome.OK:
             self._write_behind()
@@ -238,28 +261,38 @@ class NodeModel:
             self.parked.append(parked)
             self._promote(fetch.ns, fetch.shard, below)
             return
-        self._outbox.append((parked.link, parked.request, self._hold(parked.link.owner, fetch)))
+        self.reply(parked.link, parked.request, self._hold(parked.link, fetch))
 
-    def _hold(self, owner: int, fetch: m.Fetch) -> object:
+    def _hold(self, link: Link, fetch: m.Fetch | m.Lease) -> object:
         if fetch.ns not in self.opened:
             return m.Refused.STALE_NAMESPACE
+        if isinstance(fetch, m.Lease):  # held until the node lets go
+            owner, kind, following, lapse_after = self.visitors.owner_of(link), HoldKind.VIEW, False, 0
+        else:
+            owner, kind, following = link.owner, fetch.kind, fetch.following
+            lapse_after = min(fetch.lease, self.limits.lease_max)
         hold, held = self.table.hold(
             owner,
             fetch.ns,
             fetch.shard,
             fetch.keys,
-            fetch.kind,
-            following=fetch.following,
+            kind,
+            following=following,
             now=self.world.now,
-            lapse_after=min(fetch.lease, self.limits.lease_max),
+            lapse_after=lapse_after,
         )
-        slots = [self.table.slots[one.ticket.slot] for one in held]
-        checksums = tuple(tuple(slot.checksums) for slot in slots)
-        if not fetch.streamed:
-            return m.Fetched(hold, tuple(held), checksums)
-        data = tuple(self.remains.memory.read(slot.offset, slot.payload_bytes) for slot in slots)
-        self.table.release(owner, hold)
-        return m.Fetched(0, tuple(held), checksums, data)
+        checksums = tuple(tuple(self.table.slots[one.ticket.slot].checksums) for one in held)
+        if isinstance(fetch, m.Lease):
+            return self.visitors.leased(link, fetch.number, hold, held, checksums)
+        return m.Fetched(hold, tuple(held), checksums)
+
+    def give_up(self, link: Link, lease: int) -> None:
+        """Of one that waits: nobody wants its answer any more."""
+        self.parked = [
+            one
+            for one in self.parked
+            if one.link is not link or not isinstance(one.fetch, m.Lease) or one.fetch.number != lease
+        ]
 
     def _settle(self, which: Any) -> None:
         ready = [parked for parked in self.parked if which(parked)]
@@ -267,7 +300,7 @@ class NodeModel:
         for parked in ready:
             self._fetch(parked)
 
-    def _corrupt(self, ticket: Ticket) -> None:
+    def corrupt(self, ticket: Ticket) -> None:
         """A client says so; the node looks for itself."""
         slot = self.table.slots.get(ticket.slot)
         if slot is not None and slot.ticket == ticket and slot.state == SlotState.SEALED and not self._verifies(slot):
