@@ -7,7 +7,6 @@ Each check looks and changes nothing (O_DIRECT and the ring are tried on a scrat
 from __future__ import annotations
 
 import asyncio
-import ctypes
 import mmap
 import os
 import resource
@@ -19,6 +18,7 @@ from pathlib import Path
 from kvstore import native
 from kvstore.allowed import human
 from kvstore.config import ObjectConfig
+from kvstore.doctor_gpu import gpu
 from kvstore.doctor_rdma import rdma
 from kvstore.errors import Misconfigured
 from kvstore.finding import Finding
@@ -44,7 +44,7 @@ def examine(
         ("direct I/O", partial(direct_io, data_dir)),
         ("object store", partial(object_store, objects or ObjectConfig(), data_dir)),
         ("open files", open_files),
-        ("GPU", gpu),
+        ("GPU", partial(gpu, sysfs)),
         ("RDMA", partial(rdma, sysfs, dev, proc)),
     ]
     return [finding for subject, check in checks for finding in _guarded(subject, check)]
@@ -217,23 +217,6 @@ def open_files() -> Finding:
         f"{soft} (hard limit {hard})",
         "LimitNOFILE=65536 in the unit: each client connection takes one",
     )
-
-
-def gpu() -> Finding:
-    """Asks the driver itself; no framework is imported."""
-    try:
-        driver = ctypes.CDLL("libcuda.so.1")
-    except OSError:
-        return Finding(
-            "GPU",
-            "off",
-            "no NVIDIA driver (libcuda.so.1)",
-            "only needed for device memory; blocks in host memory work without",
-        )
-    count = ctypes.c_int(0)
-    if driver.cuInit(0) != 0 or driver.cuDeviceGetCount(ctypes.byref(count)) != 0 or count.value == 0:
-        return Finding("GPU", "off", "the driver is there, a device is not", "nvidia-smi; containers: --gpus all")
-    return Finding("GPU", "ok", f"{count.value} CUDA device(s)")
 
 
 def _chosen(setting: Path) -> str:

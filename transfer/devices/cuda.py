@@ -13,6 +13,7 @@ import ctypes
 from collections.abc import Iterator
 
 from transfer.devices.base import CudaError
+from transfer.devices.memory import DeviceMemory
 from transfer.errors import TransferFault
 
 __all__ = ["CudaUnavailable", "LibCuda", "load_cuda"]
@@ -34,6 +35,8 @@ _SIGNATURES: dict[str, tuple[type, ...]] = {
     "cuDevicePrimaryCtxRetain": (ctypes.c_void_p, _int),
     "cuCtxPushCurrent_v2": (ctypes.c_void_p,),
     "cuCtxPopCurrent_v2": (ctypes.c_void_p,),
+    "cuMemAlloc_v2": (ctypes.c_void_p, _size),
+    "cuMemFree_v2": (_pointer,),
     "cuMemGetAddressRange_v2": (ctypes.c_void_p, ctypes.c_void_p, _pointer),
     "cuPointerGetAttribute": (ctypes.c_void_p, _int, _pointer),
     "cuPointerSetAttribute": (ctypes.c_void_p, _int, _pointer),
@@ -112,6 +115,18 @@ class LibCuda:
         text = ctypes.create_string_buffer(32)
         self._call("cuDeviceGetPCIBusId", text, len(text), self._device(device))
         return text.value.decode("ascii").lower()
+
+    @contextlib.contextmanager
+    def scratch(self, device: int, count: int) -> Iterator[DeviceMemory]:
+        """Memory of the device, freed at the end."""
+        address = _pointer()
+        with self._current(device):
+            self._call("cuMemAlloc_v2", ctypes.byref(address), count)
+        try:
+            yield DeviceMemory(address.value, count, device)
+        finally:
+            with self._current(device):
+                self._call("cuMemFree_v2", address)
 
     def _device(self, ordinal: int) -> int:
         handle = _int()

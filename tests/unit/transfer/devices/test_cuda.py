@@ -39,6 +39,13 @@ int cuDevicePrimaryCtxRetain(void** context, int device) {
 }
 int cuCtxPushCurrent_v2(void* context) { if (context != CONTEXT) return 201; ++depth; return 0; }
 int cuCtxPopCurrent_v2(void** context) { if (!depth) return 201; --depth; *context = CONTEXT; return 0; }
+static int allocated;
+int cuMemAlloc_v2(CUdeviceptr* address, size_t size) {
+    if (!depth || size != 5ull << 32 || allocated++) return 2;
+    *address = BASE;
+    return 0;
+}
+int cuMemFree_v2(CUdeviceptr address) { if (!depth || address != BASE || !allocated--) return 1; return 0; }
 int cuMemGetAddressRange_v2(CUdeviceptr* base, size_t* size, CUdeviceptr address) {
     if (!depth || address < BASE) return 1;
     *base = BASE;
@@ -86,6 +93,9 @@ def test_every_call(tmp_path: Path) -> None:
     assert driver.exports_dma_buf(1)
     assert driver.export_dma_buf(BASE, 5 << 32) == 33
     assert driver.pci_address(1) == "0000:3b:00.0"
+    for _ in range(2):  # freed each time
+        with driver.scratch(1, 5 << 32) as memory:
+            assert (memory.address, memory.bytes, memory.device) == (BASE, 5 << 32, 1)
     driver.sync_memops(BASE)
     assert driver._library.state() == 1, "the caller's context is put back"
 
