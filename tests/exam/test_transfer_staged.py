@@ -15,16 +15,18 @@ from transfer.base import Batch
 from transfer.devices.process import DeviceSettings
 from transfer.devices.staged import Inner, StagedTransport
 from transfer.devices.staging import StagingPool
+from transfer.errors import Reason, RegionPoisoned, TransferCancelled, TransferFailed, TransferLate
 from transfer.local import LocalTransport
 from transfer.native import MappedSegment
 from transfer.tcp import TcpConfig, TcpTransport
-from transfer.testing.device import DevicePair, EagerStager, SimulatedDevice, simulated_devices
+from transfer.testing.device import DevicePair, DirectTransport, EagerStager, SimulatedDevice, simulated_devices
 from transfer.testing.exam import ExamBase, PeerFailureExam, TransportExam
-from transfer.testing.exam_base import FOREVER_S, examined
+from transfer.testing.exam_base import FOREVER_S, examined, failed
 from transfer.testing.loop import run_virtual
 from transfer.testing.network import Weather
 from transfer.testing.parties import Bytes, OwnerHere, OwnerProcess, Pair, pairs, pattern
 from transfer.testing.simulated import SimulatedNetwork, SimulatedTransport
+from transfer.testing.wire import digests_of
 
 SETTINGS = DeviceSettings(staging_bytes_max=1 << 20, buffer_bytes=256 << 10)
 
@@ -187,6 +189,92 @@ class TestSimulated(Simulated):
 class TestFoulWeather(Simulated):
     weather = Weather(latency_s=(50e-6, 5e-3), loss=0.05)
     seed = 2
+
+
+class TestDirect(Simulated):
+    """Hardware that reaches the device: nothing is staged but what must be hashed on its way."""
+
+    @asynccontextmanager
+    async def pair(self) -> AsyncIterator[Pair]:
+        network = SimulatedNetwork(self.seed, self.weather)
+        self.device = SimulatedDevice(self.seed, (10e-6, 3e-3))
+
+        def memory_of(size: int) -> tuple[object, Bytes]:
+            return self.device.array(size)
+
+        owner = OwnerHere(self.staged(DirectTransport(network, "owner", self.device), self.device), memory_of)
+        reader = self.staged(DirectTransport(network, "reader", self.device), self.device)
+        try:
+            yield DevicePair(owner, reader, await reader.connect("owner", deadline_s=10.0), self.device)
+        finally:
+            await reader.close()
+            await owner.close()
+
+    @examined
+    async def test_what_lies_in_one_piece_is_hashed_on_the_device(self, pair: Pair) -> None:
+        size = 300_000
+        await pair.owner.memory("m", size, seed=1)
+        source = pattern(size, 1)
+        there, _ = await pair.shown("m", [(0, size)])
+        first, _ = await pair.memory(size)
+        second, _ = await pair.memory(size)
+        places = [(7, 0, 5_000), (5_007, 100_000, 10_000), (100, 200_000, 70_001), (90_000, 1, 1)]
+        table = pairs(first, there, places).table.copy()
+        table[2:, 0] = second.id
+        stream = np.concatenate([source[at : at + count] for _, at, count in places])
+        for parts in ([15_000, 0, 70_001, 1], [4096, 10_904, 0, 70_000, 1, 1], [14_999, 1, 70_001, 0, 1, 0]):
+            before = self.device.hashed, self.device.copies
+            landed = await pair.endpoint.read(Batch(table), deadline_s=FOREVER_S, parts=parts)
+            checksums, leaves = digests_of(stream, parts)
+            assert landed.checksums.tolist() == checksums.tolist() and landed.leaves.tolist() == leaves.tolist()
+            assert (self.device.hashed - before[0], self.device.copies) == (len(leaves), before[1])
+        landed = await pair.endpoint.read(Batch(table), deadline_s=FOREVER_S, parts=[15_001, 70_001])
+        assert landed.checksums.tolist() == digests_of(stream, [15_001, 70_001])[0].tolist()
+        assert self.device.copies > before[1], "a leaf in two pieces is hashed on its way"
+        with pytest.raises(ValueError, match="parts"):
+            pair.endpoint.read(Batch(table), deadline_s=FOREVER_S, parts=[1])
+        with pytest.raises(ValueError, match="deadline_s"):
+            pair.endpoint.read(Batch(table), deadline_s=-1.0, parts=parts)
+
+    @examined
+    async def test_long_reads_that_are_hashed_are_quiet_too(self, pair: Pair) -> None:
+        batch, region, memory, descriptor = await self.long_batch(pair)
+        parts = [self.long_bytes] * self.long_extents
+        cancelled = 0
+        for turn in range(8):
+            transfer = pair.endpoint.read(batch, deadline_s=FOREVER_S, parts=parts)
+            if turn:  # else before anything else is done
+                await self.pause(turn)
+            transfer.cancel()
+            answer = await self.answered(transfer)
+            await self.stays_quiet(memory)
+            cancelled += isinstance(answer, TransferCancelled)
+        assert cancelled
+        late = await self.answered(pair.endpoint.read(batch, deadline_s=0.001, parts=parts))
+        assert isinstance(late, TransferLate)
+        await self.stays_quiet(memory)
+        await pair.owner.revoke(descriptor)
+        gone = await self.answered(pair.endpoint.read(batch, deadline_s=FOREVER_S, parts=parts))
+        assert isinstance(gone, TransferFailed) and set(failed(gone)) == {Reason.REVOKED}
+        assert gone.checksums.tolist() == [0] * len(parts)
+        transfer = pair.endpoint.read(batch, deadline_s=FOREVER_S, parts=parts)
+        await pair.reader.deregister(region)
+        await self.stays_quiet(memory)
+        assert isinstance(pair.reader, StagedTransport) and not pair.reader.direct
+
+    def test_a_kernel_that_fails_poisons(self) -> None:
+        async def main() -> None:
+            async with self.pair() as pair:
+                await pair.owner.memory("m", 5_000, seed=1)
+                there, _ = await pair.shown("m", [(0, 5_000)])
+                region, _ = await pair.memory(5_000)
+                self.device.broken = True
+                with pytest.raises(TransferFailed) as caught:
+                    await pair.endpoint.read(pairs(region, there, [(0, 0, 5_000)]), deadline_s=1.0, parts=[5_000])
+                assert caught.value.poisoned and set(failed(caught.value)) == {Reason.DEVICE}
+
+        with pytest.raises(RegionPoisoned):  # at close
+            self.run(main)
 
 
 @pytest.mark.parametrize(

@@ -33,6 +33,7 @@ _COPIES_A_TURN = 64
 _STREAMS_KEPT = 32
 
 _Piece = TypeVar("_Piece")
+_T = TypeVar("_T")
 _Sleep = Callable[[float], Awaitable[None]]
 After = Mapping[int, Sequence[int]]  # device -> streams, by handle, whose work until now must be over first
 
@@ -266,7 +267,7 @@ async def _together(tasks: Sequence[asyncio.Future[None]]) -> None:
         raise asyncio.CancelledError
 
 
-async def uncancelled(work: Awaitable[None]) -> None:
+async def uncancelled(work: Awaitable[_T]) -> _T:
     """Waits to the end, however often this is cancelled meanwhile; then says that it was."""
     task = asyncio.ensure_future(work)
     cancelled: asyncio.CancelledError | None = None
@@ -279,6 +280,7 @@ async def uncancelled(work: Awaitable[None]) -> None:
             cancelled = error
         except Exception:
             break
-    task.result()
+    result = task.result()
     if cancelled is not None:
         raise cancelled
+    return result

@@ -18,7 +18,7 @@ from transfer.base import LEAF_BYTES
 from transfer.devices.cupy_bridge import cupy_module
 from transfer.devices.memory import DeviceMemory
 
-__all__ = ["KERNEL", "THREADS", "leaf_digests", "leaf_table"]
+__all__ = ["KERNEL", "THREADS", "hashed", "leaf_digests", "leaf_table"]
 
 KERNEL = Path(__file__).with_name("leaves.cu")
 THREADS = 64
@@ -44,11 +44,16 @@ def leaf_digests(memory: DeviceMemory, parts: Sequence[tuple[int, int]]) -> npt.
     """XXH3-64 of each leaf of each part, in order. Waits for the device: not for an event loop's thread. What other
     streams still write must have ended. Raises CudaUnavailable without cupy.
     """
-    cupy = cupy_module()
     starts, lengths = leaf_table(memory, parts)
+    return hashed(memory.device, starts, lengths)
+
+
+def hashed(device: int, starts: npt.NDArray[np.uint64], lengths: npt.NDArray[np.uint32]) -> npt.NDArray[np.uint64]:
+    """XXH3-64 of each leaf, given where it lies and how long it is (1 to 4,096 bytes). As `leaf_digests`."""
+    cupy = cupy_module()
     if not len(starts):
         return np.empty(0, np.uint64)
-    with cupy.cuda.Device(memory.device):
+    with cupy.cuda.Device(device):
         stream = cupy.cuda.Stream(non_blocking=True)
         with stream:
             digests = cupy.empty(len(starts), cupy.uint64)

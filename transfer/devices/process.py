@@ -7,7 +7,10 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from typing import Protocol, TypeVar
 
-from transfer.devices import cupy_bridge
+import numpy as np
+import numpy.typing as npt
+
+from transfer.devices import cupy_bridge, digests
 from transfer.devices.base import CudaDriver
 from transfer.devices.crossing import QUIESCE_MAX_S, Stager
 from transfer.devices.cuda import CudaUnavailable, load_cuda
@@ -20,6 +23,8 @@ STAGING_BYTES_MAX = 64 << 20
 LENT_BYTES_MAX = 1 << 30
 
 _T = TypeVar("_T")
+_Starts = npt.NDArray[np.uint64]
+_Lengths = npt.NDArray[np.uint32]
 
 
 class _Run(Protocol):
@@ -51,16 +56,22 @@ class Devices:
         open_stream: Callable[[int], Stream] = cupy_bridge.CupyStream,
         unavailable: Callable[[], str] = cupy_bridge.unavailable,
         load: Callable[[], CudaDriver] = load_cuda,
+        hashed: Callable[[int, _Starts, _Lengths], _Starts] = digests.hashed,
         run: _Run = asyncio.to_thread,
     ) -> None:
         self.settings = settings or DeviceSettings()
         self.run = run
+        self.hashed = hashed  # leaves on a device, by address and length; waits for it
         self._pin = pin
         self._open_stream = open_stream
         self._unavailable = unavailable
         self._load = load
         self._making = asyncio.Lock()
         self._stager: Stager | None = None
+
+    def unavailable(self) -> str:
+        """Why device memory cannot be copied or hashed by this process; empty where it can. May wait."""
+        return self._unavailable()
 
     async def stager(self) -> Stager:
         """The pool is pinned with the first call. Raises CudaUnavailable, saying what is missing."""

@@ -9,8 +9,8 @@
 
 Rules
 - Bytes are hashed in the staging buffer, by whoever lands them and while they are in a cache: no pass of their own, no
-  kernel to start. The way on, over PCIe, has checks of its own. What lies on a device already is hashed there
-  (transfer.devices.digests).
+  kernel to start. The way on, over PCIe, has checks of its own. What NICs land on a device by themselves is hashed
+  there (transfer.devices.hashed).
 - The transport within knows nothing of devices; batches without device memory are its own, untouched.
 - An answer means quiet memory: the device's and the host's.
 """
@@ -18,11 +18,13 @@ Rules
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Mapping, Sequence
+import contextlib
+from collections.abc import Callable, Sequence
 from typing import Protocol
 
 from transfer.base import Endpoint, Transport
 from transfer.devices.crossing import Stager
+from transfer.devices.cuda import CudaUnavailable
 from transfer.devices.memory import device_memory, on_device
 from transfer.devices.process import Devices
 from transfer.devices.snapshots import Snapshots
@@ -54,6 +56,7 @@ class StagedTransport:
         self._snapshots = Snapshots(inner, self.devices)
         self._stager: Stager | None = None
         self._staging: dict[Buffer, Region] = {}
+        self.direct: set[int] = set()  # regions of the transport within that lie on a device
         self._endpoints: dict[StagedEndpoint, None] = {}
 
     @property
@@ -81,9 +84,13 @@ class StagedTransport:
             return await self.inner.register(memory, name=name, writable=writable, on_poison=on_poison)
         taken = device_memory(memory)
         try:
-            return await self.inner.register(taken, name=name, writable=writable, on_poison=on_poison)
+            region = await self.inner.register(taken, name=name, writable=writable, on_poison=on_poison)
         except NotReached as error:
             why = error.why
+        else:
+            self.direct.add(region.id)
+            await self._try_stager()
+            return region
         if Way.STAGED not in self.devices.settings.ways.ways:
             raise NoWay("; ".join([*why, "staged: not allowed by the settings"]))
         self._stager = await self.devices.stager()
@@ -91,10 +98,16 @@ class StagedTransport:
             taken, name=name, writable=writable, way=Way.STAGED, why=why, on_poison=on_poison
         )
 
+    async def _try_stager(self) -> None:
+        """NICs reach the memory by themselves; what must be hashed cannot do without cupy."""
+        with contextlib.suppress(CudaUnavailable):
+            self._stager = await self.devices.stager()
+
     async def deregister(self, region: Region) -> None:
-        if region.device is None or self._regions.get(region.id) is not region:
+        if not self.is_staged(region.id) or self._regions.get(region.id) is not region:
             if region.state is not RegionState.CLOSED:
                 await self.inner.deregister(region)
+                self.direct.discard(region.id)
             return
         await region.quiesce(self.devices.settings.quiesce_max_s)
         await self._snapshots.end(region)
@@ -107,9 +120,17 @@ class StagedTransport:
     def is_staged(self, region_id: int) -> bool:
         return region_id >= _FIRST_ID
 
+    @property
+    def hashes(self) -> bool:
+        """Whether leaves can be hashed on a device here."""
+        return self._stager is not None
+
     def ready(self) -> Stager:
-        """There is one where a region is staged."""
-        assert self._stager is not None
+        """There is one where a region is staged. Raises CudaUnavailable for batches that NICs reach, but whose digests
+        nobody can take.
+        """
+        if self._stager is None:
+            raise CudaUnavailable("parts: bytes that land on a device are hashed by cupy; pip install kvstore[gpu]")
         return self._stager
 
     async def staging(self, buffer: Buffer) -> Region:
@@ -119,14 +140,6 @@ class StagedTransport:
             region = await self.inner.register(buffer.memory, name="staging buffer")
             self._staging[buffer] = region
         return region
-
-    def producers(self, regions: Mapping[int, Region]) -> dict[int, list[int]]:
-        """The streams, by device, whose work on these regions must be over before they are touched."""
-        found: dict[int, list[int]] = {}
-        for region in regions.values():
-            if self.is_staged(region.id) and (stream := region.device_memory.stream) is not None:
-                found.setdefault(region.device_memory.device, []).append(stream)
-        return found
 
     # -- grants
 

@@ -18,6 +18,7 @@ import numpy as np
 from transfer.base import Endpoint, Presented, Transfer
 from transfer.batch import Batch, Table, dense
 from transfer.devices.crossing import Crossing, Stager
+from transfer.devices.hashed import HashedRead, pieces_of
 from transfer.devices.windows import Gathered, Window, slice_bytes_for, windows_of
 from transfer.errors import (
     LimitReached,
@@ -54,7 +55,7 @@ class StagedEndpoint:
         self._loop = loop
         self._shown: dict[int, tuple[Presented, float]] = {}  # and when it is over at the latest
         self._highest = 0
-        self._moving: dict[_Motion, None] = {}
+        self._moving: dict[_Motion | HashedRead, None] = {}
         self._idle = asyncio.Event()
         self._closing = False
 
@@ -75,24 +76,57 @@ class StagedEndpoint:
         return found
 
     def read(self, batch: Batch, *, deadline_s: float, parts: Sequence[int] | None = None) -> Transfer:
-        if not self._staged(batch):
+        if parts is not None and (hashed := self._hashed(batch, deadline_s, parts)) is not None:
+            return hashed
+        if not self._staged(batch, parts):
             return self.inner.read(batch, deadline_s=deadline_s, parts=parts)
         return self._begin(batch, False, deadline_s, parts)
 
     def write(self, batch: Batch, *, deadline_s: float) -> Transfer:
-        if not self._staged(batch):
+        if not self._staged(batch, None):
             return self.inner.write(batch, deadline_s=deadline_s)
         return self._begin(batch, True, deadline_s, None)
 
-    def _staged(self, batch: Batch) -> bool:
-        return len(batch) > 0 and self._host.is_staged(int(batch.table[:, 0].max()))
+    def _staged(self, batch: Batch, parts: Sequence[int] | None) -> bool:
+        if not len(batch):
+            return False
+        if self._host.is_staged(int(batch.table[:, 0].max())):
+            return True
+        return parts is not None and not self._host.direct.isdisjoint(dense(batch.table[:, 0])[0])
+
+    def _hashed(self, batch: Batch, deadline_s: float, parts: Sequence[int]) -> Transfer | None:
+        """The read, where NICs land it on a device and it can be hashed there."""
+        ids = dense(batch.table[:, 0])[0]
+        if not ids or not self._host.direct.issuperset(ids) or not self._host.hashes:
+            return None
+        regions = {region_id: region for region_id in ids if (region := self._host.find_region(region_id)) is not None}
+        if len(regions) != len(ids) or len({region.device for region in regions.values()}) != 1:
+            return None
+        pieces = pieces_of(batch, regions, parts)
+        if pieces is None:
+            return None
+        read = HashedRead(
+            self.inner,
+            self._host.devices,
+            batch,
+            regions,
+            parts,
+            pieces,
+            deadline_s=deadline_s,
+            settled=self.settled,
+        )
+        self._moving[read] = None
+        return read.pending
 
     def _begin(self, batch: Batch, writing: bool, deadline_s: float, parts: Sequence[int] | None) -> Pending:
         stager = self._host.ready()
         if not stager.pool.live:
             raise LimitReached("every staging buffer is poisoned", limit="staging_bytes_max")
         regions, refused = self._resolve(batch, writing)
-        motion = _Motion(self, self._host, stager, regions, writing)
+        staged = [region_id for region_id in regions if self._host.is_staged(region_id)]
+        if parts is not None:  # hashed on their way, since nobody else can
+            staged += [region_id for region_id in regions if region_id in self._host.direct]
+        motion = _Motion(self, self._host, stager, regions, staged, writing)
         if refused is None:
             motion.cut(batch, parts)
         pending = Pending(
@@ -127,7 +161,7 @@ class StagedEndpoint:
         shown = {handle: self._shown[handle][0] if handle in self._shown else None for handle in handles}
         return regions, refusals(batch, regions, shown, writing=writing)
 
-    def settled(self, motion: _Motion) -> None:
+    def settled(self, motion: _Motion | HashedRead) -> None:
         self._moving.pop(motion, None)
         if not self._moving:
             self._idle.set()
@@ -155,13 +189,19 @@ class _Motion:
     _task: asyncio.Task[None]
 
     def __init__(
-        self, endpoint: StagedEndpoint, host: StagedTransport, stager: Stager, regions: dict[int, Region], writing: bool
+        self,
+        endpoint: StagedEndpoint,
+        host: StagedTransport,
+        stager: Stager,
+        regions: dict[int, Region],
+        staged: Sequence[int],
+        writing: bool,
     ) -> None:
         self._endpoint = endpoint
         self._host = host
         self._stager = stager
         self._regions = regions
-        self._staged = [region_id for region_id in regions if host.is_staged(region_id)]
+        self._staged = staged
         self._writing = writing
         self._deadline = 0.0
         self._poisoned = False
@@ -176,7 +216,11 @@ class _Motion:
     def start(self, pending: Pending, deadline: float) -> None:
         self.pending = pending
         self._deadline = deadline
-        after = self._host.producers(self._regions)
+        after: dict[int, list[int]] = {}
+        for region_id in self._staged:
+            memory = self._regions[region_id].device_memory
+            if memory.stream is not None:
+                after.setdefault(memory.device, []).append(memory.stream)
         crossing = self._stager.cross(self._windows, self._carry, after=after)
         self._task = asyncio.get_running_loop().create_task(crossing)
         self._task.add_done_callback(self._over)

@@ -12,6 +12,8 @@ from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import numpy as np
+import numpy.typing as npt
+import xxhash
 
 from transfer.base import Region
 from transfer.devices.base import CudaError
@@ -19,13 +21,16 @@ from transfer.devices.crossing import Crossing, Stager
 from transfer.devices.memory import DeviceMemory
 from transfer.devices.process import Devices, DeviceSettings
 from transfer.devices.staging import Bytes
+from transfer.devices.ways import Way
 from transfer.testing.parties import Pair
+from transfer.testing.simulated import SimulatedNetwork, SimulatedTransport
 
-__all__ = ["DevicePair", "EagerStager", "SimulatedDevice", "simulated_devices"]
+__all__ = ["DevicePair", "DirectTransport", "EagerStager", "SimulatedDevice", "simulated_devices"]
 
 _BASE = 1 << 44
 _APART = 64 << 10
 _T = TypeVar("_T")
+_Digests = npt.NDArray[np.uint64]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -52,6 +57,7 @@ class SimulatedDevice:
         self.ordinal = ordinal
         self.broken = False  # a fault to inject: marks raise, as after an illegal address
         self.copies = 0
+        self.hashed = 0  # leaves, by its kernel
         self.waited_for: list[int] = []
         self._allocations: list[tuple[int, Bytes]] = []
         self._next = _BASE
@@ -68,6 +74,15 @@ class SimulatedDevice:
             if start <= address and address + count <= start + len(content):
                 return content[address - start : address - start + count]
         raise AssertionError(f"no allocation has [{address}, {address + count})")
+
+    def hash(self, device: int, starts: npt.NDArray[np.uint64], lengths: npt.NDArray[np.uint32]) -> _Digests:
+        """As transfer.devices.digests.hashed."""
+        assert device == self.ordinal
+        if self.broken:
+            raise CudaError("cuLaunchKernel", 700)
+        self.hashed += len(starts)
+        leaves = [self.at(start, count) for start, count in zip(starts.tolist(), lengths.tolist(), strict=True)]
+        return np.array([xxhash.xxh3_64_intdigest(leaf.tobytes()) for leaf in leaves], dtype=np.uint64)
 
     def open_stream(self, device: int) -> SimulatedStream:
         assert device == self.ordinal
@@ -136,8 +151,29 @@ def simulated_devices(device: SimulatedDevice, settings: DeviceSettings | None =
         pin=lambda count: np.zeros(count, np.uint8),
         open_stream=device.open_stream,
         unavailable=lambda: "",
+        hashed=device.hash,
         run=run,
     )
+
+
+class DirectTransport(SimulatedTransport):
+    """Its hardware reaches the device by itself."""
+
+    def __init__(self, network: SimulatedNetwork, address: str, device: SimulatedDevice) -> None:
+        super().__init__(network, address)
+        self.device = device
+
+    async def register_device(
+        self, memory: DeviceMemory, *, name: str, writable: bool, on_poison: Callable[[Region], None] | None
+    ) -> Region:
+        return self._regions.add_device(
+            memory, name=name, writable=writable, way=Way.DMA_BUF, why=(), on_poison=on_poison
+        )
+
+    def memory_of(self, region: Region) -> Bytes:
+        if region.device is None:
+            return super().memory_of(region)
+        return self.device.at(region.address, region.bytes)
 
 
 class EagerStager(Stager):

@@ -120,7 +120,11 @@ class SimulatedTransport(Lender):
     def touch(self, region_id: int, row: npt.NDArray[np.int64]) -> npt.NDArray[np.uint8]:
         region = self._regions.get(region_id)
         assert region is not None, "a region outlives its grants"
-        return region.memory[int(row[3]) : int(row[3]) + int(row[4])]
+        return self.memory_of(region)[int(row[3]) : int(row[3]) + int(row[4])]
+
+    def memory_of(self, region: Region) -> npt.NDArray[np.uint8]:
+        """What the hardware touches."""
+        return region.memory
 
 
 def _covers(ranges: Sequence[tuple[int, int]], offset: int, length: int) -> bool:

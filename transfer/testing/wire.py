@@ -193,7 +193,9 @@ class SimulatedEndpoint:
         if cut is None:
             pending.quiet(Report(0, refused))
             return pending
-        work = Work(pending, cut, writing, {region_id: region.memory for region_id, region in regions.items()})
+        work = Work(
+            pending, cut, writing, {region_id: self.host.memory_of(region) for region_id, region in regions.items()}
+        )
         self._working[work] = None
         for index in range(len(cut.slices)):
             self._requests += 1
