@@ -28,6 +28,7 @@ from kvstore.wire import store
 
 if TYPE_CHECKING:
     from kvstore.client.tls import Tls
+    from kvstore.config import TransferConfig
 
 T = TypeVar("T")
 
@@ -41,13 +42,14 @@ class AsyncClient(ClientFace):
         *,
         token: str | None = None,
         tls: Tls | None = None,
+        transfers: TransferConfig | None = None,
         deadline_s: float = DEADLINE_S,
         verify: bool = True,
         workers: int | None = None,
     ) -> None:
         super().__init__(deadline_s)
         threads = workers if workers is not None else min(4, os.cpu_count() or 1)
-        self._channel = connect_async(address, token, tls, verify=verify, workers=threads)
+        self._channel = connect_async(address, token, tls, transfers, verify=verify, workers=threads)
 
     async def namespace(self, layout: KVLayout, *, tenant: str = DEFAULT_TENANT) -> AsyncNamespace:
         space = Space(layout, tenant, self._registry)

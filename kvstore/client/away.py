@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from kvstore.client.space import Space
     from kvstore.client.steps import Answer
     from kvstore.client.tls import Tls
+    from kvstore.config import TransferConfig
     from kvstore.native import Result
 
 __all__ = ["Away", "AwayAsync"]
@@ -30,10 +31,10 @@ Submit = Callable[[int, bytes, float], Awaitable["Result"]]
 class Away:
     """Of a sync client: transports on a thread of their own, control in the calling thread."""
 
-    def __init__(self, tls: Tls | None, *, verify: bool) -> None:
+    def __init__(self, tls: Tls | None, config: TransferConfig, *, verify: bool) -> None:
         self._verify = verify
         self._thread = LoopThread("kvstore-transfers")
-        self._ways = Ways(tls)
+        self._ways = Ways(tls, config)
         self._changed = threading.Condition()
         self._under_way = 0
         self._used = False
@@ -68,9 +69,9 @@ class Away:
 class AwayAsync:
     """Of an async client: transports on its own event loop."""
 
-    def __init__(self, tls: Tls | None, *, verify: bool) -> None:
+    def __init__(self, tls: Tls | None, config: TransferConfig, *, verify: bool) -> None:
         self._verify = verify
-        self._ways = Ways(tls)
+        self._ways = Ways(tls, config)
 
     async def perform(self, line: Line, space: Space, step: Movable, times: Times, submit: Submit) -> Answer:
         """submit: a rare verb, with the seconds that it may take."""

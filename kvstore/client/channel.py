@@ -12,6 +12,7 @@ from kvstore.client.address import TcpAddress, UnixAddress, parse
 from kvstore.client.async_socket import AsyncSocketChannel
 from kvstore.client.away import AwayAsync
 from kvstore.client.socket import SocketChannel
+from kvstore.config import TransferConfig
 
 if TYPE_CHECKING:
     from kvstore.client.calls import Times
@@ -56,20 +57,24 @@ class AsyncChannel(Protocol):
     async def close(self) -> None: ...
 
 
-def connect(address: str, token: str | None, tls: Tls | None, *, verify: bool) -> Channel:
+def connect(
+    address: str, token: str | None, tls: Tls | None, transfers: TransferConfig | None, *, verify: bool
+) -> Channel:
     """Connects to nothing yet. ValueError names the address; Misconfigured a file of `tls`."""
     at = parse(address)
     _check_tls(at, tls)
-    return SocketChannel(at, token, tls, verify=verify, workers=1)
+    return SocketChannel(at, token, tls, transfers or TransferConfig(), verify=verify, workers=1)
 
 
-def connect_async(address: str, token: str | None, tls: Tls | None, *, verify: bool, workers: int) -> AsyncChannel:
+def connect_async(
+    address: str, token: str | None, tls: Tls | None, transfers: TransferConfig | None, *, verify: bool, workers: int
+) -> AsyncChannel:
     """workers: threads that copy, where this process maps the node's memory."""
     at = parse(address)
     _check_tls(at, tls)
-    return AsyncSocketChannel(
-        SocketChannel(at, token, tls, verify=verify, workers=workers), AwayAsync(tls, verify=verify)
-    )
+    config = transfers or TransferConfig()
+    channel = SocketChannel(at, token, tls, config, verify=verify, workers=workers)
+    return AsyncSocketChannel(channel, AwayAsync(tls, config, verify=verify))
 
 
 def _check_tls(at: UnixAddress | TcpAddress, tls: Tls | None) -> None:

@@ -26,6 +26,7 @@ from kvstore.wire import store
 
 if TYPE_CHECKING:
     from kvstore.client.tls import Tls
+    from kvstore.config import TransferConfig
 
 log = logging.getLogger(__name__)
 
@@ -37,13 +38,20 @@ class SocketChannel:
     """Thread-safe. `deadline` arguments are readings of time.monotonic()."""
 
     def __init__(
-        self, at: UnixAddress | TcpAddress, token: str | None, tls: Tls | None, *, verify: bool, workers: int
+        self,
+        at: UnixAddress | TcpAddress,
+        token: str | None,
+        tls: Tls | None,
+        transfers: TransferConfig,
+        *,
+        verify: bool,
+        workers: int,
     ) -> None:
         self._at = at
         self._tls = tls.framed() if tls is not None else None
         if token is not None and tls is None and not at.is_local:
             log.warning("%s: the token travels in the clear; give tls=", at)
-        self._away = Away(tls, verify=verify)
+        self._away = Away(tls, transfers, verify=verify)
         self._token = (token or "").encode()
         self._verify = verify
         self._workers = workers

@@ -21,6 +21,7 @@ from kvstore.wire import store
 
 if TYPE_CHECKING:
     from kvstore.client.tls import Tls
+    from kvstore.config import TransferConfig
 
 T = TypeVar("T")
 
@@ -29,7 +30,8 @@ class Client(ClientFace):
     """A node's client. Connects with the first call that needs it, and again after the node was restarted.
 
     address: "unix:PATH", or "host:port": then bytes move by transfers, and views are refused. token: for a node that
-    asks for one. tls: over host:port. deadline_s: of every call that is not given its own. verify: off only
+    asks for one. tls: over host:port. transfers: how bytes move by transfers (lanes, threads, devices); a client
+    listens nowhere, whatever its addresses say. deadline_s: of every call that is not given its own. verify: off only
     to show why it is on. Raises nothing but ValueError, TypeError and Misconfigured before it is used.
     """
 
@@ -39,11 +41,12 @@ class Client(ClientFace):
         *,
         token: str | None = None,
         tls: Tls | None = None,
+        transfers: TransferConfig | None = None,
         deadline_s: float = DEADLINE_S,
         verify: bool = True,
     ) -> None:
         super().__init__(deadline_s)
-        self._channel = connect(address, token, tls, verify=verify)
+        self._channel = connect(address, token, tls, transfers, verify=verify)
 
     def namespace(self, layout: KVLayout, *, tenant: str = DEFAULT_TENANT) -> Namespace:
         """Opens the namespace of this layout. Raises Unavailable without a node: the node makes its seed."""

@@ -12,7 +12,7 @@ import asyncio
 import os
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 import numpy as np
@@ -89,15 +89,14 @@ class _At:
 
 
 class Ways:
-    """Of one client, from its first use to `close`. tls: what the client shows and believes."""
+    """Of one client, from its first use to `close`. config: whose files `tls` replaces, where it is given: what the
+    client shows and believes.
+    """
 
-    def __init__(self, tls: Tls | None) -> None:
-        self._config = TransferConfig(
-            address="none",
-            certificate=tls.certificate if tls else None,
-            private_key=tls.private_key if tls else None,
-            peer_ca=tls.authority if tls else None,
-        )
+    def __init__(self, tls: Tls | None, config: TransferConfig) -> None:
+        if tls is not None:
+            config = replace(config, certificate=tls.certificate, private_key=tls.private_key, peer_ca=tls.authority)
+        self._config = config
         self._transfers: Transfers | None = None
         self._pulling: Connector
         self._lock = asyncio.Lock()

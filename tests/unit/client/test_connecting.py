@@ -10,6 +10,7 @@ import pytest
 from kvstore.client import socket
 from kvstore.client.address import UnixAddress
 from kvstore.client.socket import PAUSE_S_MAX, PAUSE_S_MIN, SocketChannel
+from kvstore.config import TransferConfig
 from kvstore.errors import Rejected, Unavailable
 
 
@@ -22,7 +23,7 @@ class World:
         self.answer: Exception | None = None
         monkeypatch.setattr(socket, "time", SimpleNamespace(monotonic=lambda: self.now))
         monkeypatch.setattr(socket, "native", SimpleNamespace(Session=self._session))
-        self.channel = SocketChannel(UnixAddress("/nowhere"), None, None, verify=True, workers=1)
+        self.channel = SocketChannel(UnixAddress("/nowhere"), None, None, TransferConfig(), verify=True, workers=1)
 
     def _session(self, *_: object) -> SimpleNamespace:
         self.tries += 1
