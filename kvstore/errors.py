@@ -29,5 +29,11 @@ class Corrupted(KvStoreError):
     """Bytes did not verify; they are dropped and counted already. Only verifying commands raise it: a get just ends."""
 
 
+class Poisoned(KvStoreError):
+    """A transfer did not end in time, and something may still touch memory that was given to a call. What was to be
+    written must be neither reused nor freed, what was to be read must keep its bytes, until this process ends.
+    """
+
+
 class Misconfigured(KvStoreError):
     """Refused at start. The message names the file, the key, the value and what is allowed."""

@@ -19,7 +19,7 @@ from google.protobuf.message import DecodeError
 
 from kvstore.client.calls import times_of
 from kvstore.client.steps import Answer, Fetch, Keys, Look, Put, PutOutcome, Reserve, Status, Taken, Told, WireHint
-from kvstore.errors import KvStoreError, Unavailable
+from kvstore.errors import Rejected, Unavailable
 from kvstore.wire import framed, store
 from transfer.batch import EXTENTS_MAX
 from transfer.offers import OfferInvalid, parse_offer
@@ -140,7 +140,7 @@ def fetching(mover: Mover, space: Space, step: Fetch, times: Times) -> Conduct[A
     wait_s = times.wait(times.left(), mover.line.limits)
     try:
         reached = yield from _reached(mover, times)
-    except KvStoreError as error:
+    except (Unavailable, Rejected) as error:
         return Told(Status.UNAVAILABLE, reason=str(error))
     most = max(1, EXTENTS_MAX // step.places.pieces)
     keys = step.keys[:most]
@@ -180,7 +180,7 @@ def fetching(mover: Mover, space: Space, step: Fetch, times: Times) -> Conduct[A
         release.bytes = read.blocks * space.shard_bytes[step.shard]
         if read.corrupt is not None:
             release.corrupt.append(lease.tickets[read.corrupt])
-    except KvStoreError as error:
+    except (Unavailable, Rejected) as error:
         return Told(Status.UNAVAILABLE, reason=str(error))
     finally:
         mover.line.session.tell_call(store.METHOD_RELEASE, release.SerializeToString())
@@ -235,7 +235,7 @@ def putting(mover: Mover, space: Space, step: Put, times: Times) -> Conduct[Answ
             if told.status != Status.OK:
                 return _failed(told, outcomes)
             response = framed.PullResponse.FromString(told.body)
-        except KvStoreError as error:
+        except (Unavailable, Rejected) as error:
             return Told(Status.UNAVAILABLE, reason=str(error), outcomes=bytes(outcomes))
         except DecodeError:
             return Told(Status.UNAVAILABLE, field="pull", reason="the node's answer does not parse")
@@ -254,7 +254,7 @@ _Sourced = framed.PullRequest | framed.FillRequest
 
 
 def _pulled(mover: Mover, space: Space, places: Places, times: Times, request: _Sourced) -> Conduct[Result]:
-    """Asks with our memory granted, and takes it back whatever comes of it. Raises KvStoreError."""
+    """Asks with our memory granted, and takes it back whatever comes of it. Raises Unavailable, Rejected, Poisoned."""
     reached = yield from _reached(mover, times)
     loan: Loan = yield Awaited(partial(mover.ways.lend, reached, places, space.registry.kept, times.left()))
     request.source.CopyFrom(loan.source)
@@ -307,7 +307,7 @@ def filling(mover: Mover, space: Space, request: framed.FillRequest, places: Pla
         if told.status != Status.OK:
             return _failed(told)
         failure = framed.FillResponse.FromString(told.body).failure
-    except KvStoreError as error:
+    except (Unavailable, Rejected) as error:
         return Told(Status.UNAVAILABLE, reason=str(error))
     return Told(Status.UNAVAILABLE, reason=failure) if failure else Told()
 

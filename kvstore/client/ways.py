@@ -19,7 +19,7 @@ import numpy as np
 
 from kvstore.client.buffers import Memory, Places
 from kvstore.config import TransferConfig
-from kvstore.errors import Misconfigured, Unavailable
+from kvstore.errors import Misconfigured, Poisoned, Unavailable
 from kvstore.transfers import Transfers
 from kvstore.wire import framed
 from transfer.batch import EXTENTS_MAX, Batch
@@ -178,7 +178,7 @@ class Ways:
             landed = await way.read(Batch(table), deadline_s=left_s, parts=parts if verify else None)
         except TransferError as error:
             if error.poisoned:
-                raise Unavailable(str(error)) from error
+                raise Poisoned(str(error)) from error
             if error.elsewhere:
                 self.lost(reached)
             whole = _leading(np.asarray(error.arrived.reshape(blocks, -1).all(axis=1)))
@@ -227,15 +227,13 @@ class Ways:
         return Loan(source, grants, local.temporary, way)
 
     async def take_back(self, loan: Loan) -> None:
-        """The node reads no more of it. Raises Unavailable where that cannot be made sure of: then the memory must
-        keep its bytes until this process ends.
-        """
+        """The node reads no more of it. Raises Poisoned where that cannot be made sure of."""
         try:
             await loan.way.transport.revoke(loan.grants)
             for region in loan.regions:
                 await loan.way.transport.deregister(region)
         except (StillTouched, RegionPoisoned) as error:
-            raise Unavailable(f"{error}; its bytes must stay as they are") from error
+            raise Poisoned(f"{error}; its bytes must stay as they are") from error
 
     # ---- memory -------------------------------------------------------------------------------------------------
 
@@ -303,12 +301,12 @@ class _Local:
         return table
 
     async def close(self) -> None:
-        """Raises Unavailable where memory is not quiet."""
+        """Raises Poisoned where memory is not quiet."""
         try:
             for region in self.temporary:
                 await self._way.transport.deregister(region)
         except RegionPoisoned as error:
-            raise Unavailable(f"{error}; it must be neither reused nor freed") from error
+            raise Poisoned(f"{error}; it must be neither reused nor freed") from error
 
 
 def _spans(memories: Sequence[Memory]) -> list[_Span]:

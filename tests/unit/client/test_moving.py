@@ -1,0 +1,276 @@
+"""The conducts of a client that maps nothing, step by step: what is asked, and what is given back whatever happens."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+
+from kvstore.client.buffers import Memory, Places, Registry
+from kvstore.client.calls import Times, times_of
+from kvstore.client.journeys import Limits
+from kvstore.client.moving import Awaited, Called, Mover, conduct_of, drive
+from kvstore.client.steps import Fetch, Put, PutOutcome, Reserve, Status, WireHint
+from kvstore.client.ways import Read
+from kvstore.errors import Poisoned, Unavailable
+from kvstore.wire import framed, store
+from transfer.offers import Carrier
+
+SIZE, BLOCKS = 64, 3
+KEYS = np.arange(BLOCKS * 32, dtype=np.uint8).reshape(BLOCKS, 32)
+
+
+class Session:
+    def __init__(self) -> None:
+        self.told: list[tuple[int, bytes]] = []
+
+    def tell_call(self, method: int, body: bytes) -> None:
+        self.told.append((method, body))
+
+    def released(self) -> list[framed.ReleaseRequest]:
+        return [framed.ReleaseRequest.FromString(body) for method, body in self.told if method == store.METHOD_RELEASE]
+
+    def aborted(self) -> list[int]:
+        return [
+            framed.AbortRequest.FromString(body).reservation
+            for method, body in self.told
+            if method == store.METHOD_ABORT
+        ]
+
+
+class Ways:
+    """Nothing of it is called by a conduct but `known`: the rest is asked for, and answered by the test."""
+
+    def __init__(self) -> None:
+        path = SimpleNamespace(carrier=Carrier.TCP)
+        way = SimpleNamespace(chosen=SimpleNamespace(path=path))
+        self.reached: object = SimpleNamespace(fetching=way, pulling=way)
+
+    def known(self, line: object) -> object:
+        return self.reached
+
+    def reach(self, *_: object) -> None: ...
+    def read(self, *_: object, **__: object) -> None: ...
+    def lend(self, *_: object) -> None: ...
+    def take_back(self, *_: object) -> None: ...
+
+
+class World:
+    def __init__(self) -> None:
+        self.session, self.ways = Session(), Ways()
+        limits = Limits(1000, 1 << 20, 1024, 1.0)
+        line = SimpleNamespace(session=self.session, limits=limits, numbers=iter(range(1, 100)))
+        self.mover: Any = Mover(self.ways, line, True)  # type: ignore[arg-type]
+        known = SimpleNamespace(digest=bytes(32))
+        self.space: Any = SimpleNamespace(
+            known=known, part_bytes=[[SIZE // 2, SIZE // 2]], shard_bytes=(SIZE,), registry=Registry()
+        )
+        self.memory = np.zeros(BLOCKS * SIZE, np.uint8)
+        at = int(self.memory.ctypes.data)
+        addresses = np.arange(at, at + BLOCKS * SIZE, SIZE, dtype=np.uint64)
+        lengths = np.array([SIZE], np.uint64)
+        self.places = Places(addresses, lengths, 1, (Memory(at, self.memory.nbytes, True, self.memory),))
+        self.times: Times = times_of(5.0, None)
+
+    def conduct(self, step: object) -> Any:
+        return conduct_of(self.mover, self.space, step, self.times, lambda *_: None)  # type: ignore[arg-type, return-value]
+
+    def fetch(self) -> Any:
+        return self.conduct(Fetch(0, KEYS, self.places, WireHint()))
+
+    def put(self) -> Any:
+        return self.conduct(Put(0, KEYS, self.places, WireHint(), b"", ()))
+
+    def reserve(self) -> Any:
+        return self.conduct(Reserve(0, KEYS, WireHint(), b"", ()))
+
+
+def answer(message: Any = None, status: int = Status.OK) -> SimpleNamespace:
+    body = message.SerializeToString() if message is not None else b""
+    return SimpleNamespace(status=status, field="", reason="", limit=0, body=body)
+
+
+def lease(blocks: int) -> SimpleNamespace:
+    sums = np.arange(2 * blocks, dtype="<u8").tobytes()
+    return answer(
+        framed.LeaseResponse(
+            lease_ms=1000,
+            descriptor=b"d",
+            offsets=range(0, blocks * SIZE, SIZE),
+            tiers=bytes([1] * blocks),
+            checksums=sums,
+            tickets=range(100, 100 + blocks),
+        )
+    )
+
+
+def ended(conduct: Any, value: object) -> Any:
+    """What a conduct returns when its last question is answered."""
+    with pytest.raises(StopIteration) as stop:
+        conduct.send(value)
+    return stop.value.value
+
+
+def test_a_fetch_leases_reads_and_releases() -> None:
+    world = World()
+    conduct = world.fetch()
+    asked = next(conduct)
+    assert isinstance(asked, Called) and asked.method == store.METHOD_LEASE
+    request = framed.LeaseRequest.FromString(asked.body)
+    assert (request.lease, request.carrier, request.chain.keys) == (1, Carrier.TCP, KEYS.tobytes())
+    assert isinstance(conduct.send(lease(2)), Awaited) and not world.session.told
+    told = ended(conduct, Read(2))
+    assert (told.status, told.blocks, told.tiers, told.bytes) == (Status.OK, 2, b"\1\1", 2 * SIZE)
+    (release,) = world.session.released()
+    assert (release.lease, release.bytes, list(release.corrupt)) == (1, 2 * SIZE, [])
+
+
+def test_a_block_that_does_not_verify_is_told_by_its_ticket() -> None:
+    world = World()
+    conduct = world.fetch()
+    next(conduct)
+    conduct.send(lease(3))
+    told = ended(conduct, Read(1, corrupt=1))
+    assert (told.status, told.blocks, told.blocks_corrupt) == (Status.OK, 1, 1)
+    assert list(world.session.released()[0].corrupt) == [101]
+
+
+@pytest.mark.parametrize(
+    ("read", "status"),
+    [(Read(1, late=True, failure="late"), Status.LATE), (Read(1, failure="lost"), Status.UNAVAILABLE)],
+)
+def test_what_arrived_before_a_failure_counts(read: Read, status: Status) -> None:
+    world = World()
+    conduct = world.fetch()
+    next(conduct)
+    conduct.send(lease(3))
+    told = ended(conduct, read)
+    assert (told.status, told.blocks, told.bytes) == (status, 1, SIZE)
+
+
+@pytest.mark.parametrize("steps", [1, 2])
+def test_a_fetch_that_is_interrupted_releases(steps: int) -> None:
+    """Even a lease that has not been answered yet."""
+    world = World()
+    conduct = world.fetch()
+    next(conduct)
+    if steps == 2:
+        conduct.send(lease(3))
+    with pytest.raises(KeyboardInterrupt):
+        conduct.throw(KeyboardInterrupt())
+    assert [one.lease for one in world.session.released()] == [1]
+
+
+def test_poisoned_memory_is_raised_and_never_tried_again() -> None:
+    world = World()
+    conduct = world.fetch()
+    next(conduct)
+    conduct.send(lease(3))
+    with pytest.raises(Poisoned):
+        conduct.throw(Poisoned("not quiet"))
+    assert world.session.released()
+
+
+@pytest.mark.parametrize(
+    "spoil",
+    [
+        lambda message: message.offsets.append(0),
+        lambda message: message.tickets.pop(),
+        lambda message: setattr(message, "checksums", message.checksums[:-1]),
+        lambda message: setattr(message, "tiers", b""),
+        lambda message: message.offsets.__setitem__(0, 2**63),
+    ],
+)
+def test_a_lease_that_does_not_fit_the_question_is_not_read(spoil: Any) -> None:
+    world = World()
+    conduct = world.fetch()
+    next(conduct)
+    message = framed.LeaseResponse.FromString(lease(BLOCKS).body)
+    spoil(message)
+    told = ended(conduct, answer(message))
+    assert (told.status, told.blocks) == (Status.UNAVAILABLE, 0)
+
+
+def test_a_put_grants_asks_and_takes_back() -> None:
+    world = World()
+    conduct = world.put()
+    assert isinstance(next(conduct), Awaited)  # lend
+    asked = conduct.send(SimpleNamespace(source=framed.Source(carrier=3, pieces=b"p")))
+    assert isinstance(asked, Called) and asked.method == store.METHOD_PULL
+    assert framed.PullRequest.FromString(asked.body).source.pieces == b"p"
+    back = conduct.send(answer(framed.PullResponse(outcomes=bytes((0, 1, 0)))))
+    assert isinstance(back, Awaited) and back.whole
+    told = ended(conduct, None)
+    assert (told.status, told.blocks, told.outcomes) == (Status.OK, 2, bytes((0, 1, 0)))
+
+
+def test_a_put_that_is_interrupted_takes_its_memory_back_first() -> None:
+    world = World()
+    conduct = world.put()
+    next(conduct)
+    conduct.send(SimpleNamespace(source=framed.Source()))
+    back = conduct.throw(KeyboardInterrupt())
+    assert isinstance(back, Awaited) and back.whole, "not to be interrupted itself"
+    with pytest.raises(KeyboardInterrupt):
+        conduct.send(None)
+
+
+def test_memory_that_the_node_may_still_read_is_raised() -> None:
+    world = World()
+    conduct = world.put()
+    next(conduct)
+    conduct.send(SimpleNamespace(source=framed.Source()))
+    conduct.send(answer(framed.PullResponse(outcomes=bytes(BLOCKS))))
+    with pytest.raises(Poisoned):
+        conduct.throw(Poisoned("not quiet"))
+
+
+@pytest.mark.parametrize("outcomes", [bytes(2), bytes(4)])
+def test_an_answer_of_another_length_stores_nothing(outcomes: bytes) -> None:
+    world = World()
+    conduct = world.put()
+    next(conduct)
+    conduct.send(SimpleNamespace(source=framed.Source()))
+    conduct.send(answer(framed.PullResponse(outcomes=outcomes)))
+    told = ended(conduct, None)
+    assert told.status == Status.UNAVAILABLE and not told.outcomes
+
+
+def test_blocks_behind_a_full_node_are_not_sent(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("kvstore.client.moving.PIECES_MAX", 1)  # a pull a block
+    world = World()
+    conduct = world.put()
+    for outcome in (PutOutcome.STORED, PutOutcome.FULL):
+        next(conduct) if outcome == PutOutcome.STORED else None
+        conduct.send(SimpleNamespace(source=framed.Source()))
+        conduct.send(answer(framed.PullResponse(outcomes=bytes((outcome,)))))
+        if outcome == PutOutcome.STORED:
+            conduct.send(None)
+    told = ended(conduct, None)
+    assert told.outcomes == bytes((PutOutcome.STORED, PutOutcome.FULL, PutOutcome.FULL))
+
+
+def test_a_reservation_given_up_is_aborted() -> None:
+    world = World()
+    conduct = world.reserve()
+    asked = next(conduct)
+    assert framed.ReserveRequest.FromString(asked.body).reservation == 1
+    with pytest.raises(KeyboardInterrupt):
+        conduct.throw(KeyboardInterrupt())
+    late = world.reserve()
+    next(late)
+    assert ended(late, answer(status=Status.LATE)).status == Status.LATE
+    assert world.session.aborted() == [1, 2]
+
+
+def test_a_node_without_a_way_is_unavailable() -> None:
+    world = World()
+    world.ways.reached = None
+
+    def wait(asked: Awaited) -> None:
+        raise Unavailable("no path to the peer")
+
+    told = drive(world.fetch(), lambda asked: answer(store.OfferResponse(offer=b"junk")), wait)
+    assert told.status == Status.UNAVAILABLE and "offer" in told.reason
