@@ -84,7 +84,10 @@ std::unique_ptr<Wire> seal(const SessionConfig& config, Descriptor socket_, std:
   std::unique_ptr<tcp::Stream> stream = tcp::tls_client(config.tls, socket_.release(), config.host);
   const iovec piece{const_cast<std::uint8_t*>(first_words.data()), first_words.size()};
   const std::int64_t written = stream->write({&piece, 1});
-  if (written < 0 && written != -EAGAIN) throw Refused(Status::kUnavailable, stream->trouble());
+  if (written < 0 && written != -EAGAIN) {  // it was quick to answer, and OpenSSL has read it
+    const std::string why = stream->trouble();
+    throw Refused(Status::kUnavailable, why.find("certificate") == std::string::npos ? why + "; does the peer speak TLS?" : why);
+  }
   if (written >= 0) {
     first_words = first_words.subspan(static_cast<std::size_t>(written));
     return std::make_unique<Wire>(std::move(stream));
