@@ -10,7 +10,7 @@ import pytest
 
 from kvstore import AsyncClient, Client, Hints, KVLayout
 from kvstore.wire import admin, services
-from tests.integration.grpc_node import TIMEOUT_S, config_for, running, tcp_address
+from tests.integration.grpc_node import TIMEOUT_S, config_for, running
 from tests.integration.test_security_grpc import scraped
 
 LAYOUT = KVLayout.uniform(
@@ -24,10 +24,10 @@ async def ask_once(client: AsyncClient, hints: Hints) -> None:
     await ns.get(ns.chain([1, 2, 3, 4]), bytearray(ns.shard_bytes[0]), hints=hints)
 
 
-@pytest.mark.parametrize("door", ["framed", "grpc"])
+@pytest.mark.parametrize("door", ["unix", "tcp"])
 async def test_labels_are_text_over_either_door(tmp_path: Path, door: str) -> None:
-    async with running(config_for(tmp_path, metrics="127.0.0.1:0")) as node:
-        address = f"unix:{node.socket}" if door == "framed" else tcp_address(node)
+    async with running(config_for(tmp_path, address="127.0.0.1:0", metrics="127.0.0.1:0")) as node:
+        address = f"unix:{node.socket}" if door == "unix" else str(node.address)
         async with AsyncClient(address) as client:
             for family in (TEXT, NUMBER, UNREADABLE):
                 await ask_once(client, Hints(family=family))

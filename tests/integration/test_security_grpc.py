@@ -403,8 +403,8 @@ async def test_the_client_says_what_the_node_said(tmp_path: Path, authority: Aut
     token, entry = mint_token("a", ["acme"])
     security = secured(authority.sign("node", server=True), access_file=access_file(tmp_path, entry))
     stranger = Authority(tmp_path, "stranger")
-    async with running(config_for(tmp_path, security=security)) as node:
-        at = tcp_address(node)
+    async with running(config_for(tmp_path, security=security, address="127.0.0.1:0")) as node:
+        at = str(node.address)
         async with AsyncClient(at, token=token, tls=Tls(authority.path)) as client:
             assert (await client.namespace(LAYOUT, tenant="acme")).digest
             with pytest.raises(Rejected, match="tenant"):

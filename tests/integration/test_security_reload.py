@@ -205,7 +205,7 @@ def test_certificates_and_their_authority_are_read_again(tmp_path: Path) -> None
 
 
 CHILD = """
-import json, os, sys
+import concurrent.futures.thread, json, os, sys
 import kvstore
 
 asked = json.loads(sys.argv[1])

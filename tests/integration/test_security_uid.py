@@ -26,7 +26,7 @@ ROOT = Path(__file__).resolve().parents[2]
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="becoming another user needs root")
 
 CHILD = """
-import json, os, sys
+import concurrent.futures.thread, json, os, sys  # all of it now: an interpreter of root's own cannot be read later
 import grpc
 import kvstore
 from kvstore.wire import admin, services
