@@ -198,7 +198,9 @@ def demo(memory: str, as_json: bool) -> None:
 @main.command()
 @_setting_flags
 @click.option("--json", "as_json", is_flag=True, help="JSON instead of a table.")
-@click.option("--peer", metavar="ADDRESS", help="Look at the way to the node of this gRPC door instead.")
+@click.option(
+    "--peer", metavar="ADDRESS", help="Look at the way to this node instead: unix:PATH or HOST:PORT of its framed door."
+)
 @click.option("--token-file", type=click.Path(path_type=Path), help="With --peer: a file with the token to show.")
 @click.option("--tls-authority", type=click.Path(path_type=Path), help="PEM: who signed the door's certificate.")
 @click.option("--tls-certificate", type=click.Path(path_type=Path), help="PEM: our own certificate.")
@@ -244,7 +246,6 @@ def _look_at(
     key: Path | None,
 ) -> int:
     """The exit code. Raises Misconfigured."""
-    from kvstore.admin.connection import Connection
     from kvstore.client.tls import Tls
     from kvstore.doctor_peer import look, told
 
@@ -253,7 +254,7 @@ def _look_at(
     except (OSError, UnicodeDecodeError) as error:
         raise Misconfigured(f"--token-file {token_file}: {error}") from error
     tls = Tls(authority, certificate, key) if authority or certificate else None
-    found = look(Connection(peer, token, tls), config)
+    found = look(peer, token, tls, config)
     click.echo(json.dumps(asdict(found), indent=1) if as_json else "\n".join(told(found)))
     return 0 if found.well else 1
 

@@ -14,9 +14,12 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Final
 
 import numpy as np
+from google.protobuf.message import DecodeError
 
-from kvstore.admin.connection import CALL_S, Connection, translated
-from kvstore.allowed import address, human
+from kvstore.allowed import human
+from kvstore.client.address import parse
+from kvstore.client.calls import times_of
+from kvstore.client.socket import SocketChannel
 from kvstore.config import transfer_of
 from kvstore.errors import KvStoreError, Misconfigured
 from kvstore.transfers import Transfers
@@ -26,11 +29,13 @@ from transfer.errors import TransferFault
 from transfer.offers import Home, home_of, parse_offer
 
 if TYPE_CHECKING:
+    from kvstore.client.tls import Tls
     from kvstore.config import Config
     from transfer.paths import Connection as PathConnection
 
 __all__ = ["Look", "look", "reach", "told"]
 
+CALL_S: Final = 5.0
 CONNECT_S: Final = 5.0
 READ_S: Final = 5.0
 PROBE_BYTES_MAX: Final = 1 << 20
@@ -55,30 +60,26 @@ class Look:
         return bool(self.path) and not self.fault
 
 
-def look(connection: Connection, config: Config) -> Look:
-    """Raises Misconfigured for an address that is none, and for settings with which nothing can be tried."""
-    _check(connection.address)
+def look(peer: str, token: str | None, tls: Tls | None, config: Config) -> Look:
+    """As a client with this token and these files. Raises Misconfigured for an address that is none, and for settings
+    with which nothing can be tried.
+    """
     try:
-        with translated():
-            answer = connection.admin().Offer(store.OfferRequest(), timeout=CALL_S, metadata=connection.metadata())
-    except Misconfigured:
-        raise
-    except (KvStoreError, ValueError) as error:
-        return Look(connection.address, fault=f"the node does not tell its offer: {error}")
+        at = parse(peer)
+    except ValueError as error:
+        raise Misconfigured(f"--peer {peer}: must be unix:PATH or HOST:PORT of a node's framed door") from error
+    transfer = transfer_of(config)
+    if tls is not None:
+        transfer = replace(transfer, certificate=tls.certificate, private_key=tls.private_key, peer_ca=tls.authority)
+    channel = SocketChannel(at, token, tls, transfer, verify=True, workers=1)
+    try:
+        body = channel.call(store.METHOD_OFFER, b"", times_of(CALL_S, None))
+        answer = store.OfferResponse.FromString(body)
+    except (KvStoreError, ValueError, DecodeError) as error:
+        return Look(peer, fault=f"the node does not tell its offer: {error}")
     finally:
-        connection.close()
-    return asyncio.run(reach(connection.address, answer, config))
-
-
-def _check(peer: str) -> None:
-    path = peer.removeprefix("unix:")
-    if path == peer or not path:
-        try:
-            fits = address(peer) != "none"
-        except ValueError:
-            fits = False
-        if not fits:
-            raise Misconfigured(f"--peer {peer}: must be unix:PATH or HOST:PORT of a node's gRPC door")
+        channel.close()
+    return asyncio.run(reach(peer, answer, replace(config, transfer=transfer)))
 
 
 async def reach(peer: str, answer: store.OfferResponse, config: Config) -> Look:

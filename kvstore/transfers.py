@@ -29,6 +29,7 @@ from transfer.offers import FABRICS_MAX, TRUSTED_MAX, Carrier, Lack, Offer, Rout
 from transfer.paths import Chosen, Connection, Connector, fabrics
 from transfer.paths import Path as Way
 from transfer.tcp import TcpConfig, TcpTransport, TlsFiles
+from transfer.tcp.config import path_of
 from transfer.topology import Nic, nics
 
 if TYPE_CHECKING:
@@ -214,7 +215,7 @@ def tcp_config(config: TransferConfig, *, listens: bool, path: str = "") -> TcpC
 def own_offer(routes: Collection[Route], found: Collection[Nic], trusted: Collection[int], address: str) -> Offer:
     """What this process tells its peers. `address`: as the settings have it."""
     lacks = [Lack(Carrier.RDMA, "not offered by nodes of this version" if found else "no RDMA device")]
-    if not any(route.carrier is Carrier.TCP for route in routes):
+    if not any(route.carrier is Carrier.TCP and not path_of(route.address) for route in routes):
         lacks.append(Lack(Carrier.TCP, "transfer.address = none" if address == "none" else "only connects"))
     return Offer(
         home_of(),

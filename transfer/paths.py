@@ -165,7 +165,7 @@ def _reachable(addresses: Sequence[str], here: Offer, there: Offer) -> tuple[lis
     """Without those that are of the peer's own host alone: here they would lead to somebody else."""
     files, network = here.home.same_files(there.home), here.home.same_network(there.home)
     kept = [one for one in addresses if (files if path_of(one) else network or not _of_its_host(one))]
-    return kept, "" if kept else "peer listens on its own loopback alone"
+    return kept, "" if kept else there.why_not(Carrier.TCP) or "peer listens on its own loopback alone"
 
 
 def _of_its_host(address: str) -> bool:

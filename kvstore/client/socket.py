@@ -105,7 +105,7 @@ class SocketChannel:
         try:
             session = self._session(max(0.001, deadline - now))
         except PermissionError as error:
-            raise Rejected(f"token: {error}") from error
+            raise Rejected(str(error)) from error
         except OSError as error:
             self._pause_s = min(PAUSE_S_MAX, max(PAUSE_S_MIN, 2 * self._pause_s))
             self._not_before = time.monotonic() + self._pause_s

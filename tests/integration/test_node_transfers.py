@@ -49,7 +49,8 @@ async def test_both_doors_tell_the_same_offer(node: Node) -> None:
     offer = parse_offer(told.offer)
     assert offer.home.pid == os.getpid() and offer.trusted_uids == (os.getuid(),)
     assert offer.routes[0] == Route(Carrier.LOCAL, f"unix:{node.socket}.peer")
-    assert [route.carrier for route in offer.routes] == [Carrier.LOCAL, Carrier.TCP] and offer.why_not(Carrier.RDMA)
+    assert [route.carrier for route in offer.routes] == [Carrier.LOCAL, Carrier.TCP, Carrier.TCP]
+    assert offer.routes[1].address == f"unix:{node.socket}.lanes" and offer.why_not(Carrier.RDMA)
     assert {route.address for route in offer.routes} < set(node.doors().addresses)
     assert [probe.carrier for probe in told.probes] == [Carrier.LOCAL, Carrier.TCP]
 
@@ -77,10 +78,12 @@ async def test_the_offer_ends_with_the_node(tmp_path: Path) -> None:
     assert "host: " in found.fault and "tcp: " in found.fault
 
 
-def changed(told: store.OfferResponse, *carriers: Carrier) -> store.OfferResponse:
-    """As from a node that only has these ways."""
+def changed(told: store.OfferResponse, *carriers: Carrier, near: bool = True) -> store.OfferResponse:
+    """As from a node that only has these ways. near: and Unix sockets."""
     offer = parse_offer(told.offer)
-    routes = tuple(route for route in offer.routes if route.carrier in carriers)
+    routes = tuple(
+        route for route in offer.routes if route.carrier in carriers and (near or not route.address.startswith("unix:"))
+    )
     return store.OfferResponse(offer=replace(offer, routes=routes).encode(), probes=told.probes)
 
 
@@ -112,15 +115,14 @@ async def test_wrong_bytes_and_none_are_faults(node: Node) -> None:
 
 
 def test_the_command_against_a_node_of_its_own(tmp_path: Path) -> None:
-    with NodeProcess(tmp_path, grpc="127.0.0.1:0") as process:
-        door = next(each for each in process.facts["addresses"] if each[0].isdigit())
-        done = CliRunner().invoke(main, ["doctor", "--peer", door, "--json"])
+    with NodeProcess(tmp_path, address="127.0.0.1:0") as process:
+        done = CliRunner().invoke(main, ["doctor", "--peer", process.facts["address"], "--json"])
         told = json.loads(done.stdout)
         assert done.exit_code == 0, done.output
         assert (told["path"], told["moved_bytes"]) == ("host", PROBE_BYTES)
         assert told["not_faster"] == {"process": "another process"}
         assert f"pid {process.facts['pid']} of user" in told["home"]
-        for_people = CliRunner().invoke(main, ["doctor", "--peer", f"unix:{process.socket}.grpc"])
+        for_people = CliRunner().invoke(main, ["doctor", "--peer", process.address])
         assert for_people.exit_code == 0 and "  not    process: another process\n" in for_people.stdout
 
 
@@ -128,9 +130,10 @@ async def test_a_node_without_tcp_says_so(tmp_path: Path) -> None:
     config = replace(config_for(tmp_path), transfer=TransferConfig(address="none"))
     async with running(config) as node:
         told = await asked(tcp_address(node))
-        assert [probe.carrier for probe in told.probes] == [Carrier.LOCAL]
         found = await reach("x", changed(told, Carrier.TCP), config)
-        assert "peer offers no tcp: transfer.address = none" in found.fault
+        assert found.well and found.address == f"unix:{node.socket}.lanes", "users of this machine have a way"
+        found = await reach("x", changed(told, Carrier.TCP, near=False), config)
+        assert "tcp: transfer.address = none" in found.fault
 
 
 async def test_a_node_whose_bytes_would_leave_in_the_clear_does_not_start(tmp_path: Path) -> None:
@@ -171,7 +174,7 @@ async def test_the_nodes_own_certificate_serves_transfers_too(tmp_path: Path) ->
     security = SecurityConfig(certificate=pair.certificate, private_key=pair.private_key)
     config = config_for(tmp_path, security=security)
     async with running(config) as node:
-        told = changed(await asked(f"unix:{node.admin_socket}"), Carrier.TCP)
+        told = changed(await asked(f"unix:{node.admin_socket}"), Carrier.TCP, near=False)
         believing = replace(config, transfer=TransferConfig(peer_ca=authority.path))
         ours = await reach("x", told, believing)
         assert ours.well and (ours.path, ours.moved_bytes) == ("tcp", PROBE_BYTES)
@@ -188,7 +191,7 @@ async def test_with_tls_both_sides_show_who_they_are(tmp_path: Path) -> None:
 
     config = replace(config_for(tmp_path), transfer=settings("node", server=True))
     async with running(config) as node:
-        told = changed(await asked(tcp_address(node)), Carrier.TCP)
+        told = changed(await asked(tcp_address(node)), Carrier.TCP, near=False)
         ours = await reach("x", told, replace(config, transfer=settings("doctor", server=False)))
         assert ours.well and (ours.path, ours.moved_bytes) == ("tcp", PROBE_BYTES)
         clear = await reach("x", told, replace(config, transfer=TransferConfig()))
