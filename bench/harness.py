@@ -33,6 +33,7 @@ __all__ = [
     "Figure",
     "PeerFailed",
     "Row",
+    "Skipped",
     "Target",
     "at_least",
     "at_most",
@@ -57,6 +58,10 @@ LOAD_PER_CORE_MAX = 1.5
 
 class PeerFailed(Exception):
     """A peer's figure could not be had; the text says why."""
+
+
+class Skipped(Exception):
+    """This machine lacks what a benchmark measures; the text says what."""
 
 
 @dataclass(frozen=True, slots=True)

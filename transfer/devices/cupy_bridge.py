@@ -82,6 +82,11 @@ class CupyStream:
         with self._here("cudaMemcpyAsync"):
             self._cupy.cuda.runtime.memcpyAsync(target, source, count, kind, self._stream.ptr)
 
+    def wait(self) -> None:
+        """Until all that is queued has ended. Blocks: not for an event loop's thread."""
+        with self._here("cudaStreamSynchronize"):
+            self._stream.synchronize()
+
     @contextlib.contextmanager
     def _here(self, call: str) -> Iterator[None]:
         """On the stream's device; its errors told as ours."""

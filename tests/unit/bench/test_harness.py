@@ -9,6 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from click.testing import CliRunner
 from rich.console import Console
 
 from bench import __main__ as runner
@@ -30,6 +31,17 @@ def row(**changes: object) -> Row:
     fields: dict[str, object] = {"ours": told(8.0), "limit": told(10.0), "target": ratio_at_least(0.8)}
     fields |= {"unit": "GiB/s", "limit_is": "memcpy", "rounds": 5} | changes
     return measure("copy", **fields)  # type: ignore[arg-type]
+
+
+def test_what_a_machine_lacks_is_said_and_nothing_is_written(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    def lacking(name: str, quick: bool, peers: object) -> list[Row]:
+        raise harness.Skipped("no GPU")
+
+    monkeypatch.setattr(runner, "rows", lacking)
+    monkeypatch.setattr(harness, "write", lambda name, made: (tmp_path / name).touch())
+    told = CliRunner().invoke(runner.main, ["gpu"])
+    assert (told.exit_code, told.stderr) == (0, "gpu: skipped: no GPU\n")
+    assert not list(tmp_path.iterdir())
 
 
 def test_medians_and_ratio() -> None:
