@@ -277,6 +277,28 @@ class TestDirect(Simulated):
             self.run(main)
 
 
+@pytest.mark.parametrize("kind", [LocalTransport, TcpTransport])
+async def test_device_memory_is_lent_over_real_transports(kind: type[LocalTransport] | type[TcpTransport]) -> None:
+    size, start, count = 9_000_000, 5_000_003, 3_000_000
+    device = SimulatedDevice()
+    owner, reader = StagedTransport(kind(), simulated_devices(device, SETTINGS)), kind()
+    array, content = device.array(size)
+    content[:] = pattern(size, 1)
+    grant = await owner.grant(await owner.register(array), [(start, count)], lifetime_s=60.0)
+    endpoint = await reader.connect(owner.address, deadline_s=10.0)
+    (presented,) = await endpoint.present([grant.descriptor], deadline_s=10.0)
+    target = np.zeros(count, np.uint8)
+    batch = pairs(await reader.register(target), presented, [(0, start, count)])
+    await endpoint.read(batch, deadline_s=60.0)
+    assert (target == content[start : start + count]).all()
+    await owner.revoke([grant])
+    with pytest.raises(TransferFailed) as caught:
+        await endpoint.read(batch, deadline_s=60.0)
+    assert set(failed(caught.value)) == {Reason.REVOKED}
+    await reader.close()
+    await owner.close()
+
+
 @pytest.mark.parametrize(
     "name",
     [
