@@ -34,7 +34,7 @@ from transfer.topology import Nic, nics
 
 if TYPE_CHECKING:
     from kvstore.config import TransferConfig
-    from transfer.base import Grant, Region, Transport
+    from transfer.base import Endpoint, Grant, Region, Transport
 
 __all__ = ["PROBE_BYTES", "Probe", "Transfers", "own_offer"]
 
@@ -127,16 +127,19 @@ class Transfers:
             lent[carrier] = await transport.register(known, name=name)
         return lent
 
-    async def back(self, carrier: Carrier, incarnation: bytes, *, deadline_s: float) -> Connection:
+    async def back(self, carrier: Carrier, incarnation: bytes, *, deadline_s: float) -> Endpoint:
         """The way to a peer's memory over the connections that it made. Raises PeerUnreachable, and ValueError for a
         carrier that has no way back.
         """
         transport = self._transports[carrier]
         if not isinstance(transport, TcpTransport):
             raise ValueError(f"carrier: {carrier.name.lower()} has no way back to a peer")
-        endpoint = await transport.back(incarnation, deadline_s=deadline_s)
+        return await transport.back(incarnation, deadline_s=deadline_s)
+
+    def counted(self, carrier: Carrier, endpoint: Endpoint) -> Connection:
+        """One that `back` gave, among those of its path."""
         path = _PATHS[carrier]
-        return Connection(endpoint, transport, Chosen(path, "", ()), self.connector.counts[path])
+        return Connection(endpoint, self._transports[carrier], Chosen(path, "", ()), self.connector.counts[path])
 
     def incarnation(self, carrier: Carrier) -> bytes:
         """Of our transport, as peers know it."""

@@ -6,6 +6,7 @@ Everything of a visitor ends with its connection: calls first, then grants, then
 from __future__ import annotations
 
 import asyncio
+from collections import Counter
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final, TypeVar
 
@@ -15,6 +16,7 @@ from kvstore.errors import Rejected, Unavailable
 from kvstore.node.leases import Allowance, Leases, MovingHost
 from kvstore.node.pulls import LAPSED, Filling, Slots
 from kvstore.wire import convert, framed, store
+from transfer.errors import LimitReached
 
 if TYPE_CHECKING:
     from google.protobuf.message import Message
@@ -29,30 +31,65 @@ if TYPE_CHECKING:
 
 __all__ = ["METHODS", "Visitors"]
 
+WAYS_MAX: Final = 16  # a client has one transport of a kind, and new ones after a failure
 FILLINGS_MAX: Final = 1_024  # of one connection; their bytes are limited, too
 DEADLINE_S_MAX: Final = 600.0
 M = TypeVar("M", framed.LeaseRequest, framed.PullRequest, framed.ReserveRequest)
 
 
+@dataclass(slots=True)
+class WaysBack:
+    """To the memory of visitors' processes, over connections that they made: one a process, for all its visitors."""
+
+    host: MovingHost
+    _open: dict[tuple[Carrier, bytes], Connection] = field(default_factory=dict)
+    _users: Counter[tuple[Carrier, bytes]] = field(default_factory=Counter)
+
+    async def to(self, key: tuple[Carrier, bytes], deadline_s: float) -> Connection:
+        """Raises PeerUnreachable."""
+        known = self._open.get(key)
+        if known is None:
+            endpoint = await self.host.transfers.back(*key, deadline_s=deadline_s)
+            known = self._open.get(key)  # of two that waited, both have the same endpoint
+            if known is None:
+                known = self._open[key] = self.host.transfers.counted(key[0], endpoint)
+        return known
+
+    def used(self, key: tuple[Carrier, bytes]) -> None:
+        self._users[key] += 1
+
+    async def left(self, key: tuple[Carrier, bytes]) -> None:
+        """By one who had said `used`: the last one closes it."""
+        self._users[key] -= 1
+        if self._users[key] <= 0:
+            del self._users[key]
+            known = self._open.pop(key, None)
+            if known is not None:
+                await known.close()
+
+
 class Visitor:
     """Of one connection."""
 
-    def __init__(self, host: MovingHost) -> None:
+    def __init__(self, host: MovingHost, ways: WaysBack) -> None:
         self._host = host
+        self._ways = ways
         self.allowance = Allowance(host.limits.streamed_bytes_max)
         self._owner = host.bridge.core.new_owner()
         self.leases = Leases(host, self._owner, self.allowance)
         self.fillings: dict[int, Filling] = {}
         self.tasks: set[asyncio.Task[object]] = set()
-        self._ways: dict[tuple[Carrier, bytes], Connection] = {}
+        self._uses: set[tuple[Carrier, bytes]] = set()
 
     async def way(self, carrier: Carrier, incarnation: bytes, deadline_s: float) -> Connection:
-        """To this visitor's own memory, over the connections that it made. Raises PeerUnreachable."""
-        known = self._ways.get((carrier, incarnation))
-        if known is None:
-            known = await self._host.transfers.back(carrier, incarnation, deadline_s=deadline_s)
-            self._ways[carrier, incarnation] = known
-        return known
+        """To this visitor's own memory. Raises PeerUnreachable, LimitReached."""
+        key = carrier, incarnation
+        if key not in self._uses:
+            if len(self._uses) >= WAYS_MAX:
+                raise LimitReached(f"{WAYS_MAX} transports were named on one connection", limit="ways_max")
+            self._uses.add(key)
+            self._ways.used(key)
+        return await self._ways.to(key, deadline_s)
 
     def filling(self, number: int) -> Filling:
         """Raises ValueError for one that has ended, or never was."""
@@ -77,8 +114,8 @@ class Visitor:
             self.end(number)
         if await self.leases.close():
             self._host.bridge.core.owner_gone(self._owner)
-        for way in self._ways.values():
-            await way.close()
+        for key in self._uses:
+            await self._ways.left(key)
 
 
 @dataclass(slots=True)
@@ -87,13 +124,17 @@ class Visitors:
 
     host: MovingHost
     handlers: Handlers
+    _ways: WaysBack = field(init=False)
     _visitors: dict[int, Visitor] = field(default_factory=dict)
     _leaving: set[asyncio.Task[None]] = field(default_factory=set)
+
+    def __post_init__(self) -> None:
+        self._ways = WaysBack(self.host)
 
     def came(self, connection: int) -> None:
         """It has asked for something of these: said before its `call`, and before it is told `gone`."""
         if connection not in self._visitors:
-            self._visitors[connection] = Visitor(self.host)
+            self._visitors[connection] = Visitor(self.host, self._ways)
 
     async def call(self, connection: int, peer: Peer, method: int, body: bytes) -> bytes:
         """Raises what kvstore.node.handlers.Handlers.call does."""

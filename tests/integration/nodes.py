@@ -149,6 +149,13 @@ class NodeProcess:
         with grpc.insecure_channel(f"unix:{self.socket}.grpc") as channel:
             return services.AdminStub(channel).Status(admin.StatusRequest(), timeout=10).holds
 
+    def connections(self) -> int:
+        """Of the framed door."""
+        from kvstore.wire import admin, services
+
+        with grpc.insecure_channel(f"unix:{self.socket}.grpc") as channel:
+            return services.AdminStub(channel).Status(admin.StatusRequest(), timeout=10).connections
+
     def counters(self, tier: int) -> dict[str, int]:
         """What the node counts of one tier (1 memory, 2 files, 3 objects)."""
         from kvstore.wire import admin, services

@@ -49,7 +49,7 @@ class Stranger:
 
     async def connected(self) -> object:
         offer = parse_offer(store.OfferResponse.FromString(self.ask(store.METHOD_OFFER, store.OfferRequest())).offer)
-        (address,) = [route.address for route in offer.routes if route.carrier is Carrier.TCP]
+        (address,) = [route.address for route in offer.routes if route.address.startswith("tcp:")]
         return await self.transport.connect(address, deadline_s=5)
 
     def lease(self, chain: np.ndarray, carrier: int = Carrier.TCP, wait_ms: int = 0) -> framed.LeaseResponse:
@@ -91,6 +91,8 @@ class Stranger:
         self.session = None  # type: ignore[assignment]
 
     async def close(self) -> None:
+        if self.session is not None:
+            self.hang_up()
         await self.transport.close()
 
 
@@ -312,3 +314,19 @@ async def test_namespaces_of_others_are_not_told(stranger: Stranger, held: np.nd
     request = framed.LeaseRequest(namespace=bytes(32), chain=store.Chain(keys=held.tobytes()), carrier=3)
     with pytest.raises(Refused, match="STALE_NAMESPACE"):
         stranger.ask(store.METHOD_LEASE, request)
+
+
+async def test_two_connections_of_one_client_share_a_way_back(node: NodeProcess, stranger: Stranger) -> None:
+    """The end of one does not end what the other puts."""
+    await stranger.connected()
+    rng = np.random.default_rng(8)
+    first, second = (rng.integers(256, size=(2, 32), dtype=np.uint8) for _ in range(2))
+    beside = Stranger(node)
+    source = await stranger.source(blocks_of(first))
+    assert (await beside.pull(first, source)).outcomes == bytes(2)
+    assert (await stranger.pull(second, await stranger.source(blocks_of(second)))).outcomes == bytes(2)
+    await beside.close()
+    eventually(lambda: node.connections() == 1)
+    third = rng.integers(256, size=(2, 32), dtype=np.uint8)
+    told = await stranger.pull(third, await stranger.source(blocks_of(third)))
+    assert told.outcomes == bytes(2), told.failure
