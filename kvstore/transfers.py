@@ -124,7 +124,7 @@ class Transfers:
         lent: dict[Carrier, Region] = {}
         for carrier, transport in self._transports.items():
             known = MappedSegment(fd, len(memory), writable=True) if carrier is Carrier.LOCAL else memory
-            lent[carrier] = await transport.register(known, name=name)
+            lent[carrier] = await transport.register(known, name=name, on_poison=_poisoned)
         return lent
 
     async def back(self, carrier: Carrier, incarnation: bytes, *, deadline_s: float) -> Endpoint:
@@ -184,6 +184,12 @@ async def _closed(transport: LocalTransport | TcpTransport) -> None:
         await transport.close()
     except RegionPoisoned as error:
         log.error("transfers: %s", error)
+
+
+def _poisoned(region: Region) -> None:
+    log.error(
+        "transfers: %s may still be written to by a transfer: it is granted no more until this process ends", region
+    )
 
 
 def tcp_config(config: TransferConfig, *, listens: bool, path: str = "") -> TcpConfig:
