@@ -17,10 +17,8 @@ from transfer.errors import (
     GrantInvalid,
     PeerUnreachable,
     Reason,
-    TransferCancelled,
     TransferError,
     TransferFailed,
-    TransferLate,
 )
 from transfer.pending import NO_DIGESTS
 from transfer.testing.exam_base import (
@@ -126,53 +124,6 @@ class TransportExam(WriteExam, GrantExam):
             assert landed.bytes == 0
 
     # -- answers
-
-    @examined
-    async def test_cancelled_batches_are_quiet(self, pair: Pair) -> None:
-        batch, _, memory, _ = await self.long_batch(pair)
-        cancelled = 0
-        for turn in range(8):
-            transfer = pair.endpoint.read(batch, deadline_s=FOREVER_S)
-            await self.pause(turn)
-            transfer.cancel()
-            answer = await self.answered(transfer)
-            assert transfer.done
-            await self.stays_quiet(memory)
-            if isinstance(answer, TransferError):
-                cancelled += 1
-                assert isinstance(answer, TransferCancelled)
-                assert not answer.elsewhere and set(failed(answer)) == {Reason.CANCELLED}
-        assert cancelled > 0, "no batch was long enough to be cancelled"
-
-    @examined
-    async def test_a_cancelled_task_ends_only_when_memory_is_quiet(self, pair: Pair) -> None:
-        batch, _, memory, _ = await self.long_batch(pair)
-
-        async def fetch() -> Landed:
-            return await pair.endpoint.read(batch, deadline_s=FOREVER_S)
-
-        for turn in range(4):
-            task = asyncio.ensure_future(fetch())
-            await self.pause(turn)
-            task.cancel()
-            await asyncio.sleep(0)
-            task.cancel()  # once more while it waits for quiet
-            await asyncio.wait([task])
-            await self.stays_quiet(memory)
-            assert task.cancelled()
-
-    @examined
-    async def test_late_batches_are_quiet(self, pair: Pair) -> None:
-        batch, _, memory, _ = await self.long_batch(pair)
-        late = 0
-        for deadline_s in (0.0, 0.000_3, 0.001, 0.004):
-            answer = await self.answered(pair.endpoint.read(batch, deadline_s=deadline_s))
-            await self.stays_quiet(memory)
-            if isinstance(answer, TransferError):
-                late += 1
-                assert isinstance(answer, TransferLate)
-                assert not answer.elsewhere
-        assert late > 0, "no batch was long enough to be late"
 
     @examined
     async def test_a_thousand_concurrent_batches(self, pair: Pair) -> None:
@@ -334,20 +285,6 @@ class TransportExam(WriteExam, GrantExam):
         assert (memory == SENTINEL).all(), "bytes moved after the grant's end"
 
     # -- regions
-
-    @examined
-    async def test_our_region_deregistered_in_flight(self, pair: Pair) -> None:
-        batch, region, memory, _ = await self.long_batch(pair)
-        transfer = pair.endpoint.read(batch, deadline_s=FOREVER_S)
-        await self.pause(3)
-        await pair.reader.deregister(region)
-        await self.stays_quiet(memory)
-        answer = await self.answered(transfer)
-        if isinstance(answer, TransferError):
-            assert set(failed(answer)) == {Reason.DEREGISTERED}
-        with pytest.raises(ValueError, match=r"not registered|deregistered"):
-            pair.endpoint.read(batch, deadline_s=FOREVER_S)
-        await pair.reader.deregister(region)  # once more changes nothing
 
     @examined
     async def test_the_owners_region_deregistered_in_flight(self, pair: Pair) -> None:
