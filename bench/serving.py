@@ -20,6 +20,7 @@ class Served:
     address: str  # of the socket
     addresses: tuple[str, ...]  # of gRPC
     pid: int
+    remote: str = ""  # HOST:PORT of the framed door
 
     def written_bytes(self) -> int:
         """What the process has handed to the disk so far."""
@@ -28,12 +29,13 @@ class Served:
 
 
 @contextmanager
-def node(folder: Path, memory_bytes: int, *sets: str, grpc: str = "none") -> Iterator[Served]:
+def node(folder: Path, memory_bytes: int, *sets: str, grpc: str = "none", address: str = "none") -> Iterator[Served]:
     """Serving when it is given out, and ended before this returns. Without an object tier, metrics, memory that
-    outlives it, and gRPC unless it is given an address; `sets` (SECTION.KEY=VALUE) say the rest.
+    outlives it, and gRPC and clients of
+    other machines unless they are given an address; `sets` (SECTION.KEY=VALUE) say the rest.
     """
     flags = ["--data-dir", str(folder / "data"), "--socket", str(folder / "s"), "--memory", str(memory_bytes)]
-    flags += ["--address", "none", "--grpc", grpc, "--metrics", "none", "--json"]
+    flags += ["--address", address, "--grpc", grpc, "--metrics", "none", "--json"]
     flags += [part for one in ("memory.keep=false", "object.url=none", *sets) for part in ("--set", one)]
     command = [sys.executable, "-m", "kvstore", "node", *flags]
     with subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE) as process:
@@ -44,8 +46,9 @@ def node(folder: Path, memory_bytes: int, *sets: str, grpc: str = "none") -> Ite
         facts = json.loads(line)
         assert facts["pid"] == process.pid
         try:
-            doors = tuple(one for one in facts["addresses"] if not one.startswith("unix:"))
-            yield Served(f"unix:{folder}/s", doors, process.pid)
+            told, remote = facts["addresses"], facts["address"] or ""
+            doors = tuple(one for one in told if not one.startswith(("unix:", "tcp:", "rdma:")) and one != remote)
+            yield Served(f"unix:{folder}/s", doors, process.pid, remote)
         finally:
             process.terminate()
             process.wait(STOP_S)

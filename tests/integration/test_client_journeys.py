@@ -22,7 +22,7 @@ from kvstore.client.views import View
 from kvstore.errors import Rejected, Unavailable
 from tests.integration.nodes import SIZE, NodeProcess, blocks_of, eventually, layout, tokens
 
-WAYS = ("mapped", "host", "tcp")
+WAYS = ("mapped", "host", "lanes", "tcp")
 only_mapped = pytest.mark.only_mapped
 
 
@@ -40,8 +40,10 @@ def node(tmp_path_factory: pytest.TempPathFactory) -> Iterator[NodeProcess]:
 
 @pytest.fixture
 def address(node: NodeProcess, way: str, monkeypatch: pytest.MonkeyPatch) -> str:
-    if way == "tcp":  # as if the node were another user's
+    if way == "lanes":  # as if the node were another user's: a Unix socket, and no memory
         monkeypatch.setattr("kvstore.client.ways._trusted_uids", set)
+    if way == "tcp":  # as if it were another machine's
+        monkeypatch.setattr("transfer.offers.Home.same_files", lambda *_: False)
     return node.address if way == "mapped" else str(node.facts["address"])
 
 

@@ -43,7 +43,6 @@ def node(tmp_path: Path, authority: Authority) -> Iterator[NodeProcess]:
 @pytest.fixture(autouse=True)
 def _as_from_another_machine(monkeypatch: pytest.MonkeyPatch) -> None:
     """Neither memory nor sockets of this machine are shared."""
-    monkeypatch.setattr("kvstore.client.ways._trusted_uids", set)
     monkeypatch.setattr("transfer.offers.Home.same_files", lambda *_: False)
 
 
