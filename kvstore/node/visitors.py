@@ -231,6 +231,7 @@ class Visitors:
                 raise ValueError(f"reservation: {request.reservation} has lapsed")
             if request.part < filling.published:
                 raise ValueError(f"part: {request.part} is published, and stays as it is")
+            filling.sums.pop(request.part, None)  # of what lay there: a read that fails leaves neither
             try:
                 arrived, sums, failure = await filling.slots.read(
                     visitor, request.source, request.part, _seconds(request.deadline_ms)
