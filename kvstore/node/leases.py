@@ -139,7 +139,6 @@ class Leases:
             self._release(run.hold)
             return framed.LeaseResponse()
         try:
-            self.allowance.take(blocks * block_bytes)
             grant = await self._granted(carrier, region, run.offsets.tolist(), block_bytes, lease_s)
         except BaseException:
             self._release(run.hold)
@@ -160,13 +159,18 @@ class Leases:
     async def _granted(
         self, carrier: Carrier, region: Region, offsets: list[int], block_bytes: int, lease_s: float
     ) -> Grant:
-        transport = self.host.transfers.transport(carrier)
+        """Takes their bytes of what the connection may have out; a lease that comes to nothing takes none."""
+        transport, wanted = self.host.transfers.transport(carrier), len(offsets) * block_bytes
+        self.allowance.take(wanted)
         try:
             return await transport.grant(region, [(offset, block_bytes) for offset in offsets], lifetime_s=lease_s)
-        except LimitReached as error:
-            raise Rejected(str(error), limit=error.limit) from error
-        except ValueError as error:  # its region is not open any more: the node stops, or the region is poisoned
-            raise Unavailable(str(error)) from error
+        except BaseException as error:
+            self.allowance.give(wanted)
+            if isinstance(error, LimitReached):
+                raise Rejected(str(error), limit=error.limit) from error
+            if isinstance(error, ValueError):  # its region is not open any more: the node stops, or it is poisoned
+                raise Unavailable(str(error)) from error
+            raise
 
     def release(self, request: framed.ReleaseRequest) -> None:
         """Unknown leases have ended already; one that is not answered yet is given up."""
