@@ -98,7 +98,8 @@ class Leases:
     allowance: Allowance
     _leases: dict[int, _Lease] = field(default_factory=dict)
     _leasing: dict[int, asyncio.Task[object]] = field(default_factory=dict)
-    _ending: set[asyncio.Task[bool]] = field(default_factory=set)
+    _ending: set[asyncio.Task[None]] = field(default_factory=set)
+    _kept: int = 0  # leases whose grant did not become quiet
 
     async def lease(self, opened: Opened, prefix: Prefix, request: framed.LeaseRequest) -> framed.LeaseResponse:
         """Raises ValueError naming the field, NotOpen, Rejected, Unavailable."""
@@ -195,23 +196,23 @@ class Leases:
         self._ending.add(task)
         task.add_done_callback(self._ending.discard)
 
-    async def _ended(self, lease: _Lease) -> bool:
-        """Whether its blocks were let go."""
+    async def _ended(self, lease: _Lease) -> None:
         self.allowance.give(lease.bytes)
         try:
             await self.host.transfers.transport(lease.carrier).revoke([lease.grant])
         except StillTouched as error:
             log.error("a lease of %d bytes is kept: %s", lease.bytes, error)
-            return False
+            self._kept += 1
+            return
         self._release(lease.hold)
-        return True
 
     def _release(self, hold: int) -> None:
         if hold:
             self.host.bridge.core.release(MEMORY_TIER, self.owner, hold)
 
     async def close(self) -> bool:
-        """Ends all. Whether everything was let go."""
+        """Ends all. Whether everything was let go, now and before."""
         for number in list(self._leases):
             self._end(number)
-        return all(await asyncio.gather(*self._ending))
+        await asyncio.gather(*self._ending)
+        return not self._kept
