@@ -135,6 +135,8 @@ class Leases:
         )
         if run.status == native.Status.STALE_NAMESPACE:
             raise NotOpen
+        if run.status != native.Status.OK:
+            raise Rejected(f"{run.field}: the limit is {run.limit}", limit=run.field)
         blocks = len(run.offsets)
         if blocks == 0:
             self._release(run.hold)
