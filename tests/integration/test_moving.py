@@ -285,6 +285,25 @@ async def test_a_pull_whose_client_is_gone_leaves_no_slot(node: NodeProcess, str
         await waiting
 
 
+async def test_a_way_back_outlives_the_connection_that_came_first(node: NodeProcess, stranger: Stranger) -> None:
+    """A client whose connection was lost comes again, with the transport that it has."""
+    await stranger.connected()
+    again = Stranger(node)
+    await again.transport.close()
+    again.transport = stranger.transport
+    chains = np.random.default_rng(7).integers(256, size=(4, 1, 32), dtype=np.uint8)
+    for one, chain in ((stranger, chains[0]), (again, chains[1])):
+        assert (await one.pull(chain, await one.source(blocks_of(chain)))).outcomes == bytes(1)
+    lease = stranger.lease(chains[0])
+    assert len(lease.offsets) == node.holds() == 1
+    stranger.hang_up()
+    eventually(lambda: node.holds() == 0)
+    for chain in chains[2:]:
+        told = await again.pull(chain, await again.source(blocks_of(chain)))
+        assert told.outcomes == bytes(1), told.failure
+        await asyncio.sleep(0.1)
+
+
 async def test_a_pull_ends_before_its_slots_lapse(node: NodeProcess, stranger: Stranger) -> None:
     chain, began = np.random.default_rng(5).integers(256, size=(2, 32), dtype=np.uint8), time.monotonic()
     told = await stranger.pull(chain, await stranger.source(blocks_of(chain)), deadline_ms=60_000)
