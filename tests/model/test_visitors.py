@@ -18,7 +18,7 @@ from kvstore.tiers.base import Keys
 from kvstore.wire import store
 from tests.model.visitor_parts import DEADLINE_S, Client, Filling, Lease
 from tests.model.visitor_rig import CHAINS, HOLDS_MAX, LIMITS, PARTS, Rig
-from tests.storage import chain_of
+from tests.storage import MEMORY, chain_of
 from transfer.testing.loop import VirtualLoop
 
 runs = st.tuples(st.integers(0, len(CHAINS) - 1), st.integers(1, 5))
@@ -326,4 +326,46 @@ def test_a_lease_that_nobody_releases_ends() -> None:
     run(rig.elapse(LIMITS.lease_ms_max / 1e3 + 0.1))
     run(rig.read_lease(client, lease))
     assert rig.read == read and not client.visitor.leases._leases
+    run.close()
+
+
+def test_a_grant_that_is_refused_costs_nothing() -> None:
+    run = Run(seed=1, clients=1)
+    rig, client = run.rig, run.rig.clients[0]
+    run(rig.pull(client, CHAINS[0], "", DEADLINE_S, 1.0))
+    rig.node.refuses = True
+    run(rig.lease(client, CHAINS[0]))
+    assert rig.refused == 1 and client.visitor.allowance.taken == 0
+    run.close()
+
+
+def test_what_did_not_become_quiet_is_held_for_good() -> None:
+    """Also when its connection ends later."""
+    run = Run(seed=1, clients=1)
+    rig, client = run.rig, run.rig.clients[0]
+    run(rig.pull(client, CHAINS[0], "", DEADLINE_S, 1.0))
+    run(rig.lease(client, CHAINS[0]))
+    (lease,) = client.leases.values()
+    rig.stick(client, lease)
+    run(rig.release(client, lease))
+    run(rig.elapse(0.1))
+    at_once(run, lambda: rig.hang_up(client))
+    run(rig.elapse(0.1))
+    assert rig.core.stats(MEMORY)["holds"] == 1
+    run.close()
+
+
+def test_a_part_that_is_filled_anew_was_not_filled_before() -> None:
+    run = Run(seed=1, clients=1)
+    rig, client = run.rig, run.rig.clients[0]
+    run(rig.reserve(client, CHAINS[0]))
+    (filling,) = client.fillings.values()
+    for part in range(len(PARTS)):
+        run(rig.fill(client, filling, part, "", DEADLINE_S))
+    run(rig.fill(client, filling, 0, "short", DEADLINE_S))
+    run(rig.end_filling(client, filling, store.METHOD_SEAL))
+    assert (rig.refused, rig.stored) == (1, 0)
+    run(rig.fill(client, filling, 0, "", DEADLINE_S))
+    run(rig.end_filling(client, filling, store.METHOD_SEAL))
+    assert rig.stored == len(CHAINS[0])
     run.close()
