@@ -83,7 +83,7 @@ class Ways:
     def transport(self, carrier: Carrier) -> SimulatedTransport:
         return self.own
 
-    async def back(self, carrier: Carrier, incarnation: bytes, *, deadline_s: float) -> Connection:
+    async def back(self, carrier: Carrier, incarnation: bytes, *, deadline_s: float) -> Any:
         """One endpoint a peer until it is closed, as transfer.tcp has it."""
         for address, one in self.own.network.transports.items():
             if one.incarnation != incarnation:
@@ -92,9 +92,12 @@ class Ways:
             known = self.backs.get(incarnation)
             if known is None or known._closed:
                 self.backs[incarnation] = known = made
-            return Connection(known, self.own, Chosen(Path.TCP, "", ()), self.counts)
+            return known
         await asyncio.sleep(deadline_s)
         raise PeerUnreachable("no lane of that peer")
+
+    def counted(self, carrier: Carrier, endpoint: Any) -> Connection:
+        return Connection(endpoint, self.own, Chosen(Path.TCP, "", ()), self.counts)
 
     def served(self, carrier: Carrier, moved: int) -> None:
         self.counts.bytes_served += moved
