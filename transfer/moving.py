@@ -256,6 +256,11 @@ class MovingEndpoint(ABC, Generic[J, G]):
 
     # -- end
 
+    @property
+    def closing(self) -> bool:
+        """Whether `close` has begun: nothing moves over it any more."""
+        return self._closing
+
     async def close(self) -> None:
         if self._closing:
             return

@@ -225,8 +225,22 @@ def test_the_way_back_to_who_connected() -> None:
         assert there.lanes == 2
         again = await node.back(client.incarnation, deadline_s=1.0)
         assert again is not back and again.lanes == 2
+        moving = again.read(
+            pairs(into, (await again.present([grant.descriptor], deadline_s=10.0))[0], [(0, 0, MIB)]), deadline_s=10.0
+        )
+        closing = asyncio.ensure_future(again.close())
+        await asyncio.sleep(0)
+        assert again.closing
+        last = again
+        again = await node.back(client.incarnation, deadline_s=1.0)
+        assert again is not last and again.lanes == 2, "who comes while it closes has another"
+        await closing
+        assert moving.done
+        (presented,) = await again.present([grant.descriptor], deadline_s=10.0)
+        await again.read(pairs(into, presented, [(0, 0, MIB)]), deadline_s=10.0)
         await there.close()
         await until(lambda: again.lanes == 0)
+        grant = await client.grant(given, [(0, 1)], lifetime_s=60.0)
         with pytest.raises(PeerUnreachable):
             await again.present([grant.descriptor], deadline_s=1.0)
         await client.close()

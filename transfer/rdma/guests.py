@@ -76,7 +76,7 @@ class Guests:
         try:
             async with asyncio.timeout(deadline_s), self._opening.setdefault(incarnation, asyncio.Lock()):
                 endpoint = self._back.get(incarnation)
-                if endpoint is None:
+                if endpoint is None or endpoint.closing:
                     endpoint = await self._opened(incarnation)
                 await endpoint.reachable()
                 return endpoint

@@ -65,7 +65,7 @@ class Guests:
         except TimeoutError:
             raise PeerUnreachable("no connection of that peer is open") from None
         endpoint = self._back.get(incarnation)
-        if endpoint is None:
+        if endpoint is None or endpoint.closing:
             lanes = [connection for connection, known in self._known.items() if known == incarnation]
             endpoint = self._back[incarnation] = TcpEndpoint(self._host, None, incarnation)
             for connection in lanes:
