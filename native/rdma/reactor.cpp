@@ -33,6 +33,16 @@ void drain_fd(int fd) {
 }
 
 constexpr std::uint64_t kInboxTag = ~std::uint64_t{0};
+constexpr auto kLookEvery = std::chrono::milliseconds(1);
+constexpr std::uint64_t kNewsTag = std::uint64_t{1} << 32;  // and the device
+
+void watch(int epoll, int fd, std::uint64_t tag) {
+  ::fcntl(fd, F_SETFL, ::fcntl(fd, F_GETFL) | O_NONBLOCK);
+  epoll_event event{};
+  event.events = EPOLLIN;
+  event.data.u64 = tag;
+  ::epoll_ctl(epoll, EPOLL_CTL_ADD, fd, &event);
+}
 
 }  // namespace
 
@@ -87,18 +97,23 @@ bool Reactor::wait_ended(std::chrono::nanoseconds wait) {
 // ---- the thread
 
 void Reactor::run() {
-  Clock::time_point busy_until{};
+  Clock::time_point busy_until{}, look_at{};
   while (true) {
     obey();
     if (closing_ && lanes_.empty()) break;
     flush_lingering();
     if (poll()) {
-      busy_until = Clock::now() + config_.spin;
+      const Clock::time_point now = Clock::now();
+      busy_until = now + config_.spin;
+      if (now >= look_at) {  // a device that is never idle must not hide what happens to another
+        look(0);
+        look_at = now + kLookEvery;
+      }
       continue;
     }
     const bool waiting = std::ranges::any_of(lanes_, [](const auto& entry) { return entry.second->out() > 0; });
     if (waiting && Clock::now() < busy_until) continue;
-    if (!arm_and_look()) sleep();
+    if (!arm_and_look()) look(patience());
   }
   const std::lock_guard lock(mutex_);
   ended_ = true;
@@ -126,13 +141,15 @@ int Reactor::patience() const {
   return static_cast<int>(std::clamp<std::int64_t>(left.count(), 0, 60'000));
 }
 
-void Reactor::sleep() {
+void Reactor::look(int patience_ms) {
   std::array<epoll_event, 16> events;
-  const int count = ::epoll_wait(epoll_, events.data(), static_cast<int>(events.size()), patience());
+  const int count = ::epoll_wait(epoll_, events.data(), static_cast<int>(events.size()), patience_ms);
   for (int i = 0; i < count; ++i) {
     const std::uint64_t tag = events[static_cast<std::size_t>(i)].data.u64;
     if (tag == kInboxTag) {
       drain_fd(inbox_fd_);
+    } else if (tag >= kNewsTag) {
+      read_news(static_cast<std::size_t>(tag - kNewsTag));
     } else {
       read_events(static_cast<std::size_t>(tag));
     }
@@ -145,6 +162,24 @@ void Reactor::read_events(std::size_t device) {
   unsigned count = 0;
   while (verbs_->get_cq_event(cqs_[device]->channel, &cq, &context) == 0) ++count;  // the channel does not block
   if (count > 0) verbs_->ack_cq_events(cqs_[device], count);
+}
+
+// A port that has lost its link answers nothing: what is out over it moves now, rather than when its retries have run out.
+void Reactor::read_news(std::size_t device) {
+  ibv_async_event news{};
+  while (verbs_->get_async_event(cqs_[device]->context, &news) == 0) {  // the descriptor does not block
+    const bool lost = news.event_type == IBV_EVENT_DEVICE_FATAL ||
+                      (news.event_type == IBV_EVENT_PORT_ERR && news.element.port_num == Route{}.port);
+    verbs_->ack_async_event(&news);
+    if (!lost) continue;
+    std::vector<Open*> idle;
+    for (const auto& [generation, lane] : lanes_) {
+      if (lane->lane.device != device) continue;
+      break_lane(*lane, IBV_WC_LOC_QP_OP_ERR);
+      if (lane->out() == 0) idle.push_back(lane.get());
+    }
+    for (Open* lane : idle) retire(*lane);
+  }
 }
 
 void Reactor::flush_lingering() {
@@ -166,11 +201,8 @@ void Reactor::flush_lingering() {
 // ---- orders
 
 void Reactor::add_device(ibv_cq* cq) {
-  ::fcntl(cq->channel->fd, F_SETFL, ::fcntl(cq->channel->fd, F_GETFL) | O_NONBLOCK);
-  epoll_event event{};
-  event.events = EPOLLIN;
-  event.data.u64 = cqs_.size();
-  ::epoll_ctl(epoll_, EPOLL_CTL_ADD, cq->channel->fd, &event);
+  watch(epoll_, cq->channel->fd, cqs_.size());
+  watch(epoll_, cq->context->async_fd, kNewsTag + cqs_.size());
   cqs_.push_back(cq);
 }
 

@@ -86,10 +86,11 @@ class Reactor {
   void tell(Event event);
   void obey();
   void flush_lingering();
-  void sleep();
+  void look(int patience_ms);  // at what descriptors tell
   int patience() const;  // for epoll_wait, in ms
   bool arm_and_look();
   void read_events(std::size_t device);
+  void read_news(std::size_t device);
 
   const EngineConfig config_;
   const Verbs* verbs_;

@@ -30,6 +30,8 @@ struct Loaded {
     find(library, "ibv_dereg_mr", verbs.dereg_mr);
     find(library, "ibv_get_cq_event", verbs.get_cq_event);
     find(library, "ibv_ack_cq_events", verbs.ack_cq_events);
+    find(library, "ibv_get_async_event", verbs.get_async_event);
+    find(library, "ibv_ack_async_event", verbs.ack_async_event);
     find(library, "ibv_reg_mr_iova", verbs.reg_mr_iova);
     verbs.reg_dmabuf_mr = reinterpret_cast<decltype(verbs.reg_dmabuf_mr)>(::dlsym(library, "ibv_reg_dmabuf_mr"));
   }

@@ -19,6 +19,8 @@ struct Verbs {
   decltype(&::ibv_dereg_mr) dereg_mr = nullptr;
   decltype(&::ibv_get_cq_event) get_cq_event = nullptr;
   decltype(&::ibv_ack_cq_events) ack_cq_events = nullptr;
+  decltype(&::ibv_get_async_event) get_async_event = nullptr;
+  decltype(&::ibv_ack_async_event) ack_async_event = nullptr;
   struct ibv_mr* (*reg_mr_iova)(struct ibv_pd*, void*, std::size_t, std::uint64_t, int) = nullptr;
   // Null where the library is older than dma-bufs.
   struct ibv_mr* (*reg_dmabuf_mr)(struct ibv_pd*, std::uint64_t, std::size_t, std::uint64_t, int, int) = nullptr;

@@ -179,9 +179,12 @@ async def until(condition: Callable[[], bool]) -> None:
             await asyncio.sleep(0.05)
 
 
-def test_a_lost_link_moves_its_slices_to_the_other_rail_and_is_taken_up_again(rail: Rail) -> None:
+@pytest.mark.parametrize("timeout", [12, 24])
+def test_a_lost_link_moves_its_slices_to_the_other_rail_and_is_taken_up_again(rail: Rail, timeout: int) -> None:
+    """24: a queue pair would try for minutes, but the port tells that its link is lost."""
+
     async def main() -> None:
-        async with connected(TWO, "rxe_b0,rxe_b1") as pair:
+        async with connected(replace(TWO, timeout=timeout), "rxe_b0,rxe_b1") as pair:
             endpoint = endpoint_of(pair)
             await pair.owner.memory("m", 16 * MIB, seed=5)
             region, memory = await pair.memory(16 * MIB)
