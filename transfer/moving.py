@@ -245,8 +245,8 @@ class MovingEndpoint(ABC, Generic[J, G]):
         """Of a batch that was not refused."""
         ids, handles = dense(made.batch.table[:, 0])[0], dense(made.batch.table[:, 2])[0]
         rows = made.rows.copy()
-        rows[:, 0] = np.searchsorted(ids, rows[:, 0])
-        rows[:, 2] = np.searchsorted(handles, rows[:, 2])
+        rows[:, 0] = np.searchsorted(ids, rows[:, 0]) if len(ids) > 1 else 0
+        rows[:, 2] = np.searchsorted(handles, rows[:, 2]) if len(handles) > 1 else 0
         return Work(writing, [regions[i] for i in ids], [self._shown[handle] for handle in handles], rows, made)
 
     def _settled(self, pending: Pending) -> None:

@@ -21,6 +21,9 @@ ranges = st.lists(st.tuples(st.integers(0, SIZE - 1), st.integers(1, SIZE)), min
 )
 
 
+lengths = st.just(0) | st.integers(0, SIZE + 1)
+
+
 def one_by_one(
     row: tuple[int, ...], regions: dict[int, Region], shown: dict[int, Presented | None], writing: bool
 ) -> Reason:
@@ -40,7 +43,7 @@ def one_by_one(
 
 @given(
     rows=st.lists(
-        st.tuples(st.sampled_from([1, 2]), places, st.sampled_from([1, 2, 3]), places, st.integers(0, SIZE + 1)),
+        st.tuples(st.sampled_from([1, 2]), places, st.sampled_from([1, 2, 3]), places, lengths),
         max_size=12,
     ),
     granted=st.tuples(ranges, ranges),
@@ -65,5 +68,8 @@ def test_refusals_are_those_of_each_extent(
         told = refusals(batch, regions, shown, writing=writing)
         expected = [one_by_one(row, regions, shown, writing) for row in rows]
         assert (told.tolist() if told is not None else [0] * len(rows)) == expected
+        for row, reason in zip(rows, expected, strict=True):  # a batch of one goes another way
+            told = refusals(Batch(np.array([row], dtype=np.int64)), regions, shown, writing=writing)
+            assert (told.tolist() if told is not None else [0]) == [reason]
 
     asyncio.run(main())
