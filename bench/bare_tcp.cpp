@@ -1,13 +1,17 @@
 // The limit of bench/tcp.py: what two processes do over loopback with plain blocking sockets, a thread a stream, and nothing else.
 //
-// As a program, `bare_tcp BYTES`: serves that many bytes; each stream is told (offset, length) and sends those bytes. Prints its port.
+// As a program, `bare_tcp BYTES [SPIN_NS]`: serves that many bytes; each stream is told (offset, length) and sends those bytes. Prints its
+// port. With SPIN_NS who receives looks again for so long before it sleeps, as our threads do.
 // As a library: asks a server for extents over some streams, and receives each where it belongs.
 #include <arpa/inet.h>
 #include <netinet/tcp.h>
+#include <sched.h>
 #include <sys/mman.h>
 #include <sys/socket.h>
 #include <unistd.h>
 
+#include <cerrno>
+#include <chrono>
 #include <cstdint>
 #include <cstdio>
 #include <cstdlib>
@@ -18,9 +22,23 @@ struct Extent {
   std::uint64_t offset, length;
 };
 
+static std::chrono::nanoseconds spin{0};
+
+static ssize_t receive(int fd, char* at, std::size_t bytes) {
+  if (spin.count() > 0) {
+    const auto until = std::chrono::steady_clock::now() + spin;
+    do {
+      const ssize_t moved = recv(fd, at, bytes, MSG_DONTWAIT);
+      if (moved >= 0 || errno != EAGAIN) return moved;
+      sched_yield();
+    } while (std::chrono::steady_clock::now() < until);
+  }
+  return recv(fd, at, bytes, 0);
+}
+
 static bool move_all(int fd, char* at, std::size_t bytes, bool sending) {
   while (bytes > 0) {
-    const ssize_t moved = sending ? send(fd, at, bytes, MSG_NOSIGNAL) : recv(fd, at, bytes, 0);
+    const ssize_t moved = sending ? send(fd, at, bytes, MSG_NOSIGNAL) : receive(fd, at, bytes);
     if (moved <= 0) return false;
     at += moved;
     bytes -= static_cast<std::size_t>(moved);
@@ -29,6 +47,8 @@ static bool move_all(int fd, char* at, std::size_t bytes, bool sending) {
 }
 
 extern "C" {
+
+void bare_tcp_spin(std::int64_t ns) { spin = std::chrono::nanoseconds(ns); }
 
 int bare_tcp_connect(int port) {
   const int fd = socket(AF_INET, SOCK_STREAM, 0);
@@ -61,7 +81,8 @@ int bare_tcp_read(const int* fds, int streams, const std::uint64_t* offsets, int
 }
 }
 
-int main(int, char** arguments) {
+int main(int count, char** arguments) {
+  if (count > 2) bare_tcp_spin(std::strtoll(arguments[2], nullptr, 10));
   const std::size_t bytes = std::strtoull(arguments[1], nullptr, 10);
   auto* held = static_cast<char*>(mmap(nullptr, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0));
   for (std::size_t i = 0; i < bytes; ++i) held[i] = static_cast<char>(i * 2654435761u >> 13);

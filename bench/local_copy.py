@@ -2,7 +2,7 @@
 
 The owner is a process of its own and takes no part. Blocks are drawn anew each time from 256 MiB that no cache holds.
 The limit copies as many drawn blocks out of the same mapping: the better of the C library's memcpy and a non-temporal
-copy. A figure of single blocks is the median of SINGLES of them: how fast one goes depends on where its pages lie. The
+copy. A figure of single blocks is the median of sixteen of them: how fast one goes depends on where its pages lie. The
 mapping is touched first: a page that a process sees for the first time costs either side a fault.
 """
 
@@ -17,7 +17,9 @@ from dataclasses import dataclass
 import numpy as np
 
 from bench.copy import buffer
-from bench.harness import NOT_INSTALLED, Figure, Row, Target, measure, no_target, ratio_at_least, timed
+from bench.harness import Figure, Row, Target, measure, no_target, ratio_at_least, timed
+from bench.peers import work as asked
+from bench.peers.process import NO_PEERS, Peers
 from kvstore import native
 from transfer.base import Batch, Region, Rights
 from transfer.local import LocalConfig, LocalEndpoint, LocalTransport
@@ -29,7 +31,6 @@ GIB = 1 << 30
 MIB = 1 << 20
 BUFFER_BYTES = 256 * MIB
 DEADLINE_S = 60.0
-SINGLES = 16
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,7 +60,7 @@ class Work:
     def rates(self, once: Callable[[], float]) -> Figure:
         """once: how many seconds a batch took."""
         size = self.block_bytes * self.blocks / GIB
-        turns = SINGLES if self.blocks == 1 else 1
+        turns = asked.SINGLES if self.blocks == 1 else 1
         return lambda: size / statistics.median(once() for _ in range(turns))
 
     def memcpy(self, kind: str) -> Figure:
@@ -109,7 +110,7 @@ async def transport_of(loop: asyncio.AbstractEventLoop) -> tuple[OwnerProcess, L
     return await OwnerProcess.start("local"), LocalTransport(LocalConfig())
 
 
-def rows(quick: bool) -> list[Row]:
+def rows(quick: bool, peers: Peers = NO_PEERS) -> list[Row]:
     loop = asyncio.new_event_loop()
     owner, transport = loop.run_until_complete(transport_of(loop))
     try:
@@ -118,7 +119,7 @@ def rows(quick: bool) -> list[Row]:
         region = loop.run_until_complete(transport.register(target))
         with endpoint.view(handle, 0, BUFFER_BYTES) as view:
             int(view.array[::4096].sum())
-            made = _rows(quick, loop, endpoint, region, handle, view.array, target)
+            made = _rows(quick, peers, loop, endpoint, region, handle, view.array, target)
         loop.run_until_complete(transport.close())
     finally:
         loop.run_until_complete(owner.close())
@@ -128,6 +129,7 @@ def rows(quick: bool) -> list[Row]:
 
 def _rows(
     quick: bool,
+    peers: Peers,
     loop: asyncio.AbstractEventLoop,
     endpoint: LocalEndpoint,
     region: Region,
@@ -144,8 +146,10 @@ def _rows(
         ("64 KiB x 256, with digests, awaited", 64 << 10, 256, True, True, no_target()),
         ("4 KiB x 1,000, with digests, awaited", 4 << 10, 1000, True, True, no_target()),
     ]
+    others = {1: asked.LOCAL_2MIB_ONE, 32: asked.LOCAL_2MIB}
     made: list[Row] = []
     for name, block_bytes, blocks, digests, awaited, target_ratio in cases:
+        note = ", without digests" if digests else ""
         work = Work(loop, endpoint, region, handle, source, target, block_bytes, blocks, random)
         made.append(
             measure(
@@ -155,7 +159,7 @@ def _rows(
                 limit=work.best(),
                 limit_is="best memcpy",
                 target=target_ratio,
-                peers={"NIXL (CMA)": NOT_INSTALLED},
+                peers=peers.of(others[blocks], note) if block_bytes == 2 * MIB else None,
                 rounds=3 if quick else 41,
             )
         )

@@ -35,8 +35,11 @@ from bench.harness import (
     measure,
     no_target,
     ratio_at_least,
+    ratio_at_most,
     timed,
 )
+from bench.peers import work
+from bench.peers.process import NO_PEERS, Peers
 from tests.certificates import Authority
 from transfer.base import Batch, Region, Rights
 from transfer.tcp import TcpConfig, TcpEndpoint, TcpTransport, TlsFiles
@@ -47,6 +50,7 @@ __all__ = ["rows"]
 KIB, MIB, GIB = 1 << 10, 1 << 20, 1 << 30
 BUFFER_BYTES = 256 * MIB
 DEADLINE_S = 60.0
+SINGLES = 50
 HERE = Path(__file__).parent
 BUILD = HERE.parent / "build" / "bench"
 Offsets = npt.NDArray[np.int64]
@@ -55,14 +59,16 @@ Offsets = npt.NDArray[np.int64]
 class Bare:
     """The limit: a server process, and as many streams to it as we have lanes."""
 
-    def __init__(self, streams: int, target: npt.NDArray[np.uint8]) -> None:
+    def __init__(self, streams: int, target: npt.NDArray[np.uint8], spin_ns: int = 0) -> None:
+        """spin_ns: how long either side looks again before it sleeps."""
         BUILD.mkdir(parents=True, exist_ok=True)
         program, library = BUILD / "bare_tcp", BUILD / "libbare_tcp.so"
         command = [os.environ.get("CXX", "c++"), "-O3", "-std=c++20", "-pthread", str(HERE / "bare_tcp.cpp")]
         subprocess.run([*command, "-o", str(program)], check=True, capture_output=True, timeout=120)
         subprocess.run([*command, "-shared", "-fPIC", "-o", str(library)], check=True, capture_output=True, timeout=120)
-        self._library = ctypes.CDLL(str(library))
-        self._server = subprocess.Popen([str(program), str(BUFFER_BYTES)], stdout=subprocess.PIPE)
+        self._library, self._spin_ns = ctypes.CDLL(str(library)), spin_ns
+        command = [str(program), str(BUFFER_BYTES), str(spin_ns)]
+        self._server = subprocess.Popen(command, stdout=subprocess.PIPE)
         assert self._server.stdout is not None
         port = int(self._server.stdout.readline())
         self._streams = np.array([self._library.bare_tcp_connect(port) for _ in range(streams)], dtype=np.int32)
@@ -70,6 +76,7 @@ class Bare:
 
     def read(self, offsets: Offsets, length: int) -> None:
         asked = offsets.astype(np.uint64)
+        self._library.bare_tcp_spin(ctypes.c_int64(self._spin_ns))
         failed = self._library.bare_tcp_read(
             ctypes.c_void_p(self._streams.ctypes.data),
             ctypes.c_int(len(self._streams)),
@@ -167,16 +174,22 @@ def iperf3(streams: int) -> Figure | str:
     return lambda: median
 
 
-def rows(quick: bool) -> list[Row]:
+def rows(quick: bool, peers: Peers = NO_PEERS) -> list[Row]:
     target, config, draw = buffer(0), TcpConfig(), Draw()
     bare = Bare(config.lanes, target)
+    spinning = Bare(config.lanes, target, int(config.spin_s_max * 1e9))
     rounds = 3 if quick else 21
     try:
         with pair(target, "tcp", config) as plain:
-            made = [*_rates(plain, bare, draw, rounds, config.lanes), *_single(plain, bare, draw, rounds)]
+            made = [
+                *_rates(plain, bare, draw, rounds, config.lanes, peers),
+                *_single(plain, bare, spinning, draw, rounds),
+            ]
+            made += [_loops_share(plain, draw, rounds)]
             made.append(_sealed(plain, target, draw, rounds))
     finally:
         bare.close()
+        spinning.close()
     return made
 
 
@@ -196,10 +209,9 @@ def _bare(bare: Bare, draw: Draw, length: int, count: int) -> Figure:
     return once
 
 
-def _rates(of: Pair, bare: Bare, draw: Draw, rounds: int, lanes: int) -> list[Row]:
+def _rates(of: Pair, bare: Bare, draw: Draw, rounds: int, lanes: int, peers: Peers) -> list[Row]:
     large = (2 * MIB, 32)
     plain = f"plain sockets, {lanes} streams"
-    absent = {"Mooncake (TCP)": NOT_INSTALLED, "NIXL (UCX over TCP)": NOT_INSTALLED}
 
     def per_second(figure: Figure) -> Figure:
         return lambda: figure() * GIB / (4 * KIB)
@@ -212,7 +224,7 @@ def _rates(of: Pair, bare: Bare, draw: Draw, rounds: int, lanes: int) -> list[Ro
             limit=_bare(bare, draw, *large),
             limit_is=plain,
             target=ratio_at_least(0.9),
-            peers={f"iperf3 -P {lanes}": iperf3(lanes), **absent},
+            peers={f"iperf3 -P {lanes}": iperf3(lanes), **peers.of(work.TCP_2MIB)},
             rounds=rounds,
         ),
         measure(
@@ -231,7 +243,7 @@ def _rates(of: Pair, bare: Bare, draw: Draw, rounds: int, lanes: int) -> list[Ro
             limit=_ours(of, draw, *large),
             limit_is="ours, 2 MiB x 32",
             target=ratio_at_least(0.7),
-            peers={plain: _bare(bare, draw, 64 * KIB, 256)},
+            peers={plain: _bare(bare, draw, 64 * KIB, 256), **peers.of(work.TCP_64KIB)},
             rounds=rounds,
         ),
         measure(
@@ -241,34 +253,75 @@ def _rates(of: Pair, bare: Bare, draw: Draw, rounds: int, lanes: int) -> list[Ro
             limit=per_second(_bare(bare, draw, 4 * KIB, 1000)),
             limit_is=plain,
             target=at_least(300_000, "extents/s"),
+            peers=peers.of(work.TCP_4KIB),
             rounds=rounds,
         ),
     ]
 
 
-def _single(of: Pair, bare: Bare, draw: Draw, rounds: int) -> Iterator[Row]:
-    def p50(one: Callable[[], float]) -> Figure:
-        return lambda: float(np.median([one() for _ in range(50)])) * 1e6
+def _loops_share(of: Pair, draw: Draw, rounds: int) -> Row:
+    """The threads that move bytes never take the interpreter's lock, so the loop's thread holds it for as long as it
+    computes, at the most.
+    """
 
-    def now() -> float:
-        batch = of.batch(draw(4 * KIB, 1), 4 * KIB)
+    def loops(clock: Callable[[], float]) -> Figure:
+        def once() -> float:
+            batch = of.batch(draw(2 * MIB, 32), 2 * MIB)
+            start = clock()
+            of.seconds(batch, None)
+            return (clock() - start) * 1e6
+
+        return once
+
+    return measure(
+        "event loop's thread at work during tcp read, 2 MiB x 32",
+        unit="us",
+        ours=loops(time.thread_time),
+        limit=loops(time.perf_counter),
+        limit_is="the whole batch",
+        target=ratio_at_most(0.05),
+        rounds=rounds,
+    )
+
+
+def _single(of: Pair, bare: Bare, spinning: Bare, draw: Draw, rounds: int) -> Iterator[Row]:
+    """One read after the other, and with a pause before each, in which the threads of both sides have gone to sleep."""
+
+    def p50(one: Callable[[Offsets], float], pause_s: float) -> Figure:
+        def once() -> float:
+            taken = []
+            for offset in draw(4 * KIB, SINGLES):
+                if pause_s:
+                    time.sleep(pause_s)
+                taken.append(one(np.array([offset])))
+            return float(np.median(taken)) * 1e6
+
+        return once
+
+    def now(offsets: Offsets) -> float:
+        batch = of.batch(offsets, 4 * KIB)
         return timed(lambda: of.endpoint.read_now(batch, deadline_s=DEADLINE_S))
 
-    def awaited() -> float:
-        return of.seconds(of.batch(draw(4 * KIB, 1), 4 * KIB), None)
+    def awaited(offsets: Offsets) -> float:
+        return of.seconds(of.batch(offsets, 4 * KIB), None)
 
-    def limit() -> float:
-        offsets = draw(4 * KIB, 1)
-        return timed(lambda: bare.read(offsets, 4 * KIB))
+    def by(which: Bare) -> Callable[[Offsets], float]:
+        return lambda offsets: timed(lambda: which.read(offsets, 4 * KIB))
 
-    for how, ours, target in (("calling thread", now, at_most(60, "us")), ("awaited", awaited, no_target())):
+    for how, ours, pause_s, target in (
+        ("calling thread", now, 0.0, at_most(60, "us")),
+        ("awaited", awaited, 0.0, no_target()),
+        ("calling thread, after 1 ms", now, 0.001, no_target()),
+        ("awaited, after 1 ms", awaited, 0.001, no_target()),
+    ):
         yield measure(
             f"tcp read of one 4 KiB extent, {how}, p50",
             unit="us",
-            ours=p50(ours),
-            limit=p50(limit),
-            limit_is="plain sockets, blocking",
+            ours=p50(ours, pause_s),
+            limit=p50(by(spinning), pause_s),
+            limit_is="plain sockets, looking again as ours do",
             target=target,
+            peers={"plain sockets, blocking": p50(by(bare), pause_s)},
             rounds=rounds,
         )
 

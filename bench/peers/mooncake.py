@@ -6,9 +6,7 @@ Its client listens on all interfaces whatever it is told, so this runs only wher
 
 from __future__ import annotations
 
-import fcntl
 import socket
-import struct
 import subprocess
 import time
 from collections.abc import Iterator, Sequence
@@ -20,6 +18,7 @@ import numpy as np
 from mooncake.store import MooncakeDistributedStore
 
 from bench.peers import work
+from bench.peers.network import loopback_only
 from bench.peers.serve import Works, gib_per_s, median_us, serve
 
 KIB, MIB = 1 << 10, 1 << 20
@@ -28,15 +27,6 @@ LOCAL_BYTES = 256 * MIB
 PORT = 50_051
 MASTER_S = 20.0
 PUT_BATCH = 1_000
-
-
-def loopback_only() -> None:
-    """Brings the loopback interface of this network namespace up; raises where there is another one."""
-    if (names := [name for _, name in socket.if_nameindex()]) != ["lo"]:
-        raise RuntimeError(f"it would listen on {', '.join(names)}: it needs a network namespace of its own")
-    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as plain:
-        flags = struct.pack("16sh14x", b"lo", 0x1 | 0x40)  # IFF_UP, IFF_RUNNING
-        fcntl.ioctl(plain, 0x8914, flags)  # SIOCSIFFLAGS
 
 
 @contextmanager

@@ -73,3 +73,25 @@ def test_refusals_are_those_of_each_extent(
             assert (told.tolist() if told is not None else [0]) == [reason]
 
     asyncio.run(main())
+
+
+def test_an_extent_may_end_where_its_range_ends() -> None:
+    async def main() -> None:
+        regions = {1: Regions().add(bytearray(SIZE), name="", writable=True)}
+        shown: dict[int, Presented | None] = {1: Presented(1, Rights.READ, ((8, 8), (32, 16)), SIZE)}
+        for here, there, length, told in [
+            (0, 8, 8, None),
+            (0, 8, 9, Reason.OUT_OF_BOUNDS),
+            (0, 7, 1, Reason.OUT_OF_BOUNDS),
+            (0, 32, 16, None),
+            (0, 47, 1, None),
+            (0, 48, 1, Reason.OUT_OF_BOUNDS),
+            (SIZE - 1, 8, 1, None),
+            (SIZE - 1, 8, 2, Reason.OUT_OF_BOUNDS),
+        ]:
+            for times in (1, 2):
+                batch = Batch(np.array([(1, here, 1, there, length)] * times, dtype=np.int64))
+                found = refusals(batch, regions, shown, writing=False)
+                assert (found.tolist() if found is not None else None) == (None if told is None else [told] * times)
+
+    asyncio.run(main())
