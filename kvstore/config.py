@@ -212,6 +212,10 @@ class TransferConfig:
     are asked for a certificate then, and those that this node connects to. Where none of the three is given they are
     `[security]`'s certificate, private_key and client_ca.
     lanes: connections to each peer. workers: threads that move bytes, of each transport.
+    rdma: auto uses RDMA where the machine has it; on does not start without; none does not.
+    rdma_address: as `address`, of RDMA's control connection. Beyond loopback it needs TLS, or rdma_trusted_network:
+    what RDMA moves is never encrypted, so that TLS decides who may ask for it, and no more.
+    rdma_devices: by name, in this order; none named: all whose port is active.
     """
 
     address: str = "127.0.0.1:0"
@@ -220,6 +224,10 @@ class TransferConfig:
     peer_ca: Path | None = None
     lanes: int = 2
     workers: int = 1
+    rdma: str = "auto"
+    rdma_address: str = "127.0.0.1:0"
+    rdma_devices: tuple[str, ...] = ()
+    rdma_trusted_network: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -308,6 +316,8 @@ _RULES: Final[Mapping[str, Read]] = types.MappingProxyType(
         "transfer.address": address,
         "transfer.lanes": count(1, 64, "connections"),
         "transfer.workers": count(1, 64, "threads"),
+        "transfer.rdma": one_of(("auto", "on", "none")),
+        "transfer.rdma_address": address,
     }
 )
 

@@ -3,7 +3,8 @@
 A node has them from start to stop; `kvstore doctor --peer` has them for one look. Of one event loop.
 
 Rules
-- Nothing of this leaves loopback without TLS: transfer.tcp refuses, and the settings with it.
+- Nothing of this leaves loopback without TLS: the transports refuse, and the settings with them. What RDMA moves is
+  never encrypted; TLS is of its control connection, which may go without where rdma_trusted_network says so.
 - A way that this process lacks is told with its reason, so that a peer's operator can read it.
 """
 
@@ -22,12 +23,13 @@ from typing import TYPE_CHECKING, Final
 import numpy as np
 
 from kvstore.errors import Misconfigured
-from transfer.errors import PeerUnreachable, RegionPoisoned
+from transfer.errors import LimitReached, PeerUnreachable, RegionPoisoned
 from transfer.local import LocalConfig, LocalTransport
 from transfer.native import MappedSegment
-from transfer.offers import FABRICS_MAX, TRUSTED_MAX, Carrier, Lack, Offer, Route, home_of
+from transfer.offers import FABRICS_MAX, TRUSTED_MAX, WHY_BYTES_MAX, Carrier, Lack, Offer, Route, home_of
 from transfer.paths import Chosen, Connection, Connector, fabrics
 from transfer.paths import Path as Way
+from transfer.rdma import RdmaConfig, RdmaTransport, RdmaUnavailable, unavailable
 from transfer.tcp import TcpConfig, TcpTransport, TlsFiles
 from transfer.tcp.config import path_of
 from transfer.topology import Nic, nics
@@ -60,7 +62,7 @@ class Probe:
 class Transfers:
     """From `start` to `close`. `path`: the Unix socket of the local transport; "": one in a new private directory.
     `lanes_path`: another, for those of this machine who may not map memory; "": none.
-    listens: whether peers may come by TCP.
+    listens: whether peers may come by TCP and RDMA. Who only connects is asked back over its connections.
     """
 
     connector: Connector
@@ -79,8 +81,8 @@ class Transfers:
         self._config, self._path, self._sysfs, self._now_ns = config, path, sysfs, now_ns
         self._lanes_path = lanes_path
         self._trusted = frozenset(trusted_uids)
-        self._listens = listens and config.address != "none"
-        self._transports: dict[Carrier, LocalTransport | TcpTransport] = {}
+        self._listens = listens
+        self._transports: dict[Carrier, LocalTransport | TcpTransport | RdmaTransport] = {}
         self._pages: dict[Carrier, Region] = {}
         self._granted: dict[Carrier, Grant] = {}
         self._granted_ns = 0
@@ -89,6 +91,7 @@ class Transfers:
     async def start(self) -> None:
         """Raises Misconfigured, and has nothing open then but what `close` closes."""
         tcp = tcp_config(self._config, listens=self._listens, path=self._lanes_path)
+        rdma = rdma_config(self._config, listens=self._listens)
         try:
             self._transports[Carrier.LOCAL] = LocalTransport(
                 LocalConfig(
@@ -106,33 +109,78 @@ class Transfers:
             self._transports[Carrier.TCP] = made = TcpTransport(tcp)
         except (OSError, RuntimeError) as error:  # RuntimeError: what OpenSSL says of the files
             raise Misconfigured(f"[transfer]: {error}; mend it, or address = none") from error
+        data = secrets.token_bytes(PROBE_BYTES)
+        self._sha256 = hashlib.sha256(data).digest()
+        for carrier, transport in self._transports.items():
+            self._pages[carrier] = await _page(transport, data)
+        self._offer(made.unix_address, await self._start_rdma(rdma, data))
+
+    def _offer(self, unix_address: str, no_rdma: str) -> None:
+        """Raises Misconfigured where there is no RDMA and the settings ask for it."""
+        if no_rdma and self._config.rdma == "on":
+            raise Misconfigured(f"transfer.rdma = 'on': {no_rdma}")
         routes = [Route(carrier, one.address) for carrier, one in self._transports.items() if one.address]
-        if made.unix_address:  # before TCP proper: nearer
-            routes.insert(1, Route(Carrier.TCP, made.unix_address))
-        self.connector = Connector(
-            self._transports, own_offer(routes, nics(self._sysfs), self._trusted, self._config.address)
-        )
-        await self._make_page()
+        if unix_address:  # before TCP proper: nearer
+            routes.insert(1, Route(Carrier.TCP, unix_address))
+        found = nics(self._sysfs)
+        offer = own_offer(routes, found, self._trusted, self._config, no_rdma=no_rdma)
+        self.connector = Connector(self._transports, offer)
+
+    async def _start_rdma(self, rdma: RdmaConfig, data: bytes) -> str:
+        """Why there is none; "" where there is. Raises Misconfigured for what the settings ask for in vain."""
+        if self._config.rdma == "none":
+            return "transfer.rdma = none"
+        missing = unavailable()
+        if missing:
+            return missing
+        try:
+            transport = RdmaTransport(rdma)
+        except RdmaUnavailable as error:
+            return str(error)
+        except OSError as error:
+            raise Misconfigured(f"[transfer]: {error}; mend it, or rdma = none") from error
+        try:
+            self._pages[Carrier.RDMA] = await _page(transport, data)
+        except (LimitReached, ValueError) as error:  # a device that takes no memory is as good as none
+            await transport.close()
+            return str(error)
+        self._transports[Carrier.RDMA] = transport
+        return ""
+
+    async def _without_rdma(self, why: str) -> None:
+        """Raises Misconfigured where the settings ask for it."""
+        transport, tcp = self._transports.pop(Carrier.RDMA), self._transports[Carrier.TCP]
+        for known in (self._pages, self._granted):
+            known.pop(Carrier.RDMA, None)
+        await _closed(transport)
+        log.warning("transfers: no RDMA: %s", why)
+        self._offer(tcp.unix_address if isinstance(tcp, TcpTransport) else "", why)
 
     def transport(self, carrier: Carrier) -> Transport:
         return self._transports[carrier]
 
     async def lend(self, memory: mmap.mmap, fd: int, name: str) -> dict[Carrier, Region]:
         """Shared memory and its descriptor, registered with every transport: until `close`. Bytes land in the mapping
-        given, whose pages are there already; only peers that map it themselves need the descriptor.
+        given, whose pages are there already; only peers that map it themselves need the descriptor. RDMA's devices pin
+        it; where they do not take it there is no RDMA any more, or Misconfigured is raised where settings ask for it.
         """
         lent: dict[Carrier, Region] = {}
-        for carrier, transport in self._transports.items():
+        for carrier, transport in list(self._transports.items()):
             known = MappedSegment(fd, len(memory), writable=True) if carrier is Carrier.LOCAL else memory
-            lent[carrier] = await transport.register(known, name=name, on_poison=_poisoned)
+            try:
+                lent[carrier] = await transport.register(known, name=name, on_poison=_poisoned)
+            except (LimitReached, ValueError) as error:
+                if carrier is not Carrier.RDMA:
+                    raise
+                await self._without_rdma(f"{name}: {error}")
         return lent
 
     async def back(self, carrier: Carrier, incarnation: bytes, *, deadline_s: float) -> Endpoint:
         """The way to a peer's memory over the connections that it made. Raises PeerUnreachable, and ValueError for a
         carrier that has no way back.
         """
-        transport = self._transports[carrier]
-        if not isinstance(transport, TcpTransport):
+        transport = self._transports.get(carrier)
+        if not isinstance(transport, TcpTransport | RdmaTransport):
             raise ValueError(f"carrier: {carrier.name.lower()} has no way back to a peer")
         return await transport.back(incarnation, deadline_s=deadline_s)
 
@@ -164,14 +212,6 @@ class Transfers:
             if carrier in routes
         ]
 
-    async def _make_page(self) -> None:
-        data = secrets.token_bytes(PROBE_BYTES)
-        self._sha256 = hashlib.sha256(data).digest()
-        for carrier, transport in self._transports.items():
-            page = MappedSegment.create(PROBE_BYTES, name="probe")
-            page.writable_array(0, PROBE_BYTES)[:] = np.frombuffer(data, dtype=np.uint8)
-            self._pages[carrier] = await transport.register(page, name="probe", writable=False)
-
     async def close(self) -> None:
         """Idempotent. Memory that a peer may still touch is kept until the process ends, and the log says so."""
         async with contextlib.AsyncExitStack() as closing:
@@ -179,7 +219,7 @@ class Transfers:
                 closing.push_async_callback(_closed, transport)
 
 
-async def _closed(transport: LocalTransport | TcpTransport) -> None:
+async def _closed(transport: LocalTransport | TcpTransport | RdmaTransport) -> None:
     try:
         await transport.close()
     except RegionPoisoned as error:
@@ -192,24 +232,21 @@ def _poisoned(region: Region) -> None:
     )
 
 
+async def _page(transport: Transport, data: bytes) -> Region:
+    page = MappedSegment.create(len(data), name="probe")
+    page.writable_array(0, len(data))[:] = np.frombuffer(data, dtype=np.uint8)
+    return await transport.register(page, name="probe", writable=False)
+
+
 def tcp_config(config: TransferConfig, *, listens: bool, path: str = "") -> TcpConfig:
     """Raises Misconfigured naming the setting."""
-    files = (config.certificate, config.private_key, config.peer_ca)
-    if (config.certificate is None) != (config.private_key is None):
-        raise Misconfigured("transfer.certificate and transfer.private_key: both or neither")
-    if listens and config.peer_ca is not None and config.certificate is None:
-        raise Misconfigured("transfer.peer_ca: needs transfer.certificate, who listens shows one")
-    tls = TlsFiles(*(str(path or "") for path in files)) if any(files) else None
-    host, port = "127.0.0.1", "0"
-    if listens:
-        host, _, port = config.address.rpartition(":")
-    host = host.strip("[]")
-    if host in _WILDCARDS:
-        raise Misconfigured(f"transfer.address = {config.address!r}: must be one that peers can connect to, not all")
+    listens = listens and config.address != "none"
+    tls = _tls_files(config, listens=listens)
+    host, port = _where("address", config.address) if listens else ("127.0.0.1", 0)
     try:
         return TcpConfig(
             host=host,
-            port=int(port),
+            port=port,
             listens=listens,
             path=path,
             tls=tls,
@@ -221,11 +258,59 @@ def tcp_config(config: TransferConfig, *, listens: bool, path: str = "") -> TcpC
         raise Misconfigured(f"transfer.address = {config.address!r}: {error}") from None
 
 
-def own_offer(routes: Collection[Route], found: Collection[Nic], trusted: Collection[int], address: str) -> Offer:
-    """What this process tells its peers. `address`: as the settings have it."""
-    lacks = [Lack(Carrier.RDMA, "not offered by nodes of this version" if found else "no RDMA device")]
-    if not any(route.carrier is Carrier.TCP and not path_of(route.address) for route in routes):
-        lacks.append(Lack(Carrier.TCP, "transfer.address = none" if address == "none" else "only connects"))
+def rdma_config(config: TransferConfig, *, listens: bool) -> RdmaConfig:
+    """Raises Misconfigured naming the setting."""
+    listens = listens and config.rdma_address != "none"
+    tls = _tls_files(config, listens=listens)
+    host, port = _where("rdma_address", config.rdma_address) if listens else ("127.0.0.1", 0)
+    try:
+        return RdmaConfig(
+            host=host,
+            port=port,
+            listens=listens,
+            tls=tls,
+            trusted_network=config.rdma_trusted_network,
+            devices=config.rdma_devices,
+            quiesce_max_s=QUIESCE_MAX_S,
+        )
+    except ValueError as error:
+        why = str(error).replace("trusted_network", "transfer.rdma_trusted_network")
+        raise Misconfigured(f"transfer.rdma_address = {config.rdma_address!r}: {why}") from None
+
+
+def _tls_files(config: TransferConfig, *, listens: bool) -> TlsFiles | None:
+    files = (config.certificate, config.private_key, config.peer_ca)
+    if (config.certificate is None) != (config.private_key is None):
+        raise Misconfigured("transfer.certificate and transfer.private_key: both or neither")
+    if listens and config.peer_ca is not None and config.certificate is None:
+        raise Misconfigured("transfer.peer_ca: needs transfer.certificate, who listens shows one")
+    return TlsFiles(*(str(path or "") for path in files)) if any(files) else None
+
+
+def _where(name: str, value: str) -> tuple[str, int]:
+    """Where to listen, and what peers are told."""
+    host, _, port = value.rpartition(":")
+    host = host.strip("[]")
+    if host in _WILDCARDS:
+        raise Misconfigured(f"transfer.{name} = {value!r}: must be one that peers can connect to, not all")
+    return host, int(port)
+
+
+def own_offer(
+    routes: Collection[Route],
+    found: Collection[Nic],
+    trusted: Collection[int],
+    config: TransferConfig,
+    *,
+    no_rdma: str = "",
+) -> Offer:
+    """What this process tells its peers. `no_rdma`: why it has none, where it has not."""
+    told = {route.carrier for route in routes if not path_of(route.address) or route.carrier is not Carrier.TCP}
+    lacks: list[Lack] = []
+    if Carrier.RDMA not in told:
+        lacks.append(Lack(Carrier.RDMA, _short(no_rdma) or _no_listener("rdma_address", config.rdma_address)))
+    if Carrier.TCP not in told:
+        lacks.append(Lack(Carrier.TCP, _no_listener("address", config.address)))
     return Offer(
         home_of(),
         tuple(routes),
@@ -233,3 +318,13 @@ def own_offer(routes: Collection[Route], found: Collection[Nic], trusted: Collec
         fabrics=fabrics(found)[:FABRICS_MAX],
         trusted_uids=tuple(sorted(trusted)[:TRUSTED_MAX]),
     )
+
+
+def _no_listener(name: str, value: str) -> str:
+    return f"transfer.{name} = none" if value == "none" else "only connects"
+
+
+def _short(why: str) -> str:
+    """As an offer may hold it."""
+    printable = "".join(one if one.isprintable() else " " for one in why)
+    return printable.encode()[:WHY_BYTES_MAX].decode(errors="ignore")

@@ -27,8 +27,8 @@ from transfer.base import Batch, Endpoint, Landed, Presented, Transfer, Transpor
 from transfer.errors import PeerUnreachable, TransferError
 from transfer.offers import Carrier, Offer
 from transfer.pending import check_deadline
-from transfer.sockets import is_loopback
-from transfer.tcp.config import parse_address, path_of
+from transfer.sockets import is_loopback, parse_address
+from transfer.tcp.config import path_of
 from transfer.topology import Nic
 
 __all__ = ["Chosen", "Connection", "Connector", "Path", "PathCounts", "Way", "fabrics", "ways"]
@@ -110,8 +110,8 @@ def ways(here: Offer, has: Collection[Carrier], there: Offer) -> tuple[list[Way]
     for path in Path:
         refused = _mismatch(path, here, there) or _lacking(path.carrier, here, has, there)
         addresses = [route.address for route in there.routes if route.carrier is path.carrier]
-        if not refused and path is Path.TCP:
-            addresses, refused = _reachable(addresses, here, there)
+        if not refused and path in (Path.RDMA, Path.TCP):
+            addresses, refused = _reachable(path.carrier, addresses, here, there)
         if refused:
             reasons[path] = refused
         else:
@@ -161,16 +161,17 @@ def _lacking(carrier: Carrier, here: Offer, has: Collection[Carrier], there: Off
     return ""
 
 
-def _reachable(addresses: Sequence[str], here: Offer, there: Offer) -> tuple[list[str], str]:
+def _reachable(carrier: Carrier, addresses: Sequence[str], here: Offer, there: Offer) -> tuple[list[str], str]:
     """Without those that are of the peer's own host alone: here they would lead to somebody else."""
     files, network = here.home.same_files(there.home), here.home.same_network(there.home)
     kept = [one for one in addresses if (files if path_of(one) else network or not _of_its_host(one))]
-    return kept, "" if kept else there.why_not(Carrier.TCP) or "peer listens on its own loopback alone"
+    return kept, "" if kept else there.why_not(carrier) or "peer listens on its own loopback alone"
 
 
 def _of_its_host(address: str) -> bool:
     try:
-        return is_loopback(parse_address(address)[0])
+        scheme, mark, _ = address.partition("://")
+        return is_loopback(parse_address(scheme + mark, address)[0])
     except ValueError:
         return False  # connecting will say what is wrong with it
 

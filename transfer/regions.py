@@ -139,6 +139,15 @@ class Region:
     def busy(self) -> bool:
         return bool(self._moving)
 
+    @property
+    def pinned_at(self) -> int:
+        """Where a device should be shown these bytes: kernels up to 6.2 pin shared memory through a mapping that may be
+        written, whatever the device may do with it. `address` where there is no such mapping.
+        """
+        if self.segment is None or not self.segment.writable:
+            return self.address
+        return int(self.segment.writable_array(0, self.bytes).ctypes.data)
+
     def enter(self, moving: Moving) -> None:
         """A transfer begins to use this memory. Raises RegionPoisoned or ValueError where it must not."""
         if self.state is RegionState.POISONED:

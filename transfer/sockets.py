@@ -5,10 +5,29 @@ from __future__ import annotations
 import asyncio
 import ipaddress
 import socket
+from dataclasses import dataclass
 
-__all__ = ["address_of", "connected", "connected_unix", "is_loopback", "listening", "parse_address", "tune"]
+__all__ = ["TlsFiles", "address_of", "connected", "connected_unix", "is_loopback", "listening", "parse_address", "tune"]
 
 _BACKLOG = 128
+
+
+@dataclass(frozen=True, slots=True)
+class TlsFiles:
+    """Paths of PEM files: our certificate and its key, and the CA by which peers are believed.
+
+    Who connects always verifies who listens: by `ca`, or, where it is "", by those that the system trusts. Who listens
+    shows a certificate, and asks for one if there is a `ca`; without it whoever has a grant may read by it. Who only
+    connects needs no certificate ("") for a peer that asks for none.
+    """
+
+    certificate: str = ""
+    key: str = ""
+    ca: str = ""
+
+    def __post_init__(self) -> None:
+        if bool(self.certificate) != bool(self.key):
+            raise ValueError("tls: certificate and key, both or neither")
 
 
 def is_loopback(host: str) -> bool:

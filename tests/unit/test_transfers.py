@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import mmap
 import os
 from pathlib import Path
 
@@ -10,9 +11,11 @@ import pytest
 from kvstore.config import Config, TransferConfig, transfer_of
 from kvstore.errors import Misconfigured
 from kvstore.security import SecurityConfig
-from kvstore.transfers import PROBE_LIFE_S, Transfers, own_offer, tcp_config
+from kvstore.transfers import PROBE_LIFE_S, Transfers, own_offer, rdma_config, tcp_config
+from transfer.errors import LimitReached
 from transfer.offers import Carrier, Route, home_of
-from transfer.tcp import TlsFiles
+from transfer.regions import Region
+from transfer.tcp import TcpConfig, TcpTransport, TlsFiles
 from transfer.topology import Gid, Nic, Place
 
 UIDS = (os.getuid(),)
@@ -62,13 +65,81 @@ def nic(state: str) -> Nic:
 
 
 def test_what_is_lacking_is_told_with_its_reason() -> None:
-    offer = own_offer([Route(Carrier.LOCAL, "unix:/x")], [], (7, 5), "none")
-    assert offer.why_not(Carrier.RDMA) == "no RDMA device" and offer.fabrics == ()
+    config = TransferConfig(address="none")
+    offer = own_offer([Route(Carrier.LOCAL, "unix:/x")], [], (7, 5), config, no_rdma="no\nRDMA device" + "!" * 300)
+    assert offer.why_not(Carrier.RDMA).startswith("no RDMA device!") and offer.fabrics == ()
     assert offer.why_not(Carrier.TCP) == "transfer.address = none" and offer.why_not(Carrier.LOCAL) == ""
     assert offer.trusted_uids == (5, 7) and offer.home == home_of()
-    both = own_offer([Route(Carrier.TCP, "tcp://127.0.0.1:1")], [nic("ACTIVE")], (5,), "127.0.0.1:0")
-    assert both.why_not(Carrier.RDMA) == "not offered by nodes of this version" and both.fabrics == ("roce",)
-    assert both.why_not(Carrier.TCP) == ""
+    routes = [Route(Carrier.TCP, "tcp://127.0.0.1:1"), Route(Carrier.RDMA, "rdma://127.0.0.1:1")]
+    both = own_offer(routes, [nic("ACTIVE")], (5,), TransferConfig())
+    assert not both.lacks and both.fabrics == ("roce",)
+    only = own_offer([], [nic("ACTIVE")], (5,), TransferConfig(rdma_address="none"))
+    assert only.why_not(Carrier.RDMA) == "transfer.rdma_address = none" and only.why_not(Carrier.TCP) == "only connects"
+
+
+@pytest.mark.parametrize(
+    ("config", "said"),
+    [
+        (TransferConfig(rdma_address="0.0.0.0:7402"), "rdma_address = .* not all"),
+        (TransferConfig(rdma_address="192.0.2.1:7402"), "rdma_address = .* set transfer.rdma_trusted_network"),
+    ],
+)
+def test_rdma_leaves_loopback_only_where_that_is_said(config: TransferConfig, said: str) -> None:
+    with pytest.raises(Misconfigured, match=rf"^transfer\..*{said}"):
+        rdma_config(config, listens=True)
+    assert rdma_config(config, listens=False).host == "127.0.0.1"
+    trusting = TransferConfig(rdma_address="192.0.2.1:7", rdma_trusted_network=True, rdma_devices=("a", "b"))
+    told = rdma_config(trusting, listens=True)
+    assert (told.host, told.port, told.devices, told.listens, told.tls) == ("192.0.2.1", 7, ("a", "b"), True, None)
+    sealed = TransferConfig("none", Path("c"), Path("k"), Path("a"), rdma_address="192.0.2.1:7")
+    assert rdma_config(sealed, listens=True).tls == tcp_config(sealed, listens=True).tls != None  # noqa: E711
+
+
+async def test_without_rdma_a_node_starts_unless_it_was_asked_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("kvstore.transfers.unavailable", lambda: "pyverbs is away")
+    for rdma, why in (("auto", "pyverbs is away"), ("none", "transfer.rdma = none")):
+        transfers = Transfers(TransferConfig(rdma=rdma), trusted_uids=UIDS, now_ns=lambda: 0, sysfs=tmp_path)
+        await transfers.start()
+        assert transfers.connector.offer.why_not(Carrier.RDMA) == why
+        await transfers.close()
+    asked = Transfers(TransferConfig(rdma="on"), trusted_uids=UIDS, now_ns=lambda: 0, sysfs=tmp_path)
+    with pytest.raises(Misconfigured, match=r"transfer.rdma = 'on': pyverbs is away"):
+        await asked.start()
+    await asked.close()
+
+
+class Full(TcpTransport):
+    """As a device that has pinned all that it may."""
+
+    async def register(self, memory: object, **_: object) -> Region:  # type: ignore[override]
+        raise LimitReached("the device takes no more memory", limit="memlock")
+
+
+@pytest.mark.parametrize("rdma", ["auto", "on"])
+async def test_memory_that_no_device_takes_costs_rdma_and_no_more(rdma: str, tmp_path: Path) -> None:
+    transfers = Transfers(TransferConfig(), trusted_uids=UIDS, now_ns=lambda: 0, sysfs=tmp_path)
+    fd = os.memfd_create("payload")
+    os.ftruncate(fd, 4096)
+    try:
+        await transfers.start()
+        transfers._config = TransferConfig(rdma=rdma)
+        transfers._transports[Carrier.RDMA] = Full(TcpConfig(listens=False))  # type: ignore[assignment]
+        memory = mmap.mmap(fd, 4096)
+        if rdma == "on":
+            with pytest.raises(Misconfigured, match=r"transfer.rdma = 'on': payload: the device takes no more"):
+                await transfers.lend(memory, fd, "payload")
+            return
+        assert set(await transfers.lend(memory, fd, "payload")) == {Carrier.LOCAL, Carrier.TCP}
+        offer = transfers.connector.offer
+        assert offer.why_not(Carrier.RDMA) == "payload: the device takes no more memory"
+        assert {route.carrier for route in offer.routes} == {Carrier.LOCAL, Carrier.TCP}
+        with pytest.raises(ValueError, match="rdma has no way back"):
+            await transfers.back(Carrier.RDMA, bytes(16), deadline_s=0.0)
+    finally:
+        await transfers.close()
+        os.close(fd)
 
 
 async def test_a_probe_is_granted_anew_while_it_can_still_be_read_for_a_minute(tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ from transfer.plan import SLICE_BYTES
 from transfer.rails import RailConfig
 from transfer.rdma.frames import LANES_MAX, RAILS_MAX
 from transfer.regions import REGIONS_MAX
+from transfer.sockets import TlsFiles
 
 __all__ = ["SCHEME", "RdmaConfig", "parse_address"]
 
@@ -34,8 +35,8 @@ _RANGES = {
 
 @dataclass(frozen=True, slots=True)
 class RdmaConfig:
-    """`host`, `port`: where the control connection is listened for; only loopback, unless `trusted_network`: neither
-    it nor RDMA itself is encrypted, and whoever sees a descriptor can use it.
+    """`host`, `port`: where the control connection is listened for. Beyond loopback it needs `tls`, since whoever sees
+    a descriptor can use it, or `trusted_network`. RDMA itself is never encrypted.
 
     `devices`: which to use, by name, in this order; empty for all whose port is active, at most `rails`. Rails pair the
     two sides' devices in order. `qps`: queue pairs for each rail of a peer. `window`: requests outstanding on one.
@@ -53,6 +54,7 @@ class RdmaConfig:
     port: int = 0
     listens: bool = True
     trusted_network: bool = False
+    tls: TlsFiles | None = None
     devices: tuple[str, ...] = ()
     rails: int = RAILS_MAX
     qps: int = 2
@@ -86,12 +88,14 @@ class RdmaConfig:
                 raise ValueError(f"{name} must be positive, not {getattr(self, name)}")
         if self.spin_s < 0:
             raise ValueError(f"spin_s must not be negative, but is {self.spin_s}")
+        if self.listens and self.tls is not None and not self.tls.certificate:
+            raise ValueError("tls: who listens shows a certificate")
         self.check_host("host", self.host)
 
     def check_host(self, name: str, host: str) -> None:
         """Raises ValueError where a control connection must not go."""
-        if not self.trusted_network and not sockets.is_loopback(host):
-            raise ValueError(f"{name}: {host} is not a loopback address, and trusted_network is not set")
+        if self.tls is None and not self.trusted_network and not sockets.is_loopback(host):
+            raise ValueError(f"{name}: {host} is not a loopback address; give `tls`, or set trusted_network")
 
 
 def parse_address(address: str) -> tuple[str, int]:

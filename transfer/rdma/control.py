@@ -12,9 +12,11 @@ import asyncio
 import contextlib
 import itertools
 import socket
+import ssl
 
 from transfer.errors import PeerUnreachable
 from transfer.rdma.frames import HEAD_BYTES, VERSION, Hello, Message, parse_body, parse_head, to_frame
+from transfer.rdma.sealing import SHUTDOWN_S
 from transfer.sockets import tune
 
 __all__ = ["QUESTIONS_MAX", "Control"]
@@ -34,10 +36,33 @@ class Control:
         self.version = VERSION
 
     @classmethod
-    async def over(cls, sock: socket.socket, keepalive_s: float) -> Control:
-        """Takes the connected socket over."""
+    async def connected(
+        cls, sock: socket.socket, keepalive_s: float, tls: ssl.SSLContext | None = None, host: str = ""
+    ) -> Control:
+        """Takes the socket over, which we connected to that host. Raises OSError."""
         tune(sock, keepalive_s)
-        return cls(*await asyncio.open_connection(sock=sock, limit=_BUFFER_BYTES))
+        sealed = tls is not None
+        reader, writer = await asyncio.open_connection(
+            sock=sock,
+            limit=_BUFFER_BYTES,
+            ssl=tls,
+            server_hostname=host if sealed else None,
+            ssl_shutdown_timeout=SHUTDOWN_S if sealed else None,
+        )
+        return cls(reader, writer)
+
+    @classmethod
+    async def accepted(cls, sock: socket.socket, keepalive_s: float, tls: ssl.SSLContext | None = None) -> Control:
+        """Takes the socket over, which came in. Raises OSError."""
+        tune(sock, keepalive_s)
+        loop = asyncio.get_running_loop()
+        reader = asyncio.StreamReader(_BUFFER_BYTES)
+        protocol = asyncio.StreamReaderProtocol(reader)
+        shutdown_s = SHUTDOWN_S if tls is not None else None
+        transport, _ = await loop.connect_accepted_socket(
+            lambda: protocol, sock, ssl=tls, ssl_shutdown_timeout=shutdown_s
+        )
+        return cls(reader, asyncio.StreamWriter(transport, protocol, reader, loop))
 
     async def greet(self, mine: Hello) -> Hello:
         """Whom we connected to. Raises FrameInvalid, PeerUnreachable; OSError."""
@@ -51,7 +76,10 @@ class Control:
         return theirs
 
     async def _hello(self) -> Hello:
-        told, _ = await self.next()
+        try:
+            told, _ = await self.next()
+        except PeerUnreachable as error:  # also: it does not believe our certificate
+            raise PeerUnreachable(f"{error} before the peer said who it is") from error
         if not isinstance(told, Hello):
             raise PeerUnreachable("the peer did not say who it is")
         return told
@@ -62,15 +90,17 @@ class Control:
             head = parse_head(await self._reader.readexactly(HEAD_BYTES))
             self.version = min(self.version, head.version)
             return parse_body(head.kind, await self._reader.readexactly(head.size)), head.request
-        except (asyncio.IncompleteReadError, ConnectionError, TimeoutError) as error:
+        except asyncio.IncompleteReadError as error:
             raise PeerUnreachable("the connection has ended") from error
+        except OSError as error:  # TLS tells here, too, that the peer does not believe us
+            raise PeerUnreachable(f"the connection has ended: {error.strerror or error}") from error
 
     def tell(self, message: Message, request: int = 0) -> None:
         if not self._lost:
             self._writer.write(to_frame(message, request, self.version))
 
     async def drain(self) -> None:
-        with contextlib.suppress(ConnectionError):
+        with contextlib.suppress(OSError):
             await self._writer.drain()
 
     async def ask(self, message: Message, limit_s: float) -> Message:

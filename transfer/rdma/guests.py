@@ -6,6 +6,7 @@ A node pulls what a client puts: it asks over the connection that the client mad
 from __future__ import annotations
 
 import asyncio
+import socket
 import weakref
 from typing import TYPE_CHECKING
 
@@ -35,22 +36,26 @@ class Guests:
     def __len__(self) -> int:
         return len(self._greeting) + len(self._links)
 
-    def came(self, control: Control) -> None:
-        task = asyncio.get_running_loop().create_task(self._greet(control))
+    def came(self, sock: socket.socket) -> None:
+        task = asyncio.get_running_loop().create_task(self._greet(sock))
         self._greeting.add(task)
         task.add_done_callback(self._greeting.discard)
 
-    async def _greet(self, control: Control) -> None:
+    async def _greet(self, sock: socket.socket) -> None:
+        control: Control | None = None
         link: Link | None = None
         why = "this side has closed"
         try:
             async with asyncio.timeout(self._host.config.greeting_s):
+                control = await Control.accepted(sock, self._host.config.keepalive_s, self._host.accepting_tls)
                 theirs = await control.greeted(await self._host.hello())
             link = self._host.linked(control, theirs)
         except (PeerUnreachable, FrameInvalid, OSError, TimeoutError) as error:
             why = str(error) or "no greeting in time"
         finally:
-            if link is None:
+            if control is None:
+                sock.close()
+            elif link is None:
                 control.lose(why)
         if link is not None:
             self._links[link] = None

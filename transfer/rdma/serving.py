@@ -104,7 +104,7 @@ class Lent:
             if one.guest is guest and one.grant == grant:
                 return self._shown(one)
         region = self._regions[grant.slot]
-        opened = _Opened(guest, grant, base_of(next(self._serials), region.address))
+        opened = _Opened(guest, grant, base_of(next(self._serials), region.pinned_at))
         self._opened.setdefault(grant.slot, []).append(opened)
         loop = asyncio.get_running_loop()
         opened.ready = loop.create_future()
@@ -123,11 +123,11 @@ class Lent:
         return self._shown(opened)
 
     def _asked(self, opened: _Opened, region: Region) -> list[Asked]:
-        rights = opened.grant.rights
+        rights, address = opened.grant.rights, region.pinned_at
         return [
             Asked(
                 domain.address,
-                region.address + offset,
+                address + offset,
                 length,
                 opened.base + offset,
                 peer_reads=bool(rights & Rights.READ),

@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import itertools
 import secrets
+import ssl
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Protocol, TypeVar
@@ -26,6 +27,7 @@ from transfer.rdma.guests import Guests
 from transfer.rdma.lanes import Lanes
 from transfer.rdma.link import Link
 from transfer.rdma.registrar import Asked, Registered, Registrar
+from transfer.rdma.sealing import sealing
 from transfer.rdma.serving import Lent
 from transfer.rdma.verbs import open_devices
 from transfer.regions import Region, RegionState
@@ -44,7 +46,7 @@ class _Motion(Protocol):
 
 
 class RdmaTransport(Lender):
-    """See transfer.base.Transport. Of one event loop, on which it is made and used. Raises RdmaUnavailable.
+    """See transfer.base.Transport. Of one event loop, on which it is made and used. Raises RdmaUnavailable, OSError.
 
     Regions are registered with every device when they are: that pins their memory. CUDA memory where it lies, too, if
     the devices reach it: `cuda` says how that may be tried.
@@ -61,6 +63,7 @@ class RdmaTransport(Lender):
             grants_max=self.config.grants_max,
             quiesce_max_s=self.config.quiesce_max_s,
         )
+        self._sealing = sealing(self.config.tls) if self.config.tls is not None else None
         self.devices = open_devices(self.config.devices, self.config.rails, self.config.cq_entries)
         self._threads = ThreadPoolExecutor(_THREADS, "rdma-control")
         self.registrar = Registrar(
@@ -90,6 +93,10 @@ class RdmaTransport(Lender):
         return self._address
 
     # -- what endpoints and guests use
+
+    @property
+    def accepting_tls(self) -> ssl.SSLContext | None:
+        return self._sealing.accepting if self._sealing is not None else None
 
     def number(self) -> int:
         return next(self._numbers)
@@ -180,7 +187,7 @@ class RdmaTransport(Lender):
             if len(self._guests) >= self.config.connections_max:
                 sock.close()
                 continue
-            self._guests.came(await Control.over(sock, self.config.keepalive_s))
+            self._guests.came(sock)
 
     # -- memory
 
@@ -197,7 +204,7 @@ class RdmaTransport(Lender):
         if region.device is not None:
             return region  # register_device has seen to it
         wanted = [
-            Asked(one.domain.address, region.address, region.bytes, region.address, write_here=region.writable)
+            Asked(one.domain.address, region.pinned_at, region.bytes, region.address, write_here=region.writable)
             for one in self.devices
         ]
         try:
@@ -263,7 +270,8 @@ class RdmaTransport(Lender):
         return endpoint
 
     async def _link_to(self, host: str, port: int) -> Link:
-        control = await Control.over(await connected(host, port), self.config.keepalive_s)
+        tls = self._sealing.connecting if self._sealing is not None else None
+        control = await Control.connected(await connected(host, port), self.config.keepalive_s, tls, host)
         try:
             return self.linked(control, await control.greet(await self.hello()))
         except BaseException:

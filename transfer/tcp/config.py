@@ -8,7 +8,7 @@ from transfer import sockets
 from transfer.grants import GRANTS_MAX
 from transfer.plan import SLICE_BYTES
 from transfer.regions import REGIONS_MAX
-from transfer.sockets import is_loopback
+from transfer.sockets import TlsFiles, is_loopback
 
 __all__ = ["SCHEME", "UNIX", "TcpConfig", "TlsFiles", "address_of", "is_loopback", "parse_address", "path_of"]
 
@@ -22,24 +22,6 @@ _AT_LEAST_ONE = (
     "regions_max",
     "connections_max",
 )
-
-
-@dataclass(frozen=True, slots=True)
-class TlsFiles:
-    """Paths of PEM files: our certificate and its key, and the CA by which peers are believed.
-
-    Who connects always verifies who listens: by `ca`, or, where it is "", by those that the system trusts. Who listens
-    shows a certificate, and asks for one if there is a `ca`; without it whoever has a grant may read by it. Who only
-    connects needs no certificate ("") for a peer that asks for none.
-    """
-
-    certificate: str = ""
-    key: str = ""
-    ca: str = ""
-
-    def __post_init__(self) -> None:
-        if bool(self.certificate) != bool(self.key):
-            raise ValueError("tls: certificate and key, both or neither")
 
 
 @dataclass(frozen=True, slots=True)

@@ -87,6 +87,9 @@ def test_a_loopback_address_of_another_host_is_not_tried(address: str) -> None:
     assert tried(HERE, peer(**offered)) == [("tcp", address)]
     for home in (ELSEWHERE, replace(NEIGHBOUR, net_namespace=9), Home(BOOT, uid=1000)):
         assert reason(Path.TCP, HERE, peer(home, **offered)) == "peer listens on its own loopback alone"
+    rdma = Route(Carrier.RDMA, address.replace("tcp", "rdma"))
+    assert reason(Path.RDMA, HERE, peer(ELSEWHERE, routes=(rdma,))) == "peer listens on its own loopback alone"
+    assert tried(HERE, peer(routes=(rdma,))) == [("rdma", rdma.address)]
     both = {"routes": (Route(Carrier.TCP, address), ROUTES[0])}
     assert tried(HERE, peer(ELSEWHERE, **both)) == [("tcp", "tcp://10.0.0.1:7000")]
 

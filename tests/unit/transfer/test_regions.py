@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import mmap
 import os
 
@@ -176,3 +177,16 @@ def test_a_registered_segment_cannot_be_closed() -> None:
         segment.close()
 
     run_virtual(main)
+
+
+def test_a_device_is_shown_a_segment_through_a_mapping_that_may_be_written() -> None:
+    segment = MappedSegment.create(8192, name="s")
+    regions = Regions()
+    shut = regions.add(segment, name="", writable=False)
+    assert shut.pinned_at != shut.address
+    shown = (ctypes.c_uint8 * 8192).from_address(shut.pinned_at)
+    segment.writable_array(0, 8192)[4097] = 7
+    assert shown[4097] == shut.memory[4097] == 7
+    assert (whole := regions.add(segment, name="", writable=True)).pinned_at == whole.address
+    private = regions.add(bytearray(8), name="", writable=True)
+    assert private.pinned_at == private.address
