@@ -166,7 +166,7 @@ class LimitsConfig:
     families_max: int = 1_000
     events_max: int = 65_536
     pinned_bytes_max: int | None = None
-    streamed_bytes_max: int = GIB
+    moving_bytes_max: int = GIB
 
 
 @dataclass(frozen=True, slots=True)
@@ -304,7 +304,7 @@ _RULES: Final[Mapping[str, Read]] = types.MappingProxyType(
         "limits.families_max": count(1, 1 << 20),
         "limits.events_max": count(1, 1 << 24),
         "limits.pinned_bytes_max": size(0),
-        "limits.streamed_bytes_max": size(1 << 16),
+        "limits.moving_bytes_max": size(1 << 16),
         "grpc.address": address,
         "grpc.message_bytes_max": size(64 << 10, 1 << 30),
         "grpc.streams_max": count(1, 65_536),

@@ -26,8 +26,8 @@ class SecurityConfig:
     anonymous_tenants: what a TCP client may use while neither is set.
     trusted_uids: user ids that may map segments and use every tenant over the framed socket; the node's own is
     always one.
-    allowed_uids: further user ids that may use `anonymous_tenants` over the framed socket; their bytes travel in
-    frames.
+    allowed_uids: further user ids that may use `anonymous_tenants` over the framed socket; they map nothing, their
+    bytes move by transfers.
     insecure: allow addresses beyond loopback without TLS and authentication.
     """
 

@@ -275,6 +275,5 @@ class _Walk:
 _ENDED_BY: Final = {
     Status.STALE_NAMESPACE: Ended.CLEARED,
     Status.REJECTED: Ended.FULL,
-    Status.GONE: Ended.MISS,
     Status.LATE: Ended.LATE,
 }

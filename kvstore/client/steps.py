@@ -30,7 +30,6 @@ class Status(IntEnum):
     REJECTED = 2
     BAD_INPUT = 3
     DENIED = 4
-    GONE = 5
     UNAVAILABLE = 6
     LATE = 7
     CANCELLED = 8
@@ -233,6 +232,6 @@ def fail(answer: Answer) -> Exception:
         return Rejected(what or "the node does not let this client in")
     if status == Status.LATE:
         return Unavailable(what or "the node did not answer in time")
-    if status in {Status.STALE_NAMESPACE, Status.GONE}:
+    if status == Status.STALE_NAMESPACE:
         return Unavailable(what or "the namespace was cleared")
     return Unavailable(what or "the node is gone")

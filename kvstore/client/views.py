@@ -106,8 +106,8 @@ class LentSlots:
     def array(self, index: int) -> Block:
         return np.asarray(_Lent(self._reservation.array(index), self._kept))
 
-    def write(self, part: int, places: Places, deadline_s: float) -> Answer:
-        return self._reservation.write(part, places.addresses, places.lengths, deadline_s)
+    def write(self, part: int, places: Places, deadline_s: float) -> Answer:  # noqa: ARG002 - a copy is not waited for
+        return self._reservation.write(part, places.addresses, places.lengths)
 
     def publish(self, part: int, deadline_s: float) -> Answer:
         return self._reservation.publish(part, deadline_s)

@@ -180,7 +180,6 @@ class FramedDoor:
                 frame_bytes_max=limits.frame_bytes_max,
                 hold_wait_ms_max=limits.hold_wait_ms_max,
                 spin_us_max=limits.door_spin_us_max,
-                streamed_bytes_max=limits.streamed_bytes_max,
             )
             if remote is not None:
                 self._native.listen_tcp(remote.fileno(), self._certificates.framed())

@@ -70,8 +70,8 @@ class Allowance:
     def take(self, wanted: int) -> None:
         if wanted > self.left:
             raise Rejected(
-                f"streamed_bytes_max: {self.taken} of {self.most} bytes are under way on this connection",
-                limit="streamed_bytes_max",
+                f"moving_bytes_max: {self.taken} of {self.most} bytes are under way on this connection",
+                limit="moving_bytes_max",
             )
         self.taken += wanted
 

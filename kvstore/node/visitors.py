@@ -74,7 +74,7 @@ class Visitor:
     def __init__(self, host: MovingHost, ways: WaysBack) -> None:
         self._host = host
         self._ways = ways
-        self.allowance = Allowance(host.limits.streamed_bytes_max)
+        self.allowance = Allowance(host.limits.moving_bytes_max)
         self._owner = host.bridge.core.new_owner()
         self.leases = Leases(host, self._owner, self.allowance)
         self.fillings: dict[int, Filling] = {}

@@ -3,7 +3,7 @@
 //   class Door:
 //     def __init__(self, core: NodeCore, listener: int, payload_fd: int, payload_bytes: int, *, trusted_uids: list[int], allowed_uids=[],
 //                  anonymous_over_tcp=False, certified_over_tcp=False, connections_max=, frame_bytes_max=, queue_bytes_max=, requests_max=, requests_per_connection_max=, hold_wait_ms_max=,
-//                  hello_ms_max=, stall_ms_max=, spin_us_max=, streamed_bytes_max=) -> None
+//                  hello_ms_max=, stall_ms_max=, spin_us_max=) -> None
 //     listen_tcp(listener: int, tls: Tls | None = None)   # before start, once; tls: with a certificate; with a CA it asks for theirs
 //     renew_tls(tls: Tls | None)                     # for connections from now on
 //     start(), stop()
@@ -44,7 +44,7 @@ using door::Door;
 void make_door(Door* self, CoreClass& core, int listener, int payload_fd, std::uint64_t payload_bytes, const std::vector<uid_t>& trusted_uids,
                 const std::vector<uid_t>& allowed_uids, bool anonymous_over_tcp, bool certified_over_tcp, std::uint32_t connections_max, std::uint32_t frame_bytes_max, std::uint32_t queue_bytes_max,
                 std::uint32_t requests_max, std::uint32_t requests_per_connection_max, std::uint32_t hold_wait_ms_max,
-                std::uint32_t hello_ms_max, std::uint32_t stall_ms_max, std::uint32_t spin_us_max, std::uint64_t streamed_bytes_max) {
+                std::uint32_t hello_ms_max, std::uint32_t stall_ms_max, std::uint32_t spin_us_max) {
   door::DoorConfig config;
   config.trusted_uids = trusted_uids;
   config.allowed_uids = allowed_uids;
@@ -59,7 +59,6 @@ void make_door(Door* self, CoreClass& core, int listener, int payload_fd, std::u
   config.hello_ms_max = hello_ms_max;
   config.stall_ms_max = stall_ms_max;
   config.spin_us_max = spin_us_max;
-  config.streamed_bytes_max = streamed_bytes_max;
   new (self) Door(core.core, listener, payload_fd, payload_bytes, config);
 }
 
@@ -103,7 +102,7 @@ void bind_door(nb::module_& m) {
   using door::Status;
   nb::enum_<Status>(m, "Status", nb::is_arithmetic())
       .value("OK", Status::kOk).value("STALE_NAMESPACE", Status::kStaleNamespace).value("REJECTED", Status::kRejected)
-      .value("BAD_INPUT", Status::kBadInput).value("DENIED", Status::kDenied).value("GONE", Status::kGone)
+      .value("BAD_INPUT", Status::kBadInput).value("DENIED", Status::kDenied)
       .value("UNAVAILABLE", Status::kUnavailable).value("LATE", Status::kLate).value("CANCELLED", Status::kCancelled);
   nb::class_<Request>(m, "Request", "A rare verb that a connection asks for; gone: the connection has ended.")
       .def_ro("owner", &Request::owner).def_ro("request", &Request::request).def_ro("method", &Request::method)
@@ -123,8 +122,7 @@ void bind_door(nb::module_& m) {
            "certified_over_tcp"_a = d.certified_over_tcp, "connections_max"_a = d.connections_max,
            "frame_bytes_max"_a = d.frame_bytes_max, "queue_bytes_max"_a = d.queue_bytes_max, "requests_max"_a = d.requests_max,
            "requests_per_connection_max"_a = d.requests_per_connection_max, "hold_wait_ms_max"_a = d.hold_wait_ms_max,
-           "hello_ms_max"_a = d.hello_ms_max, "stall_ms_max"_a = d.stall_ms_max, "spin_us_max"_a = d.spin_us_max,
-           "streamed_bytes_max"_a = d.streamed_bytes_max)
+           "hello_ms_max"_a = d.hello_ms_max, "stall_ms_max"_a = d.stall_ms_max, "spin_us_max"_a = d.spin_us_max)
       .def("start", &Door::start, nb::call_guard<nb::gil_scoped_release>())
       .def("stop", &Door::stop, nb::call_guard<nb::gil_scoped_release>())
       .def("listen_tcp", [](Door& self, int listener, const std::optional<TlsFiles>& tls) { self.listen_tcp(listener, context_of(tls)); },
@@ -141,7 +139,7 @@ void bind_door(nb::module_& m) {
       .def("answered", &Door::answered, "owner"_a)
       .def("answer_error", [](Door& self, OwnerId owner, std::uint64_t request, int status, const std::string& field,
                               const std::string& reason, std::uint64_t limit) {
-             if (status < 1 || status > 5) throw nb::value_error("status: one that says what is wrong, and travels");
+             if (status < 1 || status > 4) throw nb::value_error("status: one that says what is wrong, and travels");
              return self.answer_error(owner, request, static_cast<Status>(status), field.substr(0, 255), reason.substr(0, 4096), limit);
            }, "owner"_a, "request"_a, "status"_a, "field"_a, "reason"_a, "limit"_a = 0)
       .def("stats", [](Door& self) { return stats_of(self.stats()); }, nb::sig("def stats(self) -> dict[str, int]"));

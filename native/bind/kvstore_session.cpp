@@ -42,7 +42,7 @@
 //     result: Result         # status, outcomes a key, offsets
 //     granted: list[int]     # indices into keys
 //     def array(self, index: int) -> numpy uint8, writable       # the block of keys[index]; trusted only
-//     def write(self, part, addresses, lengths, deadline_s) -> Result   # copies that part of all granted blocks (in order), hashing it
+//     def write(self, part, addresses, lengths) -> Result   # copies that part of all granted blocks (in order), hashing it
 //     def publish(self, part, deadline_s) -> Result          # parts in order; a part not written by write() is hashed where it lies
 //     def seal(self, deadline_s) -> Result                   # publishes what is left; outcomes a granted block
 //     def abort(self) -> None                                # idempotent; nothing writes into the slots after it
@@ -56,7 +56,7 @@
 //
 //   Result: token status field reason limit blocks blocks_corrupt window_full bytes hold outcomes: bytes tiers: bytes
 //           tickets: list[int] offsets: list[int] parts_ready: list[int] body: bytes
-//   Status (int enum): OK STALE_NAMESPACE REJECTED BAD_INPUT DENIED GONE UNAVAILABLE LATE CANCELLED
+//   Status (int enum): OK STALE_NAMESPACE REJECTED BAD_INPUT DENIED UNAVAILABLE LATE CANCELLED
 //   PutOutcome: STORED HELD PENDING FULL TOO_LARGE LAPSED.  Tier: NONE MEMORY FILE OBJECT.  NeedKind: ALL LAST STATE.  HoldKind: LEASE VIEW PIN.
 #include <nanobind/stl/optional.h>
 #include <nanobind/stl/shared_ptr.h>
@@ -163,7 +163,6 @@ void fetched(Session& session, NsId ns, const Hint& hint, std::uint32_t asked,
   told.blocks_asked = asked;
   std::tie(told.blocks_by_tier[0], told.blocks_by_tier[1], told.blocks_by_tier[2], told.blocks_by_tier[3]) = by_tier;
   told.blocks_failed = failed;
-  told.path = static_cast<std::uint8_t>(session.info().trusted ? Path::kMapped : Path::kStreamed);
   told.bytes = bytes;
   told.elapsed_ns = elapsed_ns;
   told.hint = to_wire(hint);
@@ -271,12 +270,11 @@ void bind_reservation(nb::module_& m) {
       .def_prop_ro("result", [](const Reservation& self) { return self.result(); })
       .def_prop_ro("granted", [](const Reservation& self) { return self.granted(); })
       .def("array", &slot_array, "index"_a)
-      .def("write", [](Reservation& self, std::uint32_t part, const WordsIn& addresses, const WordsIn& lengths, double deadline_s) {
+      .def("write", [](Reservation& self, std::uint32_t part, const WordsIn& addresses, const WordsIn& lengths) {
              const Scattered from = scattered(addresses, lengths);
-             const Nanos deadline = deadline_in(deadline_s);
              nb::gil_scoped_release release;
-             return self.write(part, from, deadline);
-           }, "part"_a, "addresses"_a, "lengths"_a, "deadline_s"_a)
+             return self.write(part, from);
+           }, "part"_a, "addresses"_a, "lengths"_a)
       .def("publish", [](Reservation& self, std::uint32_t part, double deadline_s) {
              const Nanos deadline = deadline_in(deadline_s);
              nb::gil_scoped_release release;

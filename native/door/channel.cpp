@@ -36,15 +36,15 @@ std::uint64_t Channel::open(std::function<void()> ready) {
 }
 
 void Channel::abandon(std::uint64_t request) {
-  std::deque<Answer> orphans;
+  std::optional<Answer> orphan;
   {
     std::lock_guard lock(mutex_);
     const auto found = pending_.find(request);
     if (found == pending_.end()) return;
-    orphans = std::move(found->second.answers);
+    orphan = std::move(found->second.answer);
     pending_.erase(found);
   }
-  for (const Answer& answer : orphans) undo(answer.header, answer.body);
+  if (orphan) undo(orphan->header, orphan->body);
 }
 
 void Channel::later(Verb verb, std::span<const std::uint8_t> body) {
@@ -99,17 +99,16 @@ Status Channel::send(std::span<const std::uint8_t> frames, Nanos deadline) {
 bool Channel::take(std::uint64_t request, Answer& out) {
   std::lock_guard lock(mutex_);
   const auto found = pending_.find(request);
-  if (found == pending_.end() || found->second.answers.empty()) return false;
-  out = std::move(found->second.answers.front());
-  found->second.answers.pop_front();
-  if ((out.header.flags & kMore) == 0) pending_.erase(found);
+  if (found == pending_.end() || !found->second.answer) return false;
+  out = std::move(*found->second.answer);
+  pending_.erase(found);
   return true;
 }
 
 bool Channel::has(std::uint64_t request) {
   std::lock_guard lock(mutex_);
   const auto found = pending_.find(request);
-  return found != pending_.end() && !found->second.answers.empty();
+  return found != pending_.end() && found->second.answer.has_value();
 }
 
 Status Channel::wait(std::uint64_t request, Nanos deadline, Answer& out) {
@@ -124,7 +123,7 @@ Status Channel::wait(std::uint64_t request, Nanos deadline, Answer& out) {
       std::unique_lock lock(mutex_);
       const auto found = pending_.find(request);
       if (found == pending_.end()) return Status::kUnavailable;
-      if (found->second.answers.empty()) {
+      if (!found->second.answer) {
         ++waiters_;
         changed_.wait_for(lock, std::chrono::nanoseconds(std::min(deadline - now, kSlice)));
         --waiters_;
@@ -142,7 +141,7 @@ void Channel::read_slice() {
 // Reads once, or waits a while for the one who reads. One reader at a time, because it owns the buffer.
 void Channel::read_for_all(Nanos deadline, std::uint64_t unless_answered) {
   std::unique_lock lock(mutex_);
-  if (const auto own = pending_.find(unless_answered); own != pending_.end() && !own->second.answers.empty()) return;
+  if (const auto own = pending_.find(unless_answered); own != pending_.end() && own->second.answer) return;
   if (reading_) {
     const Nanos left = std::clamp<Nanos>(deadline - monotonic_now(), 0, kSlice);
     ++waiters_;
@@ -218,9 +217,9 @@ void Channel::dispatch() {
     bool wanted = false;
     {
       std::lock_guard lock(mutex_);
-      if (const auto found = pending_.find(header.request); found != pending_.end()) {
+      if (const auto found = pending_.find(header.request); found != pending_.end() && !found->second.answer) {
         wanted = true;
-        found->second.answers.push_back({header, {body.begin(), body.end()}});
+        found->second.answer = Answer{header, {body.begin(), body.end()}};
         if (found->second.ready) ready.push_back(found->second.ready);
       }
     }

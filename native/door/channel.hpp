@@ -10,9 +10,9 @@
 #pragma once
 #include <atomic>
 #include <condition_variable>
-#include <deque>
 #include <functional>
 #include <mutex>
+#include <optional>
 #include <unordered_map>
 
 #include "base/spin_window.hpp"
@@ -37,7 +37,7 @@ class Channel {
   bool broken() const noexcept { return broken_.load(); }
   void break_off();  // ends every wait within kSlice
 
-  // A request to come. `ready`, if any, is called after each of its answers, by whoever reads, without a lock.
+  // A request to come. `ready`, if any, is called after its answer, by whoever reads, without a lock.
   std::uint64_t open(std::function<void()> ready = {});
   void abandon(std::uint64_t request);  // idempotent
   // Sends whole frames, and before them what waits. kOk, kLate (then the channel is broken if bytes had gone) or kUnavailable.
@@ -47,7 +47,7 @@ class Channel {
   Status flush(Nanos deadline) { return send({}, deadline); }
   bool waiting() const noexcept { return waits_.load(std::memory_order_relaxed); }  // is there anything to flush
 
-  // The next answer of `request`.
+  // The answer of `request`.
   Status wait(std::uint64_t request, Nanos deadline, Answer& out);
   bool take(std::uint64_t request, Answer& out);  // without waiting
   bool has(std::uint64_t request);
@@ -60,7 +60,7 @@ class Channel {
 
  private:
   struct Pending {
-    std::deque<Answer> answers;
+    std::optional<Answer> answer;
     std::function<void()> ready;
   };
   void read_for_all(Nanos deadline, std::uint64_t unless_answered = 0);

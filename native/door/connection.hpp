@@ -4,42 +4,14 @@
 #include <sys/types.h>
 
 #include <algorithm>
-#include <deque>
 #include <memory>
 #include <string>
-#include <unordered_map>
 #include <vector>
 
 #include "frame.hpp"
-#include "part_hasher.hpp"
 #include "tcp/tls.hpp"
 
 namespace kvstore::door {
-
-// A block of a peer that is not trusted, on its way in.
-struct Landing {
-  Landing(std::uint64_t at, std::shared_ptr<const ShardSpec> spec, Nanos lapses_at)
-      : offset(at), shard(std::move(spec)), lapses(lapses_at), hasher(shard->part_bytes) {}
-  std::uint64_t offset;
-  std::shared_ptr<const ShardSpec> shard;
-  Nanos lapses;
-  std::uint32_t parts_published = 0;
-  PartHasher hasher;
-};
-
-// Blocks held for a peer that is not trusted, to be streamed to it.
-struct StreamHold {
-  std::vector<std::uint64_t> offsets;
-  std::uint64_t block_bytes = 0;
-  Nanos lapses = 0;
-};
-
-struct ReadJob {
-  std::uint64_t request = 0;
-  HoldId hold = 0;
-  std::uint32_t next = 0, end = 0;  // blocks of the hold
-  std::uint64_t done = 0;           // bytes of block `next`
-};
 
 struct Connection {
   enum class State { kHello, kOpen, kCondemned, kClosed };
@@ -50,7 +22,7 @@ struct Connection {
   OwnerId owner = 0;
   State state = State::kHello;
   bool remote = false;  // came by TCP: has no user id, and is never trusted
-  bool trusted = false;
+  bool trusted = false;  // maps the segment
   bool joined = false;  // in the table of the segment's clients
   uid_t uid = 0;
   pid_t pid = 0;
@@ -67,10 +39,6 @@ struct Connection {
 
   std::vector<NsId> allowed;  // sorted
   std::uint32_t requests = 0;  // rare verbs that Python has not answered
-  std::unordered_map<std::uint64_t, std::unique_ptr<Landing>> landings;  // by ticket
-  std::unordered_map<HoldId, StreamHold> holds;
-  std::deque<ReadJob> reads;
-  std::uint64_t streamed_bytes = 0;  // of landings and holds
 
   bool handshaking() const noexcept { return tls != nullptr && state == State::kHello; }
   bool holds_input() const noexcept { return stream != nullptr && stream->holds_input(); }

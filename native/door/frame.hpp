@@ -31,9 +31,7 @@ enum class Verb : std::uint8_t {
   kAbort = 6,
   kHold = 7,
   kRelease = 8,
-  kWrite = 9,
-  kRead = 10,
-  kFetched = 11,
+  kFetched = 11,  // 9 and 10 were others once, and are not used again
   kCorrupt = 12,
   kQuiet = 13,   // "nothing of my former session touches the segment any more"
   kCall = 32,    // a rare verb: an opaque body for Python, with a method number
@@ -46,17 +44,15 @@ enum class Status : std::uint8_t {
   kStaleNamespace = 1,  // unknown, cleared, or not yours: all the same answer
   kRejected = 2,        // a limit
   kBadInput = 3,
-  kDenied = 4,       // HELLO: the token is not known, or one is needed
-  kGone = 5,         // READ: the hold lapsed meanwhile
-  kUnavailable = 6,  // the node is gone, or the session is closed
+  kDenied = 4,       // HELLO: the token is not known, or one is needed; later: the verb is for peers that map the segment
+  kUnavailable = 6,  // 5 was another once. The node is gone, or the session is closed
   kLate = 7,         // the deadline passed
   kCancelled = 8,
 };
 
 enum FrameFlags : std::uint8_t {
   kNoAnswer = 1,  // on requests: do not answer
-  kMore = 2,      // on answers: another frame of the same request follows
-  kAnswer = 4,    // set on every answer
+  kAnswer = 4,    // set on every answer; 2 was another once, and is not used again
 };
 
 struct FrameHeader {
@@ -182,7 +178,7 @@ struct WireReserved {  // 24 each
   std::uint8_t status = 0;
   std::uint8_t zero[7] = {};
   WireTicket ticket;
-  std::uint64_t offset = 0;  // 0 unless trusted
+  std::uint64_t offset = 0;  // in the segment
 };
 
 struct PartRequest {  // 8, then records
@@ -193,10 +189,10 @@ struct WirePart {  // 24 each; the answer is one Outcome byte each
   WireTicket ticket;
   std::uint32_t part = 0;
   std::uint32_t zero = 0;
-  std::uint64_t checksum = 0;  // the node's own for peers that are not trusted
+  std::uint64_t checksum = 0;
 };
 
-struct SealRequest {  // 16, tickets, checksums of all tickets in order (none: peers that are not trusted)
+struct SealRequest {  // 16, tickets, checksums of all tickets in order
   std::uint32_t tickets = 0;
   std::uint32_t checksums = 0;
   std::uint64_t elapsed_ns = 0;  // since the client asked for the reservation
@@ -228,7 +224,7 @@ struct HoldAnswerHead {  // 24, slots * WireHeld, then parts_ready checksums of 
 };
 struct WireHeld {  // 24 each
   WireTicket ticket;
-  std::uint64_t offset = 0;  // 0 unless trusted
+  std::uint64_t offset = 0;  // in the segment
   std::uint32_t parts_ready = 0;
   std::uint8_t tier = 0;
   std::uint8_t zero[3] = {};
@@ -239,25 +235,12 @@ struct ReleaseRequest {  // 8, holds
   std::uint32_t zero = 0;
 };
 
-struct WriteRequest {  // 16, then bytes: the next ones of the block, in order
-  WireTicket ticket;
-  std::uint64_t offset = 0;
-};
-
-struct ReadRequest {  // 16: blocks first..first+count of a hold, as frames of raw bytes
-  std::uint64_t hold = 0;
-  std::uint32_t first = 0;
-  std::uint32_t count = 0;
-};
-
-enum class Path : std::uint8_t { kMapped = 0, kStreamed = 1 };
 struct FetchedRequest {  // 80
   std::uint32_t ns = kNoNamespace;
   std::uint32_t blocks_asked = 0;
   std::uint32_t blocks_by_tier[4] = {};  // by Tier; [0] is not used
   std::uint32_t blocks_failed = 0;       // were held, and did not verify or did not come
-  std::uint8_t path = 0;
-  std::uint8_t zero[3] = {};
+  std::uint32_t zero = 0;
   std::uint64_t bytes = 0;
   std::uint64_t elapsed_ns = 0;
   WireHint hint;
@@ -282,7 +265,7 @@ struct ErrorHead {  // body of every answer whose status is not kOk: 16, field, 
 
 static_assert(sizeof(LookupRequest) == 16 && sizeof(WireNeed) == 8 && sizeof(ReserveRequest) == 80 && sizeof(WireReserved) == 24);
 static_assert(sizeof(WirePart) == 24 && sizeof(SealRequest) == 16 && sizeof(HoldRequest) == 56 && sizeof(HoldAnswerHead) == 24);
-static_assert(sizeof(WireHeld) == 24 && sizeof(FetchedRequest) == 80 && sizeof(WriteRequest) == 16 && sizeof(ErrorHead) == 16);
+static_assert(sizeof(WireHeld) == 24 && sizeof(FetchedRequest) == 80 && sizeof(ErrorHead) == 16);
 
 // ---- frames being built ----
 

@@ -2,8 +2,9 @@
 // the calling thread (Session::run) and by the session's own threads (Session::submit).
 //
 // Rules
-// - step(null) begins; step(answer) goes on. kAsk: `request` holds one frame to be answered; kMore: the same request has more
-//   answers to come; kDone: `result` is final. An answer of another verb than the one asked ends the operation.
+// - step(null) begins; step(answer) goes on. kAsk: `request` holds one frame to be answered; kDone: `result` is final. An answer of
+//   another verb than the one asked ends the operation.
+// - Puts, gets and views work on the mapped segment: without one they are refused here. Whoever maps nothing moves bytes by transfers.
 // - A step may copy, and then touches the caller's memory; between steps nothing does.
 // - An answer whose status is not kOk never reaches step(): the driver puts it into `result` and calls refused().
 // - `cancelled` is looked at between blocks.
@@ -30,7 +31,7 @@ struct Link {
 
 class Operation {
  public:
-  enum class Next { kAsk, kMore, kDone };
+  enum class Next { kAsk, kDone };
   virtual ~Operation() = default;
   Next step(Link& link, const Answer* answer, FrameWriter& request);
   // The node refused, is gone, is late, or the caller has given up: undo what an earlier step has got.
@@ -46,6 +47,7 @@ class Operation {
     result.reason = std::move(reason);
     return Next::kDone;
   }
+  Next unmapped(const char* verb) { return fail(Status::kRejected, verb, "needs the segment, which only trusted peers map"); }
   Next broken(const char* verb) { return fail(Status::kUnavailable, verb, "the node's answer does not parse"); }
 
  private:
@@ -109,7 +111,6 @@ class PutOperation final : public Operation {
   Next advance(Link& link, const Answer* answer, FrameWriter& request) override;
   Next place(Link& link, std::span<const std::uint8_t> body, FrameWriter& request);
   bool copy_block(Link& link, std::size_t index, const WireReserved& row);
-  bool stream_block(Link& link, std::size_t index, const WireReserved& row);
   Next next_seal(Link& link, FrameWriter& request);
   Next sealed(Link& link, std::span<const std::uint8_t> body, FrameWriter& request);
 
@@ -120,7 +121,7 @@ class PutOperation final : public Operation {
   Nanos asked_ = 0;
   std::vector<WireTicket> tickets_;         // granted
   std::vector<std::size_t> indices_;        // of keys, as tickets_
-  std::vector<std::uint64_t> checksums_;    // parts of tickets_, in order; none if the node takes them
+  std::vector<std::uint64_t> checksums_;    // parts of tickets_, in order
   std::size_t seal_from_ = 0, seal_to_ = 0;  // of tickets_, asked for last
 };
 
@@ -143,10 +144,8 @@ class FetchOperation final : public Operation {
 
  private:
   Next advance(Link& link, const Answer* answer, FrameWriter& request) override;
-  Next held(Link& link, FrameWriter& request);
+  Next held(Link& link);
   bool copy_block(Link& link, std::size_t index, const std::uint64_t* checksums);
-  Next streamed(Link& link, const Answer& answer);
-  bool land(std::span<const std::uint8_t> bytes);
   Next finish(Link& link);
   void give_back(Link& link);
   void corrupt(Link& link, std::size_t index);
@@ -157,8 +156,6 @@ class FetchOperation final : public Operation {
   BlockPieces into_;
   HoldAnswer held_;
   std::size_t whole_ = 0;  // slots of which every part is up
-  struct Stream;
-  std::shared_ptr<Stream> stream_;  // only of sessions that are not trusted
 };
 
 // HOLD as a view: verified where it lies, and not copied.

@@ -3,7 +3,6 @@
 
 #include "base/checksum.hpp"
 #include "operation.hpp"
-#include "part_hasher.hpp"
 
 namespace kvstore::door {
 namespace {
@@ -14,52 +13,26 @@ std::uint64_t sum_of(const std::vector<std::uint32_t>& parts) {
 
 }  // namespace
 
-// Where the stream of a session that is not trusted has come to.
-struct FetchOperation::Stream {
-  explicit Stream(Parts parts) : shard(std::move(parts)) {}
-  Parts shard;
-  std::size_t block = 0;
-  std::unique_ptr<PartHasher> hasher;  // of the current block
-  std::unique_ptr<PieceCursor> to;
-  bool stopped = false;  // the rest is passed over
-};
-
 FetchOperation::FetchOperation(HoldArguments arguments, Parts parts, const Scattered& into)
     : arguments_(std::move(arguments)), parts_(std::move(parts)), block_bytes_(sum_of(*parts_)),
       into_(into, arguments_.keys.size(), block_bytes_) {}
 
 Operation::Next FetchOperation::advance(Link& link, const Answer* answer, FrameWriter& request) {
   if (answer == nullptr) {
+    if (link.segment == nullptr) return unmapped("fetch");
     write_hold(arguments_, request);
     return Next::kAsk;
   }
-  if (answer->header.verb == Verb::kRead) return streamed(link, *answer);
   if (!parse_hold(answer->body, held_) || held_.slots.size() > arguments_.keys.size()) return broken("hold");
-  return held(link, request);
+  return held(link);
 }
 
-void FetchOperation::refused(Link& link) {
-  give_back(link);
-  if (result.status != Status::kGone) return;
-  // The lease was over before all was sent: what has come and verified is the run.
-  result.status = Status::kOk;
-  result.field.clear();
-  result.reason.clear();
-  result.window_full = false;
-  finish(link);
-}
+void FetchOperation::refused(Link& link) { give_back(link); }
 
-Operation::Next FetchOperation::held(Link& link, FrameWriter& request) {
+Operation::Next FetchOperation::held(Link& link) {
   result.window_full = held_.head.window_full != 0;
   while (whole_ < held_.slots.size() && held_.slots[whole_].parts_ready == parts_->size()) ++whole_;
   if (whole_ == 0) return finish(link);
-  if (link.segment == nullptr) {
-    stream_ = std::make_shared<Stream>(parts_);
-    const std::size_t start = request.begin(Verb::kRead, 0, 0);
-    request.put(ReadRequest{held_.head.hold, 0, static_cast<std::uint32_t>(whole_)});
-    request.finish(start);
-    return Next::kAsk;
-  }
   for (std::size_t i = 0; i < whole_ && !cancelled; ++i) {
     if (!link.segment->contains(held_.slots[i].offset, block_bytes_)) {
       finish(link);
@@ -88,38 +61,6 @@ bool FetchOperation::copy_block(Link& link, std::size_t index, const std::uint64
   for (std::size_t part = 0; part < parts_->size(); ++part)
     good = copy_part(from, to, (*parts_)[part]) == checksums[part] && good;
   return good;
-}
-
-Operation::Next FetchOperation::streamed(Link& link, const Answer& answer) {
-  const bool last = (answer.header.flags & kMore) == 0;
-  if (cancelled) stream_->stopped = true;
-  std::span<const std::uint8_t> bytes(answer.body);
-  while (!bytes.empty() && !stream_->stopped) {
-    if (stream_->block == whole_) return broken("read");
-    if (!stream_->hasher) {
-      stream_->hasher = std::make_unique<PartHasher>(*parts_);
-      stream_->to = std::make_unique<PieceCursor>(into_.of(stream_->block));
-    }
-    const auto step = static_cast<std::size_t>(std::min<std::uint64_t>(bytes.size(), block_bytes_ - stream_->hasher->progress()));
-    const Piece piece{const_cast<std::byte*>(reinterpret_cast<const std::byte*>(bytes.data())), step};
-    PieceCursor from({&piece, 1});
-    stream_->hasher->feed(bytes.data(), step);
-    copy_pieces(from, *stream_->to, step);
-    bytes = bytes.subspan(step);
-    if (!stream_->hasher->complete()) continue;
-    const std::span<const std::uint64_t> got = stream_->hasher->checksums();
-    if (link.verify && !std::equal(got.begin(), got.end(), held_.checksums.begin() + static_cast<std::ptrdiff_t>(stream_->block * parts_->size()))) {
-      corrupt(link, stream_->block);
-      stream_->stopped = true;
-      break;
-    }
-    result.blocks += 1;
-    stream_->block += 1;
-    stream_->hasher.reset();
-  }
-  if (!last) return Next::kMore;
-  store_fence();
-  return finish(link);
 }
 
 void FetchOperation::corrupt(Link& link, std::size_t index) {
@@ -151,7 +92,7 @@ ViewOperation::ViewOperation(HoldArguments arguments, Parts parts)
 
 Operation::Next ViewOperation::advance(Link& link, const Answer* answer, FrameWriter& request) {
   if (answer == nullptr) {
-    if (link.segment == nullptr) return fail(Status::kRejected, "view", "needs the segment, which only trusted peers map");
+    if (link.segment == nullptr) return unmapped("view");
     write_hold(arguments_, request);
     return Next::kAsk;
   }

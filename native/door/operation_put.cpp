@@ -1,4 +1,4 @@
-// One window of a put. In place where the segment is mapped; else the bytes are sent, and the node takes the checksums.
+// One window of a put: into the mapped segment, hashed as it is copied.
 #include <numeric>
 
 #include "base/clock.hpp"
@@ -7,7 +7,6 @@
 namespace kvstore::door {
 namespace {
 
-constexpr std::size_t kPieceBytes = 256u << 10;
 constexpr std::size_t kSealBytes = 4u << 20;  // of checksums in one frame
 
 std::uint64_t sum_of(const std::vector<std::uint32_t>& parts) {
@@ -22,6 +21,7 @@ PutOperation::PutOperation(ReserveArguments arguments, Parts parts, const Scatte
 
 Operation::Next PutOperation::advance(Link& link, const Answer* answer, FrameWriter& request) {
   if (answer == nullptr) {
+    if (link.segment == nullptr) return unmapped("put");
     asked_ = monotonic_now();
     write_reserve(arguments_, request);
     return Next::kAsk;
@@ -43,16 +43,12 @@ Operation::Next PutOperation::place(Link& link, std::span<const std::uint8_t> bo
     tickets_.push_back(rows[i].ticket);
     indices_.push_back(i);
   }
-  if (link.segment != nullptr) checksums_.reserve(tickets_.size() * parts_->size());
+  checksums_.reserve(tickets_.size() * parts_->size());
   for (const std::size_t index : indices_) {
-    const bool gone_on = !cancelled && (link.segment != nullptr ? copy_block(link, index, rows[index])
-                                                                 : stream_block(link, index, rows[index]));
-    if (gone_on) continue;
+    if (!cancelled && copy_block(link, index, rows[index])) continue;
     store_fence();
     write_abort(tickets_, link.channel);
-    if (cancelled) return fail(Status::kCancelled, "", "");
-    return link.channel.broken() ? fail(Status::kUnavailable, "", "the node is gone")
-                                 : fail(Status::kLate, "deadline", "passed while bytes were sent");
+    return cancelled ? fail(Status::kCancelled, "", "") : broken("reserve");
   }
   store_fence();
   return next_seal(link, request);
@@ -67,31 +63,10 @@ bool PutOperation::copy_block(Link& link, std::size_t index, const WireReserved&
   return true;
 }
 
-bool PutOperation::stream_block(Link& link, std::size_t index, const WireReserved& row) {
-  PieceCursor from(from_.of(index));
-  FrameWriter frame;
-  for (std::uint64_t offset = 0; offset < block_bytes_;) {
-    const auto step = static_cast<std::size_t>(std::min<std::uint64_t>(kPieceBytes, block_bytes_ - offset));
-    frame.bytes.clear();
-    const std::size_t start = frame.begin(Verb::kWrite, kNoAnswer, 0);
-    frame.put(WriteRequest{row.ticket, offset});
-    const std::size_t at = frame.bytes.size();
-    frame.bytes.resize(at + step);
-    const Piece piece{reinterpret_cast<std::byte*>(frame.bytes.data() + at), step};
-    PieceCursor to({&piece, 1});
-    copy_pieces(from, to, step);
-    store_fence();
-    frame.finish(start);
-    if (link.channel.send(frame.bytes, link.deadline) != Status::kOk) return false;
-    offset += step;
-  }
-  return true;
-}
-
 Operation::Next PutOperation::next_seal(Link& link, FrameWriter& request) {
   seal_from_ = seal_to_;
   if (seal_from_ == tickets_.size()) return Next::kDone;
-  const std::size_t parts = link.segment != nullptr ? parts_->size() : 0;
+  const std::size_t parts = parts_->size();
   const std::size_t most = std::max<std::size_t>(1, std::min<std::size_t>(kSealBytes, link.info.frame_bytes_max / 2) / (8 * (parts + 1)));
   seal_to_ = std::min(tickets_.size(), seal_from_ + most);
   const std::size_t count = seal_to_ - seal_from_;

@@ -8,8 +8,6 @@
 namespace kvstore::door {
 namespace {
 
-constexpr std::size_t kPieceBytes = 256u << 10;
-
 // One frame and its answer.
 class Ask final : public Operation {
  public:
@@ -50,6 +48,12 @@ Reservation::Reservation(std::shared_ptr<Session> session, ReserveArguments argu
     part_offsets_.push_back(block_bytes_);
     block_bytes_ += bytes;
   }
+  const std::shared_ptr<MappedSegment> segment = session_->segment();
+  ended_ = true;  // unless the node grants
+  if (!segment) {
+    asked_ = refuse(Status::kRejected, "reserve", "needs the segment, which only trusted peers map");
+    return;
+  }
   const std::size_t keys = arguments.keys.size();
   Ask ask([&](FrameWriter& request) { write_reserve(arguments, request); });
   asked_ = session_->run(ask, deadline);
@@ -66,11 +70,12 @@ Reservation::Reservation(std::shared_ptr<Session> session, ReserveArguments argu
     asked_.offsets.push_back(rows[i].offset);
     asked_.tickets.push_back(rows[i].ticket.slot | std::uint64_t{rows[i].ticket.tenancy} << 32);
     if (rows[i].status != static_cast<std::uint8_t>(ReserveStatus::kGranted)) continue;
-    if (session_->segment() && !session_->segment()->contains(rows[i].offset, block_bytes_)) continue;
+    if (!segment->contains(rows[i].offset, block_bytes_)) continue;
     granted_.push_back(i);
     tickets_.push_back(rows[i].ticket);
     offsets_.push_back(rows[i].offset);
   }
+  ended_ = false;
   checksums_.resize(tickets_.size() * parts_->size());
   written_.resize(parts_->size());
 }
@@ -89,11 +94,10 @@ std::uint64_t Reservation::offset_of(std::uint32_t index) const {
   std::lock_guard lock(mutex_);
   const auto found = std::lower_bound(granted_.begin(), granted_.end(), index);
   if (ended_ || found == granted_.end() || *found != index) throw std::invalid_argument("index: not granted, or the reservation has ended");
-  if (!session_->segment()) throw std::invalid_argument("index: this session maps no segment");
   return offsets_[static_cast<std::size_t>(found - granted_.begin())];
 }
 
-Result Reservation::write(std::uint32_t part, const Scattered& from, Nanos deadline) {
+Result Reservation::write(std::uint32_t part, const Scattered& from) {
   std::lock_guard lock(mutex_);
   if (part >= parts_->size()) throw std::invalid_argument("part: the shard has no such part");
   const BlockPieces pieces(from, tickets_.size(), (*parts_)[part]);
@@ -103,11 +107,6 @@ Result Reservation::write(std::uint32_t part, const Scattered& from, Nanos deadl
   if (!inside) return refuse(Status::kUnavailable, "session", "the node is gone, or the session is closed");
   const std::shared_ptr<MappedSegment> segment = session_->segment();
   for (std::size_t slot = 0; slot < tickets_.size(); ++slot) {
-    if (!segment) {
-      if (!stream(slot, part_offsets_[part], pieces.of(slot), (*parts_)[part], deadline))
-        return refuse(Status::kUnavailable, "session", "the node is gone, or the deadline passed");
-      continue;
-    }
     const Piece target{segment->writable(offsets_[slot] + part_offsets_[part], (*parts_)[part]), (*parts_)[part]};
     PieceCursor source(pieces.of(slot));
     PieceCursor to({&target, 1});
@@ -121,27 +120,6 @@ Result Reservation::write(std::uint32_t part, const Scattered& from, Nanos deadl
   return result;
 }
 
-bool Reservation::stream(std::size_t slot, std::uint64_t offset, std::span<const Piece> from, std::uint64_t bytes, Nanos deadline) {
-  PieceCursor source(from);
-  FrameWriter frame;
-  for (std::uint64_t done = 0; done < bytes;) {
-    const auto step = static_cast<std::size_t>(std::min<std::uint64_t>(kPieceBytes, bytes - done));
-    frame.bytes.clear();
-    const std::size_t start = frame.begin(Verb::kWrite, kNoAnswer, 0);
-    frame.put(WriteRequest{tickets_[slot], offset + done});
-    const std::size_t at = frame.bytes.size();
-    frame.bytes.resize(at + step);
-    const Piece piece{reinterpret_cast<std::byte*>(frame.bytes.data() + at), step};
-    PieceCursor to({&piece, 1});
-    copy_pieces(source, to, step);
-    store_fence();
-    frame.finish(start);
-    if (session_->channel()->send(frame.bytes, deadline) != Status::kOk) return false;
-    done += step;
-  }
-  return true;
-}
-
 std::uint64_t Reservation::checksum(std::size_t slot, std::uint32_t part) const {
   if (written_[part]) return checksums_[slot * parts_->size() + part];
   return part_checksum(session_->segment()->readable(offsets_[slot] + part_offsets_[part], (*parts_)[part]), (*parts_)[part]);
@@ -153,12 +131,11 @@ Result Reservation::publish(std::uint32_t part, Nanos deadline) {
   if (part != published_ || part >= parts_->size()) return refuse(Status::kBadInput, "part", "parts are published in order");
   const Inside inside(*session_);
   if (!inside) return refuse(Status::kUnavailable, "session", "the node is gone, or the session is closed");
-  const bool mapped = session_->segment() != nullptr;
   Ask ask([&](FrameWriter& request) {
     const std::size_t start = request.begin(Verb::kPart, 0, 0);
     request.put(PartRequest{static_cast<std::uint32_t>(tickets_.size()), 0});
     for (std::size_t slot = 0; slot < tickets_.size(); ++slot)
-      request.put(WirePart{tickets_[slot], part, 0, mapped ? checksum(slot, part) : 0});
+      request.put(WirePart{tickets_[slot], part, 0, checksum(slot, part)});
     request.finish(start);
   });
   Result result = session_->run(ask, deadline);
@@ -172,7 +149,7 @@ Result Reservation::seal(Nanos deadline) {
   const Inside inside(*session_);
   if (!inside) return refuse(Status::kUnavailable, "session", "the node is gone, or the session is closed");
   ended_ = true;
-  const auto left = static_cast<std::uint32_t>(session_->segment() ? parts_->size() - published_ : 0);
+  const auto left = static_cast<std::uint32_t>(parts_->size() - published_);
   Ask ask([&](FrameWriter& request) {
     const std::size_t start = request.begin(Verb::kSeal, 0, 0);
     request.put(SealRequest{static_cast<std::uint32_t>(tickets_.size()), static_cast<std::uint32_t>(tickets_.size() * left),

@@ -1,4 +1,4 @@
-// Reserved slots that a client fills part by part, in place or from its own memory. Its only exits are seal() and abort().
+// Reserved slots of the mapped segment that a client fills part by part, in place or from its own memory. Its only exits are seal() and abort().
 //
 // Rules
 // - Thread-safe; one call at a time. Parts are published in order.
@@ -21,19 +21,18 @@ class Reservation {
   const Result& result() const noexcept { return asked_; }
   const std::vector<std::uint32_t>& granted() const noexcept { return granted_; }  // indices of keys
   std::uint64_t block_bytes() const noexcept { return block_bytes_; }
-  // Offset of keys[index]'s slot in the segment. Throws std::invalid_argument: not granted, not mapped, or ended.
+  // Offset of keys[index]'s slot in the segment. Throws std::invalid_argument: not granted, or ended.
   std::uint64_t offset_of(std::uint32_t index) const;
   const std::shared_ptr<Session>& session() const noexcept { return session_; }
 
   // Copies one part of all granted blocks from the caller's memory: k pieces each.
-  Result write(std::uint32_t part, const Scattered& from, Nanos deadline);
+  Result write(std::uint32_t part, const Scattered& from);
   Result publish(std::uint32_t part, Nanos deadline);
   Result seal(Nanos deadline);
   void abort();
 
  private:
   Result refuse(Status status, const char* field, const char* reason) const;
-  bool stream(std::size_t slot, std::uint64_t offset, std::span<const Piece> from, std::uint64_t bytes, Nanos deadline);
   std::uint64_t checksum(std::size_t slot, std::uint32_t part) const;
 
   std::shared_ptr<Session> session_;

@@ -211,7 +211,7 @@ void Door::Impl::on_event(Connection& peer, std::uint32_t events, Nanos now) {
 
 bool Door::Impl::listens_to(const Connection& peer) const {
   const bool open = peer.state == Connection::State::kHello || peer.state == Connection::State::kOpen;
-  return open && peer.pending() < kPauseBytes && peer.reads.empty();
+  return open && peer.pending() < kPauseBytes;
 }
 
 // Receives and works off. Bytes that TLS has and epoll does not know of are looked after in the same turn, or in the next.
@@ -256,7 +256,7 @@ void Door::Impl::work_off(Connection& peer, Nanos now) {
   working_on = peer.owner;
   while (peer.state == Connection::State::kHello || peer.state == Connection::State::kOpen) {
     if (peer.pending() >= kPauseBytes) flush(peer, now);
-    if (peer.pending() >= kPauseBytes || !peer.reads.empty()) break;
+    if (peer.pending() >= kPauseBytes) break;
     const std::size_t have = peer.in_end - peer.in_begin;
     FrameHeader header;
     if (have < sizeof header) break;
@@ -291,9 +291,7 @@ void Door::Impl::work_off(Connection& peer, Nanos now) {
 }
 
 void Door::Impl::flush(Connection& peer, Nanos now) {
-  for (;;) {
-    if (peer.pending() < kReceiveBytes && !peer.reads.empty()) produce(peer);
-    if (peer.pending() == 0) break;
+  while (peer.pending() > 0) {
     const std::int64_t sent = peer.write({peer.out.bytes.data() + peer.out_sent, peer.pending()});
     if (sent == -EAGAIN) break;
     if (sent < 0) return close_peer(peer);
@@ -421,8 +419,7 @@ void Door::Impl::housekeep(Nanos now) {
       tally.cut_hello += 1;
       close_peer(peer);
     } else if (peer.state == Connection::State::kOpen) {
-      soon = soon || peer.stalled_since != 0 || !peer.landings.empty() || !peer.holds.empty();
-      lapse_streams(peer, now);
+      soon = soon || peer.stalled_since != 0;
       if (peer.stalled_since == 0 || now - peer.stalled_since < Nanos{config.stall_ms_max} * 1'000'000) continue;
       tally.cut_slow += 1;
       condemn(peer);

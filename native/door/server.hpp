@@ -10,7 +10,8 @@
 // - Who comes by TCP is never trusted, whatever it shows: it has no user id. A token says who it is; then a certificate that TLS has
 //   verified; then, where that is allowed, nothing does.
 // - A handshake costs this thread, so a turn takes few steps of them: who floods the door with handshakes waits for its own kind.
-// - A peer that is not trusted sees no offset, gets no descriptor, and its bytes are hashed by the node as they land.
+// - A peer that is not trusted gets no descriptor, and verbs that speak of slots and holds are refused to it: its bytes move by
+//   transfers, which it asks for in CALLs.
 #pragma once
 #include <sys/types.h>
 
@@ -45,7 +46,6 @@ struct DoorConfig {
   std::uint32_t hello_ms_max = 5'000;           // a peer that has not said HELLO by then is cut off
   std::uint32_t stall_ms_max = 30'000;          // and one that takes none of its answers for so long
   std::uint32_t spin_us_max = 100;              // looks again for so long before it sleeps, where that pays; 0: never
-  std::uint64_t streamed_bytes_max = 1ull << 30;  // held or reserved by one peer that is not trusted
 };
 
 // A rare verb, for Python to answer.

@@ -3,6 +3,7 @@
 #include <sys/epoll.h>
 
 #include <atomic>
+#include <deque>
 #include <functional>
 #include <mutex>
 #include <thread>
@@ -127,17 +128,6 @@ struct Door::Impl {
                  std::uint64_t limit = 0);
   void welcome(Connection& peer, std::uint64_t request);
   void end_withdrawn();
-
-  // ---- verbs_streamed.cpp: bytes of peers that are not trusted
-  bool write(Connection& peer, const FrameHeader& header, std::span<const std::uint8_t> body);
-  bool read(Connection& peer, const FrameHeader& header, Reader body);
-  void produce(Connection& peer);  // the next pieces of what is being read, as long as they are taken
-  bool expect_landings(Connection& peer, NsId ns, std::uint16_t shard, std::span<const Reserved> granted, Nanos now);
-  void seal_landed(Connection& peer, std::span<const Ticket> tickets, Nanos elapsed, std::span<Outcome> out);
-  Outcome publish_landed(Connection& peer, Ticket ticket, std::uint32_t part);
-  void abort_landing(Connection& peer, Ticket ticket);
-  void forget_hold(Connection& peer, HoldId hold);
-  void lapse_streams(Connection& peer, Nanos now);
 
   NodeCore& core;
   const DoorConfig config;

@@ -22,7 +22,7 @@ constexpr Nanos kMilli = 1'000'000;
 
 void take_error(const Answer& answer, Result& result) {
   result.status = answer.header.status;
-  if (result.status > Status::kGone || !parse_error(answer.body, result.field, result.reason, result.limit)) {
+  if (result.status > Status::kDenied || !parse_error(answer.body, result.field, result.reason, result.limit)) {
     result.status = Status::kUnavailable;
     result.reason = "the node's answer does not parse";
   }
@@ -144,18 +144,14 @@ Result Session::run(Operation& operation, Nanos deadline) {
   Channel& channel = *impl_->channel;
   FrameWriter request;
   Operation::Next next = operation.step(link, nullptr, request);
-  std::uint64_t id = 0;
   while (next != Operation::Next::kDone) {
-    Status status = Status::kOk;
-    if (next == Operation::Next::kAsk && too_large(request, impl_->info, operation.result)) {
+    if (too_large(request, impl_->info, operation.result)) {
       operation.refused(link);
       break;
     }
-    if (next == Operation::Next::kAsk) {
-      id = channel.open();
-      std::memcpy(request.bytes.data() + offsetof(FrameHeader, request), &id, sizeof id);
-      status = channel.send(request.bytes, deadline);
-    }
+    const std::uint64_t id = channel.open();
+    std::memcpy(request.bytes.data() + offsetof(FrameHeader, request), &id, sizeof id);
+    Status status = channel.send(request.bytes, deadline);
     Answer answer;
     if (status == Status::kOk) status = channel.wait(id, deadline, answer);
     if (status == Status::kOk && answer.header.status == Status::kOk) {

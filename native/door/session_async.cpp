@@ -3,6 +3,7 @@
 #include <unistd.h>
 
 #include <chrono>
+#include <optional>
 #include <utility>
 
 #include "base/clock.hpp"
@@ -77,21 +78,19 @@ void Session::Impl::advance(std::unique_lock<std::mutex>& lock, const std::share
   Operation& operation = *job->operation;
   Link to = link(job->deadline);
   FrameWriter request;
-  Operation::Next next = Operation::Next::kMore;
+  std::optional<Operation::Next> next;  // none: its answer has not come
   Answer answer;
   if (job->request == 0) {
     next = operation.cancelled ? Operation::Next::kDone : operation.step(to, nullptr, request);
     if (operation.cancelled) operation.result.status = Status::kCancelled;
-  }
-  while (next == Operation::Next::kMore && job->request != 0 && channel->take(job->request, answer)) {
-    if (answer.header.status != Status::kOk) {
+  } else if (channel->take(job->request, answer)) {
+    if (answer.header.status == Status::kOk) {
+      next = operation.step(to, &answer, request);
+    } else {
       take_error(answer, operation.result);
       operation.refused(to);
       next = Operation::Next::kDone;
-      break;
     }
-    request.bytes.clear();
-    next = operation.step(to, &answer, request);
   }
   if (next == Operation::Next::kAsk && too_large(request, info, operation.result)) {
     operation.refused(to);

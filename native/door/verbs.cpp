@@ -20,11 +20,25 @@ bool may_go_unanswered(Verb verb) {
     case Verb::kPart:
     case Verb::kAbort:
     case Verb::kRelease:
-    case Verb::kWrite:
     case Verb::kFetched:
     case Verb::kCorrupt:
     case Verb::kQuiet:
     case Verb::kCall: return true;
+    default: return false;
+  }
+}
+
+// Slots and holds are for those who map what they lie in; all others move bytes by transfers, and ask for them in CALLs.
+bool needs_the_segment(Verb verb) {
+  switch (verb) {
+    case Verb::kReserve:
+    case Verb::kPart:
+    case Verb::kSeal:
+    case Verb::kAbort:
+    case Verb::kHold:
+    case Verb::kRelease:
+    case Verb::kCorrupt:
+    case Verb::kQuiet: return true;
     default: return false;
   }
 }
@@ -62,6 +76,10 @@ bool Door::Impl::handle(Connection& peer, const FrameHeader& header, std::span<c
     return malformed(peer, header, "flags", "of an answer in a request");
   if ((header.flags & kNoAnswer) != 0 && !may_go_unanswered(header.verb))
     return malformed(peer, header, "flags", "this verb is always answered");
+  if (!peer.trusted && needs_the_segment(header.verb)) {
+    refuse(peer, header, Status::kDenied, "verb", "is for peers that map the segment; others move bytes by transfers");
+    return true;
+  }
   const Reader reader(body);
   switch (header.verb) {
     case Verb::kLookup: return lookup(peer, header, reader);
@@ -72,8 +90,6 @@ bool Door::Impl::handle(Connection& peer, const FrameHeader& header, std::span<c
     case Verb::kCorrupt: return tickets(peer, header, reader);
     case Verb::kHold: return hold(peer, header, reader, now);
     case Verb::kRelease: return release(peer, header, reader);
-    case Verb::kWrite: return write(peer, header, body);
-    case Verb::kRead: return read(peer, header, reader);
     case Verb::kFetched: return fetched(peer, header, reader);
     case Verb::kQuiet: return quiet(peer, header, reader);
     case Verb::kCall: return call(peer, header, body);
@@ -145,7 +161,6 @@ bool Door::Impl::reserve(Connection& peer, const FrameHeader& header, Reader bod
   }
   reserved.assign(keys.size(), {});
   const Key* parent = (asked.flags & kHasParent) != 0 ? &asked.parent : nullptr;
-  // In place even for a peer that is not trusted: the door writes for it, and says when it does not any more.
   const FetchStatus status = core.reserve(Tier::kMemory, peer.owner, asked.ns, asked.shard, keys, parent, meta_list,
                                           to_hint(asked.hint), true, now, reserved);
   if (status != FetchStatus::kOk) {
@@ -155,16 +170,12 @@ bool Door::Impl::reserve(Connection& peer, const FrameHeader& header, Reader bod
            limit ? core.config().keys_per_call_max : 0);
     return true;
   }
-  if (!peer.trusted && !expect_landings(peer, asked.ns, asked.shard, reserved, now)) {
-    refuse(peer, header, Status::kRejected, "streamed_bytes_max", "too much is under way", config.streamed_bytes_max);
-    return true;
-  }
   const std::size_t start = peer.out.begin(Verb::kReserve, kAnswer, header.request);
   for (const Reserved& one : reserved) {
     WireReserved row;
     row.status = static_cast<std::uint8_t>(one.status);
     row.ticket = {one.ticket.slot, one.ticket.tenancy};
-    row.offset = peer.trusted ? one.offset : 0;
+    row.offset = one.offset;
     peer.out.put(row);
   }
   peer.out.finish(start);
@@ -186,9 +197,7 @@ bool Door::Impl::part(Connection& peer, const FrameHeader& header, Reader body) 
   for (std::uint32_t i = 0; i < asked.records; ++i) {
     WirePart record;
     body.read(record);
-    const Ticket ticket{record.ticket.slot, record.ticket.tenancy};
-    outcome_list.push_back(peer.trusted ? core.publish_part(peer.owner, ticket, record.part, record.checksum)
-                                        : publish_landed(peer, ticket, record.part));
+    outcome_list.push_back(core.publish_part(peer.owner, {record.ticket.slot, record.ticket.tenancy}, record.part, record.checksum));
   }
   outcomes(peer, header, outcome_list);
   return true;
@@ -201,7 +210,6 @@ bool Door::Impl::seal(Connection& peer, const FrameHeader& header, Reader body) 
     return malformed(peer, header, "tickets", "do not match the frame");
   if (!body.bytes(std::uint64_t{asked.checksums} * 8, raw_checksums) || body.left() != 0)
     return malformed(peer, header, "checksums", "do not match the frame");
-  if (!peer.trusted && asked.checksums != 0) return malformed(peer, header, "checksums", "the node takes them itself");
   if (asked.tickets != 0 && asked.checksums % asked.tickets != 0)
     return malformed(peer, header, "checksums", "not as many for each ticket");
   ticket_list.resize(asked.tickets);
@@ -210,10 +218,7 @@ bool Door::Impl::seal(Connection& peer, const FrameHeader& header, Reader body) 
   copy_raw(checksum_list.data(), raw_checksums);
   outcome_list.assign(asked.tickets, Outcome::kBadInput);
   const auto elapsed = static_cast<Nanos>(std::min<std::uint64_t>(asked.elapsed_ns, 3'600'000'000'000));
-  if (peer.trusted)
-    core.seal(Tier::kMemory, peer.owner, ticket_list, checksum_list, outcome_list, MovePath::kPutMapped, elapsed);
-  else
-    seal_landed(peer, ticket_list, elapsed, outcome_list);
+  core.seal(Tier::kMemory, peer.owner, ticket_list, checksum_list, outcome_list, MovePath::kPutMapped, elapsed);
   outcomes(peer, header, outcome_list);
   return true;
 }
@@ -226,9 +231,7 @@ bool Door::Impl::tickets(Connection& peer, const FrameHeader& header, Reader bod
   ticket_list.resize(asked.tickets);
   copy_raw(ticket_list.data(), raw);
   if (header.verb == Verb::kAbort) {
-    for (const Ticket ticket : ticket_list)
-      if (!peer.trusted) abort_landing(peer, ticket);
-    if (peer.trusted) core.abort(Tier::kMemory, peer.owner, ticket_list);
+    core.abort(Tier::kMemory, peer.owner, ticket_list);
   } else {
     for (const Ticket ticket : ticket_list)
       if (peer.may(core.ticket_namespace(ticket))) core.report_corrupt(peer.owner, ticket);
@@ -248,11 +251,6 @@ bool Door::Impl::hold(Connection& peer, const FrameHeader& header, Reader body, 
   if (asked.kind > static_cast<std::uint8_t>(HoldKind::kView)) return malformed(peer, header, "kind", "lease or view");
   if ((asked.flags & ~kFollowing) != 0) return malformed(peer, header, "flags", "unknown");
   if (!hint_is_good(asked.hint)) return malformed(peer, header, "hint", "priority is -1 to 1, end 0 or 1");
-  const auto kind = static_cast<HoldKind>(asked.kind);
-  if (!peer.trusted && kind == HoldKind::kView) {
-    refuse(peer, header, Status::kRejected, "kind", "a view needs the segment, which only trusted peers map");
-    return true;
-  }
   if (!peer.may(asked.ns)) {
     refuse(peer, header, Status::kStaleNamespace, "ns", "not open");
     return true;
@@ -261,9 +259,8 @@ bool Door::Impl::hold(Connection& peer, const FrameHeader& header, Reader body, 
   request.owner = peer.owner;
   request.ns = asked.ns;
   request.shard = asked.shard;
-  // What is streamed is held until the door has sent it; the door itself keeps the lease.
-  request.kind = peer.trusted ? kind : HoldKind::kView;
-  request.following = (asked.flags & kFollowing) != 0 && peer.trusted;
+  request.kind = static_cast<HoldKind>(asked.kind);
+  request.following = (asked.flags & kFollowing) != 0;
   request.hint = to_hint(asked.hint);
   request.lease = Nanos{asked.lease_ms} * kMilli;
   request.deadline = now + Nanos{std::min(asked.wait_ms, config.hold_wait_ms_max)} * kMilli;
@@ -294,19 +291,6 @@ void Door::Impl::held(Connection& peer, std::uint64_t request, std::uint8_t flag
     if (answer.hold != 0) core.release(Tier::kMemory, peer.owner, answer.hold);
     return;
   }
-  if (!peer.trusted && answer.hold != 0) {
-    const std::uint64_t bytes = answer.block_bytes * answer.slots.size();
-    if (peer.streamed_bytes + bytes > config.streamed_bytes_max) {
-      core.release(Tier::kMemory, peer.owner, answer.hold);
-      return refuse(peer, header, Status::kRejected, "streamed_bytes_max", "too much is held", config.streamed_bytes_max);
-    }
-    StreamHold& held = peer.holds[answer.hold];
-    held.block_bytes = answer.block_bytes;
-    held.lapses = monotonic_now() + answer.lease;
-    for (const Held& slot : answer.slots) held.offsets.push_back(slot.offset);
-    peer.streamed_bytes += bytes;
-    next_housekeeping = 0;
-  }
   const std::size_t start = peer.out.begin(Verb::kHold, kAnswer, request);
   HoldAnswerHead head;
   head.hold = answer.hold;
@@ -318,7 +302,7 @@ void Door::Impl::held(Connection& peer, std::uint64_t request, std::uint8_t flag
     const Held& slot = answer.slots[i];
     WireHeld row;
     row.ticket = {slot.ticket.slot, slot.ticket.tenancy};
-    row.offset = peer.trusted ? slot.offset : 0;
+    row.offset = slot.offset;
     row.parts_ready = slot.parts_ready;
     row.tier = answer.tiers[i];
     peer.out.put(row);
@@ -336,7 +320,6 @@ bool Door::Impl::release(Connection& peer, const FrameHeader& header, Reader bod
     HoldId id = 0;
     body.read(id);
     outcome_list.push_back(core.release(Tier::kMemory, peer.owner, id));
-    forget_hold(peer, id);
   }
   outcomes(peer, header, outcome_list);
   return true;
@@ -371,7 +354,7 @@ bool Door::Impl::quiet(Connection& peer, const FrameHeader& header, Reader body)
   QuietRequest told;
   if (!body.read(told) || body.left() != 0) return malformed(peer, header, "quiet", "wrong length");
   // Only of sessions of the very process that says so.
-  if (peer.trusted) core.former_client_gone(static_cast<std::uint32_t>(peer.pid), told.session, told.incarnation);
+  core.former_client_gone(static_cast<std::uint32_t>(peer.pid), told.session, told.incarnation);
   outcomes(peer, header, {});
   return true;
 }

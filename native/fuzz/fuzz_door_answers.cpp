@@ -42,7 +42,7 @@ extern "C" int LLVMFuzzerTestOneInput(const std::uint8_t* data, std::size_t size
   int pair[2];
   if (socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0, pair) != 0) std::abort();
   {
-    Channel channel(pair[0]);
+    Channel channel(std::make_unique<Wire>(pair[0]));
     SessionInfo info;
     info.frame_bytes_max = 1 << 16;
     Link link{channel, info, (data[0] & 0x80) != 0 ? &segment : nullptr, (data[0] & 0x40) == 0, monotonic_now() + 1'000'000};
@@ -54,7 +54,7 @@ extern "C" int LLVMFuzzerTestOneInput(const std::uint8_t* data, std::size_t size
     while (next != Operation::Next::kDone && size >= 5) {
       Answer answer;
       answer.header.verb = static_cast<Verb>(data[0]);
-      answer.header.status = static_cast<Status>(data[1] % 6);
+      answer.header.status = static_cast<Status>(data[1] % 5);
       answer.header.flags = data[2];
       const std::size_t length = std::min<std::size_t>(size - 5, data[3] | data[4] << 8);
       answer.body.assign(data + 5, data + 5 + length);

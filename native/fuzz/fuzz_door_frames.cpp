@@ -81,7 +81,6 @@ extern "C" int LLVMFuzzerTestOneInput(const std::uint8_t* data, std::size_t size
   feed(door, peer, data + 1, half - 1, now);
   now += 500;
   feed(door, peer, data + half, size - half, now);
-  door.lapse_streams(peer, now + 10'000);
   target.core->tick(now + 10'000);
   for (const Work& work : target.core->take_work(100)) target.core->promoted(work.ns, work.shard, work.keys, now);
   if (peer.state == Connection::State::kCondemned || peer.state != Connection::State::kClosed) door.close_peer(peer);

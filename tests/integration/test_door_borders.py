@@ -5,9 +5,7 @@
 
 from __future__ import annotations
 
-import os
 import struct
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -17,15 +15,16 @@ import pytest
 from kvstore import native
 from tests.integration.test_door import (
     BAD_INPUT,
+    DENIED,
     HINT,
     HOLD,
+    LOOKUP,
     OK,
     PARTS,
     REJECTED,
     RESERVE,
     SEAL,
     STALE,
-    WRITE,
     Peer,
     Rig,
     chain,
@@ -33,24 +32,18 @@ from tests.integration.test_door import (
     field_of,
     put,
 )
+from tests.integration.test_door_tcp import TcpRig
 
-ABORT, RELEASE, READ, CORRUPT = 6, 8, 10, 12
+PART, ABORT, RELEASE, CORRUPT, QUIET = 4, 6, 8, 12, 13
+NO_ANSWER = 1
 SIZE = sum(PARTS)
 STALE_OUTCOME = 1
 MEMORY_TIER = 1
 
 
 @pytest.fixture
-def rig(tmp_path: Path) -> Iterator[Rig]:
-    made = Rig(tmp_path, trusted=True)
-    yield made
-    made.stop()
-
-
-@pytest.fixture
-def streamed(tmp_path: Path) -> Iterator[Rig]:
-    """Of peers that are not trusted: their bytes travel in frames."""
-    made = Rig(tmp_path, trusted=False, streamed_bytes_max=8 * SIZE)
+def rig(tmp_path: Path) -> Iterator[TcpRig]:
+    made = TcpRig(tmp_path, anonymous_over_tcp=True)
     yield made
     made.stop()
 
@@ -65,10 +58,6 @@ def reserve_frame(ns: int, keys: int) -> bytes:
     return struct.pack("<IHHII", ns, 0, 0, keys, 0) + bytes(64) + chain(keys).tobytes()
 
 
-def hold_frame(ns: int, keys: int, lease_ms: int = 0) -> bytes:
-    return struct.pack("<IHBBIIII", ns, 0, 0, 0, keys, 0, lease_ms, 0) + bytes(32) + chain(keys).tobytes()
-
-
 def reserved(rig: Rig, peer: Peer, keys: int) -> list[bytes]:
     """The tickets of that many reservations."""
     peer.send(RESERVE, reserve_frame(rig.ns, keys))
@@ -77,6 +66,14 @@ def reserved(rig: Rig, peer: Peer, keys: int) -> list[bytes]:
     rows = [body[at : at + 24] for at in range(0, len(body), 24)]
     assert [row[0] for row in rows] == [0] * keys
     return [row[8:16] for row in rows]
+
+
+def held(rig: Rig, peer: Peer) -> bytes:
+    """The answer to a hold of one block."""
+    peer.send(HOLD, struct.pack("<IHBBIIII", rig.ns, 0, 0, 0, 1, 0, 0, 0) + bytes(32) + chain(1).tobytes())
+    verb, status, body = peer.answer()
+    assert (verb, status, len(body)) == (HOLD, OK, 24 + 24 + 16)
+    return body
 
 
 def allowed(rig: Rig) -> Peer:
@@ -95,6 +92,8 @@ def test_nothing_is_written_into_a_namespace_that_is_not_ones_own(rig: Rig) -> N
     assert (refused.status, refused.field, refused.blocks) == (STALE, "ns", 0)
     slots = stranger.reserve(rig.ns, 0, chain(2), HINT, 5.0)
     assert slots.result.status == STALE and not slots.granted
+    nowhere = np.zeros(1, np.uint64), np.array([PARTS[0]], np.uint64)
+    assert slots.write(0, *nowhere).status == slots.seal(5.0).status == BAD_INPUT
     assert rig.core.stats(MEMORY_TIER)["slots_reserved"] == 0
     assert rig.core.lookup(rig.ns, chain(2), [])[1] == 0
 
@@ -142,146 +141,111 @@ def test_another_ones_reservation_is_not_sealed_written_or_given_back(rig: Rig) 
     assert writer.answer() == (SEAL, OK, bytes([0]))
 
 
-def test_another_ones_hold_is_neither_read_nor_released(streamed: Rig) -> None:
-    put(streamed, streamed.session(), 1)
-    holder, other = allowed(streamed), allowed(streamed)
-    holder.send(HOLD, hold_frame(streamed.ns, 1))
-    verb, status, body = holder.answer()
-    assert (verb, status) == (HOLD, OK)
-    hold = body[:8]
-    other.send(READ, hold + struct.pack("<II", 0, 1))
-    assert other.answer()[:2] == (READ, 5)  # gone: as one that never was
+def test_another_ones_hold_is_not_released(rig: Rig) -> None:
+    put(rig, rig.session(), 1)
+    holder, other = allowed(rig), allowed(rig)
+    hold = held(rig, holder)[:8]
     other.send(RELEASE, struct.pack("<II", 1, 0) + hold)
     assert other.answer() == (RELEASE, OK, bytes([STALE_OUTCOME]))
-    assert streamed.core.stats(MEMORY_TIER)["holds"] == 1
-    holder.send(READ, hold + struct.pack("<II", 0, 1))
-    assert len(holder.answer()[2]) == SIZE
+    assert rig.core.stats(MEMORY_TIER)["holds"] == 1
+    holder.send(RELEASE, struct.pack("<II", 1, 0) + hold)
+    assert holder.answer() == (RELEASE, OK, bytes([0]))
 
 
-def test_offsets_are_told_to_nobody_who_maps_nothing(streamed: Rig) -> None:
-    session = streamed.session()
-    put(streamed, session, 2)
-    peer = allowed(streamed)
-    peer.send(RESERVE, reserve_frame(streamed.ns, 4))
-    rows = peer.answer()[2]
-    peer.send(HOLD, hold_frame(streamed.ns, 2))
-    held = peer.answer()[2]
-    assert {rows[at + 16 : at + 24] for at in range(0, len(rows), 24)} == {bytes(8)}
-    assert {held[24 + at + 8 : 24 + at + 16] for at in (0, 24)} == {bytes(8)}
+# ---- peers that map nothing -----------------------------------------------------------------------------------------
 
 
-# ---- bytes in frames ------------------------------------------------------------------------------------------------
+@pytest.fixture(params=["unix", "tcp"])
+def far(request: pytest.FixtureRequest, rig: TcpRig, tmp_path: Path) -> Iterator[tuple[Rig, Peer]]:
+    """A peer that is not trusted, and may use the namespace: of another user, or by TCP beside peers that are."""
+    if request.param == "tcp":
+        peer = TcpPeer(rig)
+        assert rig.door.allow(peer.owner, rig.ns)
+        yield rig, peer
+    else:
+        folder = tmp_path / "untrusted"
+        folder.mkdir()
+        other = Rig(folder, trusted=False)
+        yield other, allowed(other)
+        other.stop()
 
 
-def test_bytes_that_changed_in_memory_end_a_streamed_get(streamed: Rig) -> None:
-    session = streamed.session()
-    assert put(streamed, session, 3).blocks == 3
-    got, into = fetch(streamed, session, 3)
-    assert (got.blocks, got.blocks_corrupt) == (3, 0) and not into.any()
-    (offset,) = streamed.core.hold(MEMORY_TIER, streamed.core.new_owner(), streamed.ns, 0, chain(3)[1:2])[1].offsets
-    os.pwrite(streamed.fd, b"\1", int(offset) + PARTS[0] + 17)
-    got, _ = fetch(streamed, session, 3)
-    assert (got.blocks, got.blocks_corrupt) == (1, 1)
-    eventually(lambda: streamed.core.counters()["corrupt_reported"] == 1)
+class TcpPeer(Peer):
+    def __init__(self, rig: TcpRig) -> None:
+        self.socket = rig.bare()
+        self.hello()
 
 
-def test_a_block_is_sealed_only_when_all_of_it_has_come(streamed: Rig) -> None:
-    peer = allowed(streamed)
-    (ticket,) = reserved(streamed, peer, 1)
-    peer.send(WRITE, ticket + struct.pack("<Q", 0) + bytes(PARTS[0]))
-    assert peer.answer()[:2] == (WRITE, OK)
-    peer.send(SEAL, struct.pack("<IIQ", 1, 0, 0) + ticket)
-    verb, status, body = peer.answer()
-    assert (verb, status) == (SEAL, OK) and body != bytes([0])
-    assert streamed.core.lookup(streamed.ns, chain(1), [])[1] == 0
-    assert streamed.core.stats(MEMORY_TIER)["slots_reserved"] == 0
+WORDS = [
+    (RESERVE, struct.pack("<IHHII", 0, 0, 0, 1, 0) + bytes(64) + chain(1, first=9).tobytes()),
+    (PART, struct.pack("<II", 1, 0) + bytes(24)),
+    (SEAL, struct.pack("<IIQ", 1, 2, 0) + bytes(8 + 16)),
+    (ABORT, struct.pack("<II", 1, 0) + bytes(8)),
+    (HOLD, struct.pack("<IHBBIIII", 0, 0, 0, 0, 1, 0, 0, 0) + bytes(32) + chain(1).tobytes()),
+    (RELEASE, struct.pack("<II", 1, 0) + bytes(8)),
+    (CORRUPT, struct.pack("<II", 1, 0) + bytes(8)),
+    (QUIET, bytes(16)),
+]
 
 
-@pytest.mark.parametrize(
-    ("offset", "length", "field"), [(1, 8, "offset"), (PARTS[0], 8, "offset"), (0, SIZE + 1, "bytes")]
-)
-def test_bytes_out_of_order_or_beyond_the_block_cost_the_connection(
-    streamed: Rig, offset: int, length: int, field: str
-) -> None:
-    neighbour = streamed.session()
-    assert put(streamed, neighbour, 1).blocks == 1
-    peer = allowed(streamed)
-    keys = chain(1, first=50).tobytes()
-    peer.send(RESERVE, struct.pack("<IHHII", streamed.ns, 0, 0, 1, 0) + bytes(64) + keys)
-    ticket = peer.answer()[2][8:16]
-    peer.send(WRITE, ticket + struct.pack("<Q", offset) + bytes([7]) * length)
-    verb, status, body = peer.answer()
-    assert (verb, status, field_of(body)) == (127, BAD_INPUT, field)
-    assert peer.closed()
-    assert fetch(streamed, neighbour, 1)[0].blocks == 1
-    eventually(lambda: streamed.core.stats(MEMORY_TIER)["slots_reserved"] == 0)
+@pytest.mark.parametrize(("verb", "body"), WORDS)
+def test_slots_and_holds_are_not_spoken_of(far: tuple[Rig, Peer], verb: int, body: bytes) -> None:
+    """Whoever maps nothing moves bytes by transfers; the verb is refused, whatever it says, and nothing is done."""
+    rig, peer = far
+    for said in (body, body[:3]):
+        peer.send(verb, said)
+        told, status, why = peer.answer()
+        assert (told, status, field_of(why)) == (verb, DENIED, "verb")
+    before = rig.door.stats()
+    if verb not in {RESERVE, SEAL, HOLD}:  # which are always answered
+        peer.send(verb, body, NO_ANSWER)
+    peer.send(LOOKUP, struct.pack("<IIII", rig.ns, 1, 0, 0) + chain(1).tobytes())
+    assert peer.answer()[:2] == (LOOKUP, OK)
+    stats = rig.core.stats(MEMORY_TIER)
+    assert (stats["slots_reserved"], stats["holds"]) == (0, 0)
+    assert rig.core.counters()["corrupt_reported"] == 0 and rig.door.stats()["cut_malformed"] == before["cut_malformed"]
 
 
-def test_a_read_ends_where_its_hold_does(streamed: Rig) -> None:
-    put(streamed, streamed.session(), 2)
-    peer = allowed(streamed)
-    peer.send(HOLD, hold_frame(streamed.ns, 2))
-    hold = peer.answer()[2][:8]
-    for first, count in ((0, 3), (2, 1), (0, 0), (0xFFFFFFFF, 1)):
-        peer.send(READ, hold + struct.pack("<II", first, count))
-        verb, status, body = peer.answer()
-        assert (verb, status, field_of(body)) == (READ, BAD_INPUT, "count")
+def test_what_others_reserved_and_hold_is_out_of_reach_by_tcp(rig: TcpRig) -> None:
+    """Numbers are no capabilities: with another one's ticket and hold nothing is done either."""
+    put(rig, rig.session(), 1)
+    near, peer = allowed(rig), TcpPeer(rig)
+    assert rig.door.allow(peer.owner, rig.ns)
+    near.send(RESERVE, struct.pack("<IHHII", rig.ns, 0, 0, 1, 0) + bytes(64) + chain(1, first=9).tobytes())
+    ticket, hold = near.answer()[2][8:16], held(rig, near)
+    for verb, body in (
+        (ABORT, struct.pack("<II", 1, 0) + ticket),
+        (PART, struct.pack("<II", 1, 0) + ticket + bytes(16)),
+        (SEAL, struct.pack("<IIQ", 1, 2, 0) + ticket + bytes(16)),
+        (RELEASE, struct.pack("<II", 1, 0) + hold[:8]),
+        (CORRUPT, struct.pack("<II", 1, 0) + hold[24:32]),
+    ):
+        peer.send(verb, body)
+        assert peer.answer()[:2] == (verb, DENIED)
+    stats = rig.core.stats(MEMORY_TIER)
+    assert (stats["slots_reserved"], stats["holds"]) == (1, 1)
+    assert rig.core.counters()["corrupt_reported"] == 0
+    near.send(SEAL, struct.pack("<IIQ", 1, 2, 0) + ticket + bytes(16))
+    assert near.answer() == (SEAL, OK, bytes([0]))
 
 
-def test_what_is_being_sent_stays_although_its_lease_is_over(tmp_path: Path) -> None:
-    rig = Rig(tmp_path, trusted=False)
-    try:
-        session, blocks = rig.session(), 400  # more than sockets keep
-        assert put(rig, session, blocks, 7).blocks == blocks
-        peer = allowed(rig)
-        keys = chain(blocks, first=7).tobytes()
-        peer.send(HOLD, struct.pack("<IHBBIIII", rig.ns, 0, 0, 0, blocks, 0, 100, 0) + bytes(32) + keys)
-        hold = peer.answer()[2][:8]
-        peer.send(READ, hold + struct.pack("<II", 0, blocks))
-        time.sleep(0.4)  # it reads nothing past its lease, while others need the room
-        for first in range(10_000, 14_000, 200):
-            put(rig, session, 200, first)
-        came = b"".join(peer.answer()[2] for _ in range(blocks))
-        assert came == bytes([7]) * (blocks * SIZE)
-        eventually(lambda: rig.core.stats(MEMORY_TIER)["holds"] == 0)
-    finally:
-        rig.stop()
-
-
-def test_what_is_under_way_in_frames_has_a_limit(streamed: Rig) -> None:
-    peer = allowed(streamed)
-    peer.send(RESERVE, reserve_frame(streamed.ns, 9))
-    verb, status, body = peer.answer()
-    assert (verb, status, field_of(body)) == (RESERVE, REJECTED, "streamed_bytes_max")
-    assert streamed.core.stats(MEMORY_TIER)["slots_reserved"] == 0
-    session = streamed.session()
-    for first in (0, 8):
-        assert put(streamed, session, 8, first).blocks == 8
-    peer.send(HOLD, hold_frame(streamed.ns, 8))
-    assert peer.answer()[:2] == (HOLD, OK)
-    peer.send(HOLD, hold_frame(streamed.ns, 1))
-    verb, status, body = peer.answer()
-    assert (verb, status, field_of(body)) == (HOLD, REJECTED, "streamed_bytes_max")
-    assert streamed.core.stats(MEMORY_TIER)["holds"] == 1
-
-
-def test_what_a_silent_peer_reserved_or_held_in_frames_comes_back(streamed: Rig) -> None:
-    """Nothing of it can land later, since the door writes for it: no quarantine, and its seal comes too late."""
-    put(streamed, streamed.session(), 1)
-    peer = allowed(streamed)
-    peer.send(RESERVE, struct.pack("<IHHII", streamed.ns, 0, 0, 1, 0) + bytes(64) + chain(1, first=9).tobytes())
-    ticket = peer.answer()[2][8:16]
-    peer.send(HOLD, hold_frame(streamed.ns, 1, lease_ms=200))
-    hold = peer.answer()[2][:8]
-    eventually(lambda: streamed.core.stats(MEMORY_TIER)["slots_reserved"] == 0)
-    eventually(lambda: streamed.core.stats(MEMORY_TIER)["slots_retired"] == 0)
-    eventually(lambda: streamed.core.stats(MEMORY_TIER)["holds"] == 0)
-    peer.send(WRITE, ticket + struct.pack("<Q", 0) + bytes(SIZE))
-    assert peer.answer() == (WRITE, OK, bytes([STALE_OUTCOME]))
-    peer.send(SEAL, struct.pack("<IIQ", 1, 0, 0) + ticket)
-    assert peer.answer() == (SEAL, OK, bytes([STALE_OUTCOME]))
-    peer.send(READ, hold + struct.pack("<II", 0, 1))
-    assert peer.answer()[:2] == (READ, 5)
+def test_a_session_without_the_segment_says_so_itself(far: tuple[Rig, Peer]) -> None:
+    rig, _ = far
+    session = rig.far() if isinstance(rig, TcpRig) else rig.session()
+    rig.door.allow(session.info.session, rig.ns)
+    session.describe(rig.ns, [PARTS])
+    frames = rig.door.stats()["frames"]
+    told = [
+        put(rig, session, 1),
+        fetch(rig, session, 1)[0],
+        session.view(rig.ns, 0, chain(1), HINT, 0.0, 5.0),
+        session.reserve(rig.ns, 0, chain(1), HINT, 5.0).result,
+    ]
+    assert [(one.status, one.field) for one in told] == [
+        (REJECTED, field) for field in ("put", "fetch", "view", "reserve")
+    ]
+    assert session.lookup(rig.ns, chain(1), [], 5.0).status == OK
+    assert rig.door.stats()["frames"] <= frames + 2, "four refusals, and none asked for"
 
 
 # ---- peers that map the segment -------------------------------------------------------------------------------------

@@ -27,7 +27,6 @@ from tests.integration.test_door import (
     HEADER,
     HELLO,
     LOOKUP,
-    PARTS,
     STALE,
     Rig,
     chain,
@@ -35,7 +34,6 @@ from tests.integration.test_door import (
     field_of,
 )
 
-SIZE = sum(PARTS)
 REFUSED_BYTES = 16 + len("ns") + len("not open")  # of a lookup in a namespace that is not open
 HELLO_BODY = struct.pack("<IBBHQ", 0x3153564B, 1, 1, 0, 0)
 
@@ -154,19 +152,15 @@ def authority(tmp_path: Path) -> Authority:
 
 
 def test_tls_carries_everything(tmp_path: Path, authority: Authority) -> None:
-    """Puts and gets in both directions at once, larger than any buffer, on one connection of several threads."""
+    """Requests and answers that go at once, larger than any buffer, on one connection of several threads."""
     own = files(None, authority.sign("node", server=True))
-    with door(tmp_path, own, anonymous_over_tcp=True, spin_us_max=0) as rig:
+    bodies = [np.random.default_rng(i).bytes(3 << 20) for i in range(12)]
+    with door(tmp_path, own, anonymous_over_tcp=True, spin_us_max=0) as rig, ThreadPoolExecutor(5) as pool:
         session = rig.far(tls=files(authority))
-        assert rig.door.allow(session.info.session, rig.ns)
-        session.describe(rig.ns, [PARTS])
-        rounds = range(4)
-        with ThreadPoolExecutor(4) as pool:
-            stored = [pool.submit(put, rig, session, 300, 1_000 * i) for i in rounds]
-            assert [one.result().blocks for one in stored] == [300] * 4
-            got = [pool.submit(fetch, rig, session, 300, 1_000 * i) for i in rounds]
-            assert all(one.result() for one in got)
-        rig.core.check_integrity(1)
+        echoed = pool.submit(echo, rig, len(bodies))
+        told = [pool.submit(session.call, 9, body, 20.0) for body in bodies]
+        assert [one.result().body for one in told] == [body[::-1] for body in bodies]
+        echoed.result()
         session.close()
 
 
@@ -445,20 +439,9 @@ def asked(rig: TcpRig) -> native.Request:
     return taken[0]
 
 
-def put(rig: TcpRig, session: native.Session, blocks: int, first: int) -> native.Result:
-    source = block_bytes(blocks, first)
-    keys = chain(blocks, first)
-    addresses = np.arange(blocks, dtype=np.uint64) * SIZE + source.ctypes.data
-    return session.put(rig.ns, 0, keys, addresses, np.array([SIZE], np.uint64), native.Hint(), 20.0)
-
-
-def fetch(rig: TcpRig, session: native.Session, blocks: int, first: int) -> bool:
-    into = np.zeros((blocks, SIZE), np.uint8)
-    addresses = np.arange(blocks, dtype=np.uint64) * SIZE + into.ctypes.data
-    lengths = np.array([SIZE], np.uint64)
-    got = session.fetch(rig.ns, 0, chain(blocks, first), addresses, lengths, native.Hint(), 0.0, 20.0)
-    return got.blocks == blocks and bool(np.array_equal(into, block_bytes(blocks, first)))
-
-
-def block_bytes(blocks: int, first: int) -> np.ndarray:
-    return np.random.default_rng(first).integers(256, size=(blocks, SIZE), dtype=np.uint8)
+def echo(rig: TcpRig, count: int) -> None:
+    """Answers so many requests with their bytes the other way round."""
+    for _ in range(count):
+        taken: list[native.Request] = []
+        eventually(lambda taken=taken: bool(taken or taken.extend(rig.door.take_requests(1)) or taken))
+        assert rig.door.answer(taken[0].owner, taken[0].request, taken[0].body[::-1])

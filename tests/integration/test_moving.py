@@ -24,7 +24,7 @@ BLOCKS = 6
 
 @pytest.fixture
 def node(tmp_path: Path) -> Iterator[NodeProcess]:
-    sets = (f"limits.lease_ms_max={LEASE_MS}", "limits.reserve_lapse_ms=1500", f"limits.streamed_bytes_max={8 * SIZE}")
+    sets = (f"limits.lease_ms_max={LEASE_MS}", "limits.reserve_lapse_ms=1500", f"limits.moving_bytes_max={8 * SIZE}")
     with NodeProcess(tmp_path, *sets) as node:
         yield node
 
@@ -181,7 +181,7 @@ async def test_what_a_connection_may_have_leased_is_limited(stranger: Stranger, 
     first, number = stranger.lease(held), stranger.number
     second = stranger.lease(held)  # 8 blocks may be out, 6 are
     assert (len(first.offsets), len(second.offsets), second.window_full) == (6, 2, True)
-    with pytest.raises(Refused, match="REJECTED streamed_bytes_max"):
+    with pytest.raises(Refused, match="REJECTED moving_bytes_max"):
         stranger.lease(held)
     stranger.ask(store.METHOD_RELEASE, framed.ReleaseRequest(lease=number))
     assert len(stranger.lease(held).offsets) == 6
