@@ -367,15 +367,17 @@ class ReserveStatus(enum.IntEnum):
 class MovePath(enum.IntEnum):
     GET_MAPPED = 0
 
-    GET_STREAMED = 1
+    GET_TRANSFERRED = 1
 
-    PUT_MAPPED = 2
+    GET_GRPC = 2
 
-    PUT_STREAMED = 3
+    PUT_MAPPED = 3
 
-    HOLD_MEMORY = 4
+    PUT_TRANSFERRED = 4
 
-    HOLD_PARKED = 5
+    HOLD_MEMORY = 5
+
+    HOLD_PARKED = 6
 
 class WorkKind(enum.IntEnum):
     PROMOTE = 0
@@ -582,7 +584,7 @@ class NodeCore:
 
     def publish_part(self, owner: int, ticket: int, part: int, checksum: int) -> int: ...
 
-    def seal(self, tier: int, owner: int, tickets: Annotated[NDArray[numpy.uint64], dict(shape=(None,), order='C', device='cpu', writable=False)], checksums: Annotated[NDArray[numpy.uint64], dict(shape=(None,), order='C', device='cpu', writable=False)], now: int, path: int = 4, elapsed_ns: int = 0) -> NDArray[numpy.uint8]: ...
+    def seal(self, tier: int, owner: int, tickets: Annotated[NDArray[numpy.uint64], dict(shape=(None,), order='C', device='cpu', writable=False)], checksums: Annotated[NDArray[numpy.uint64], dict(shape=(None,), order='C', device='cpu', writable=False)], now: int, path: int = 5, elapsed_ns: int = 0) -> NDArray[numpy.uint8]: ...
 
     def abort(self, tier: int, owner: int, tickets: Annotated[NDArray[numpy.uint64], dict(shape=(None,), order='C', device='cpu', writable=False)]) -> None: ...
 
@@ -687,8 +689,6 @@ class Status(enum.IntEnum):
 
     DENIED = 4
 
-    GONE = 5
-
     UNAVAILABLE = 6
 
     LATE = 7
@@ -741,7 +741,7 @@ class Tls:
 class Door:
     """The framed socket; see native/door/server.hpp."""
 
-    def __init__(self, core: NodeCore, listener: int, payload_fd: int, payload_bytes: int, *, trusted_uids: Sequence[int], allowed_uids: Sequence[int] = [], anonymous_over_tcp: bool = False, certified_over_tcp: bool = False, connections_max: int = 1024, frame_bytes_max: int = 8388608, queue_bytes_max: int = 67108864, requests_max: int = 4096, requests_per_connection_max: int = 64, hold_wait_ms_max: int = 10000, hello_ms_max: int = 5000, stall_ms_max: int = 30000, spin_us_max: int = 100, streamed_bytes_max: int = 1073741824) -> None: ...
+    def __init__(self, core: NodeCore, listener: int, payload_fd: int, payload_bytes: int, *, trusted_uids: Sequence[int], allowed_uids: Sequence[int] = [], anonymous_over_tcp: bool = False, certified_over_tcp: bool = False, connections_max: int = 1024, frame_bytes_max: int = 8388608, queue_bytes_max: int = 67108864, requests_max: int = 4096, requests_per_connection_max: int = 64, hold_wait_ms_max: int = 10000, hello_ms_max: int = 5000, stall_ms_max: int = 30000, spin_us_max: int = 100) -> None: ...
 
     def start(self) -> None: ...
 
@@ -889,7 +889,7 @@ class Reservation:
 
     def array(self, index: int) -> Annotated[NDArray[numpy.uint8], dict(shape=(None,))]: ...
 
-    def write(self, part: int, addresses: Annotated[NDArray[numpy.uint64], dict(shape=(None,), order='C', device='cpu', writable=False)], lengths: Annotated[NDArray[numpy.uint64], dict(shape=(None,), order='C', device='cpu', writable=False)], deadline_s: float) -> Result: ...
+    def write(self, part: int, addresses: Annotated[NDArray[numpy.uint64], dict(shape=(None,), order='C', device='cpu', writable=False)], lengths: Annotated[NDArray[numpy.uint64], dict(shape=(None,), order='C', device='cpu', writable=False)]) -> Result: ...
 
     def publish(self, part: int, deadline_s: float) -> Result: ...
 

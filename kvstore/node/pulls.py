@@ -171,7 +171,7 @@ class Slots:
                 tickets,
                 np.ascontiguousarray(sums[arrived]).reshape(-1),
                 now,
-                path=native.MovePath.PUT_STREAMED,
+                path=native.MovePath.PUT_TRANSFERRED,
                 elapsed_ns=now - self._began,
             )
             outcomes[arrived] = np.where(told == 0, 0, LAPSED)

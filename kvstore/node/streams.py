@@ -275,7 +275,7 @@ class GetStream:
             len(self._keys) - self._first,
             (0, self._by_tier[1], self._by_tier[2], self._by_tier[3]),
             self._failed,
-            native.MovePath.GET_STREAMED,
+            native.MovePath.GET_GRPC,
             self._sent * self._block_bytes,
             self._host.clock.now_ns() - self._started,
         )

@@ -20,7 +20,15 @@ from transfer.paths import Path, PathCounts
 
 TIERS: Final = {1: "memory", 2: "file", 3: "object"}
 OBJECT: Final = 3
-PATHS: Final = ("get_mapped", "get_streamed", "put_mapped", "put_streamed", "hold_memory", "hold_parked")
+PATHS: Final = (
+    "get_mapped",
+    "get_transferred",
+    "get_grpc",
+    "put_mapped",
+    "put_transferred",
+    "hold_memory",
+    "hold_parked",
+)
 PUT_OUTCOMES: Final = ("granted", "held", "pending", "full", "too_large", "lapsed")
 
 Counts = Mapping[str, Any]  # of native code, by the names of native/core/counters.hpp

@@ -70,7 +70,7 @@ std::tuple<int, ArrayOut<std::uint8_t>, ArrayOut<std::uint64_t>, ArrayOut<std::u
 ArrayOut<std::uint8_t> seal(CoreClass& self, int tier, OwnerId owner, const WordsIn& tickets, const WordsIn& checksums, Nanos, int path,
                             Nanos elapsed) {
   const auto moved = static_cast<MovePath>(path);
-  if (moved != MovePath::kHoldMemory && moved != MovePath::kPutStreamed) throw nb::value_error("path: MovePath.PUT_STREAMED, or none");
+  if (moved != MovePath::kHoldMemory && moved != MovePath::kPutTransferred) throw nb::value_error("path: MovePath.PUT_TRANSFERRED, or none");
   const Tier where = tier_of(tier);
   std::vector<Outcome> out(tickets.shape(0));
   {
@@ -150,7 +150,7 @@ void bind_calls(nb::class_<CoreClass>& core) {
       .def("fetched", [](CoreClass& self, NsId ns, const Hint& hint, std::uint32_t asked,
                          const std::tuple<std::uint32_t, std::uint32_t, std::uint32_t, std::uint32_t>& by_tier,
                          std::uint32_t failed, int path, std::uint64_t bytes, Nanos elapsed) {
-             if (path != 0 && path != 1) throw nb::value_error("path: MovePath.GET_MAPPED or GET_STREAMED");
+             if (path < 0 || path > static_cast<int>(MovePath::kGetGrpc)) throw nb::value_error("path: MovePath.GET_MAPPED, GET_TRANSFERRED or GET_GRPC");
              const auto [none, memory, file, object] = by_tier;
              self.core.fetched({ns, hint, asked, {none, memory, file, object}, failed, static_cast<MovePath>(path), bytes, elapsed});
            }, "ns"_a, "hint"_a, "blocks_asked"_a, "blocks_by_tier"_a, "blocks_failed"_a, "path"_a, "bytes"_a, "elapsed_ns"_a)

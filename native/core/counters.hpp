@@ -20,14 +20,15 @@ inline constexpr std::size_t kTiers = 4;
 
 // Ways that bytes or answers take, each with a histogram.
 enum class MovePath : std::uint8_t {
-  kGetMapped = 0,    // told by clients: a whole get
-  kGetStreamed = 1,
-  kPutMapped = 2,    // told by clients: from reserve to seal
-  kPutStreamed = 3,
-  kHoldMemory = 4,   // seen by the node: a hold answered at once
-  kHoldParked = 5,   // and one that waited for a promotion
+  kGetMapped = 0,       // told by clients: a whole get, out of the mapped segment
+  kGetTransferred = 1,  // and by transfers
+  kGetGrpc = 2,         // seen by the node, inside messages
+  kPutMapped = 3,       // told by clients: from reserve to seal
+  kPutTransferred = 4,  // seen by the node: from reserve to seal
+  kHoldMemory = 5,      // seen by the node: a hold answered at once
+  kHoldParked = 6,      // and one that waited for a promotion
 };
-inline constexpr std::size_t kMovePaths = 6;
+inline constexpr std::size_t kMovePaths = 7;
 
 // Bucket i counts what took less than 1 us << i; the last one the rest.
 struct Histogram {

@@ -261,7 +261,7 @@ void NodeCore::seal(Tier tier, OwnerId owner, std::span<const Ticket> tickets, s
     }
   }
   if (tier != Tier::kMemory || bytes == 0) return;
-  if (path == MovePath::kPutMapped || path == MovePath::kPutStreamed)
+  if (path == MovePath::kPutMapped || path == MovePath::kPutTransferred)
     impl_->counters.paths[static_cast<std::size_t>(path)].add(elapsed, bytes);
   impl_->want_write_behind();
 }

@@ -338,7 +338,7 @@ bool Door::Impl::fetched(Connection& peer, const FrameHeader& header, Reader bod
   report.blocks_asked = told.blocks_asked;
   for (std::size_t tier = 1; tier < kTiers; ++tier) report.blocks_by_tier[tier] = told.blocks_by_tier[tier];
   report.blocks_failed = told.blocks_failed;
-  report.path = peer.trusted ? MovePath::kGetMapped : MovePath::kGetStreamed;
+  report.path = peer.trusted ? MovePath::kGetMapped : MovePath::kGetTransferred;
   report.bytes = told.bytes;
   report.elapsed = static_cast<Nanos>(std::min<std::uint64_t>(told.elapsed_ns, 3'600'000'000'000));
   if (!report.plausible()) {
