@@ -10,6 +10,8 @@ from types import SimpleNamespace
 from typing import cast
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from transfer.errors import PeerUnreachable, Reason
 from transfer.rdma.control import QUESTIONS_MAX, Control
@@ -187,3 +189,28 @@ async def test_garbage_is_refused() -> None:
         await asyncio.get_running_loop().sock_sendall(peer._sock, b"GET / HTTP/1.1\r\n")
         with pytest.raises(FrameInvalid):
             await control.greeted(MINE)
+
+
+@given(st.lists(st.binary(max_size=80) | st.builds(to_frame, st.just(Present(b"x"))), max_size=4).map(b"".join))
+@settings(deadline=None)
+def test_any_bytes_after_a_greeting_cost_their_own_connection_at_most(data: bytes) -> None:
+    """The link lives on or ends, closes in time, and leaves no task behind."""
+
+    async def main() -> None:
+        async with connected() as (control, peer), asyncio.timeout(FOREVER_S):
+            await peer.says(THEIRS)
+            host = SimpleNamespace(link_ended=lambda _: None)
+            link = Link(cast(RdmaTransport, host), control, await control.greeted(MINE))
+            guest = SlowGuest()
+            guest.go_on.set()
+            link._guest = cast(Guest, guest)
+            await asyncio.get_running_loop().sock_sendall(peer._sock, data)
+            peer._sock.shutdown(socket.SHUT_WR)
+            over = asyncio.Event()
+            link.when_over(over.set)
+            await over.wait()
+            assert guest.ended and not link.open
+            await asyncio.sleep(0)
+            assert asyncio.all_tasks() <= {asyncio.current_task()}
+
+    asyncio.run(main())
