@@ -26,7 +26,7 @@ TESTS = (
 )
 # Each plugin that is loaded costs an emulated second: only those that pyproject.toml has settings for.
 PYTEST = ("-m", "pytest", "-p", "pytest_asyncio.plugin", "-p", "pytest_timeout", "-p", "no:cacheprovider", "-q")
-RUN_MAX_S = 900.0
+RUN_MAX_S = 1800.0
 TEST_MAX_S = 300.0
 
 
