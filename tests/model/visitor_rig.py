@@ -35,7 +35,7 @@ from transfer.testing.simulated import SimulatedConfig, SimulatedNetwork, Simula
 PARTS = (8192, 12_000, 5_000)
 BLOCK = sum(PARTS)
 CHAINS = [chain_of(seed, 5) for seed in ("a", "b", "c")]
-LIMITS = LimitsConfig(reserve_lapse_ms=1_500, lease_ms_max=700, streamed_bytes_max=12 * BLOCK)
+LIMITS = LimitsConfig(reserve_lapse_ms=1_500, lease_ms_max=700, moving_bytes_max=12 * BLOCK)
 SLICES = SimulatedConfig(slice_bytes=8192)
 HOLDS_MAX = 6
 SLOW = ("client1", 0.03)  # the first of the clients: what reads its memory takes so long
