@@ -10,7 +10,6 @@ Rules
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import time
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
@@ -160,11 +159,12 @@ class TcpEndpoint(MovingEndpoint[TcpJob, Shown]):
         return TcpJob(token, work.writing, work.spans, accesses, work.rows, work.plan.slices, work.plan.parts)
 
     async def _end(self) -> None:
-        if self._repairing is not None:
-            self._repairing.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await self._repairing
-        self._host.endpoint_closed(self)
+        try:
+            if self._repairing is not None:
+                self._repairing.cancel()
+                await asyncio.wait([self._repairing])  # a cancellation of whoever waits is his, and goes on
+        finally:
+            self._host.endpoint_closed(self)
 
 
 def _check_live(states: Reasons) -> None:
