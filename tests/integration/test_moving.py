@@ -32,8 +32,12 @@ def node(tmp_path: Path) -> Iterator[NodeProcess]:
 class Stranger:
     """A framed connection used by hand, and a TCP transport beside it."""
 
-    def __init__(self, node: NodeProcess) -> None:
-        self.session = native.Session(str(node.socket))
+    def __init__(self, node: NodeProcess, *, by_tcp: bool = False) -> None:
+        if by_tcp:
+            host, _, port = node.facts["address"].rpartition(":")
+            self.session = native.Session(host=host, port=int(port))
+        else:
+            self.session = native.Session(str(node.socket))
         self.number = 0  # of the last lease
         body = self.ask(
             store.METHOD_OPEN_NAMESPACE, store.OpenNamespaceRequest(layout=_layout_message(), tenant="default")
@@ -47,10 +51,13 @@ class Stranger:
             raise Refused(f"{native.Status(told.status).name} {told.field}: {told.reason}")
         return told.body
 
-    async def connected(self) -> object:
+    def address(self) -> str:
         offer = parse_offer(store.OfferResponse.FromString(self.ask(store.METHOD_OFFER, store.OfferRequest())).offer)
         (address,) = [route.address for route in offer.routes if route.address.startswith("tcp:")]
-        return await self.transport.connect(address, deadline_s=5)
+        return address
+
+    async def connected(self) -> object:
+        return await self.transport.connect(self.address(), deadline_s=5)
 
     def lease(self, chain: np.ndarray, carrier: int = Carrier.TCP, wait_ms: int = 0) -> framed.LeaseResponse:
         self.number += 1
