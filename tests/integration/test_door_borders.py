@@ -188,7 +188,7 @@ WORDS = [
 ]
 
 
-@pytest.mark.parametrize(("verb", "body"), WORDS)
+@pytest.mark.parametrize(("verb", "body"), WORDS, ids=[str(verb) for verb, _ in WORDS])
 def test_slots_and_holds_are_not_spoken_of(far: tuple[Rig, Peer], verb: int, body: bytes) -> None:
     """Whoever maps nothing moves bytes by transfers; the verb is refused, whatever it says, and nothing is done."""
     rig, peer = far
