@@ -17,6 +17,7 @@ from importlib.machinery import EXTENSION_SUFFIXES
 from pathlib import Path
 
 from kvstore.allowed import human
+from kvstore.doctor_rails import rails
 from kvstore.finding import Finding
 
 IMPORT_MAX_S = 30.0
@@ -38,6 +39,7 @@ def rdma(sysfs: Path, dev: Path, proc: Path, verbs: Verbs | None = None) -> list
     findings = [devices(sysfs)]
     if _named(sysfs):
         findings += [nodes(sysfs, dev), registered_memory(proc, resource.getrlimit(resource.RLIMIT_MEMLOCK)[0])]
+        findings += rails(sysfs)
     return [*findings, pyverbs(verbs or verbs_here(proc))]
 
 

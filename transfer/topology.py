@@ -6,7 +6,8 @@
 Rules
 - What sysfs does not say is unknown (None), never a guess and never an error: containers show half of it.
 - For memory of a NUMA node the NICs of that node are near. For a device: of the NICs of its node, those at the least
-  distance. Where none is of the node, or the node is unknown, all compete. The others are spare.
+  distance. Where none is of the node: those of the nodes that the kernel's table says are nearest to it. Where the node
+  is unknown, all compete. The others are spare.
 - The order is total (near, distance, name, port): the same machine gives the same rails at every start.
 """
 
@@ -17,6 +18,7 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 
 __all__ = [
     "Gid",
@@ -28,14 +30,14 @@ __all__ = [
     "main_node",
     "nearest",
     "nics",
-    "nodes_of_maps",
+    "node_distances",
     "nodes_of_pages",
 ]
 
 _ZERO_GID = "0000:0000:0000:0000:0000:0000:0000:0000"
 _PCI = re.compile(r"(?:([0-9a-f]{4,8}):)?([0-9a-f]{2}):([0-9a-f]{2})\.([0-7])")
-_NODE_PAGES = re.compile(r"N(\d+)=(\d+)")
-_PAGE_KB = re.compile(r"kernelpagesize_kB=(\d+)")
+_MAIN_SHARE = 0.75
+_NOWHERE: Mapping[int, int] = MappingProxyType({})
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,11 +124,30 @@ def distance(one: Place, other: Place) -> int | None:
     return len(one.path) + len(other.path) - 2 * common
 
 
-def nearest(candidates: Iterable[Nic], *, numa: int | None = None, device: Place | None = None) -> tuple[Ranked, ...]:
-    """NICs for memory of a NUMA node, or of a device (whose node then counts): near ones first, then the spare ones."""
+def node_distances(sys: Path, node: int) -> dict[int, int]:
+    """How far each NUMA node is from this one (10: itself), as the firmware says; {}: it does not."""
+    root = sys / "devices" / "system" / "node"
+    told = _text(root / f"node{node}" / "distance").split()
+    # A row names the nodes that are there, in their order; numbers may be missing among them.
+    there = sorted(int(path.name[4:]) for path in _children(root) if re.fullmatch(r"node\d+", path.name))
+    if len(told) != len(there) or not all(one.isdecimal() for one in told):
+        return {}
+    return dict(zip(there, map(int, told), strict=True))
+
+
+def nearest(
+    candidates: Iterable[Nic],
+    *,
+    numa: int | None = None,
+    device: Place | None = None,
+    distances: Mapping[int, int] = _NOWHERE,
+) -> tuple[Ranked, ...]:
+    """NICs for memory of a NUMA node, or of a device (whose node then counts): near ones first, then the spare ones.
+    distances: of that node, as `node_distances` tells.
+    """
     node = numa if device is None else device.numa
     listed = list(candidates)
-    of_node = [nic for nic in listed if node is not None and nic.place.numa == node] or listed
+    of_node = _of_nearest_node(listed, node, distances)
     steps = {(nic.name, nic.port): None if device is None else distance(nic.place, device) for nic in listed}
     known = [found for nic in of_node if (found := steps[nic.name, nic.port]) is not None]
     least = min(known, default=None)
@@ -142,6 +163,17 @@ def nearest(candidates: Iterable[Nic], *, numa: int | None = None, device: Place
     return tuple(sorted(ranked, key=_order))
 
 
+def _of_nearest_node(listed: list[Nic], node: int | None, distances: Mapping[int, int]) -> list[Nic]:
+    if node is None:
+        return listed
+    of_node = [nic for nic in listed if nic.place.numa == node]
+    if of_node:
+        return of_node
+    away = {numa: distances[numa] for nic in listed if (numa := nic.place.numa) is not None and numa in distances}
+    least = min(away.values(), default=None)
+    return [nic for nic in listed if nic.place.numa is not None and away.get(nic.place.numa, -1) == least] or listed
+
+
 def _order(ranked: Ranked) -> tuple[bool, bool, int, str, int]:
     known = ranked.distance is not None
     return not ranked.near, not known, ranked.distance or 0, ranked.nic.name, ranked.nic.port
@@ -150,40 +182,15 @@ def _order(ranked: Ranked) -> tuple[bool, bool, int, str, int]:
 # -- where memory lies
 
 
-def nodes_of_maps(numa_maps: str, address: int, length: int) -> dict[int, int]:
-    """Bytes a NUMA node, by the text of /proc/PID/numa_maps, of the mappings that hold [address, address + length).
-
-    A mapping counts whole: the text does not say which of its pages lie where. Untouched memory lies nowhere yet.
-    """
-    starts: list[int] = []
-    lines: list[str] = []
-    for line in numa_maps.splitlines():
-        head = line.partition(" ")[0]
-        try:
-            starts.append(int(head, 16))
-        except ValueError:
-            continue
-        lines.append(line)
-    found: Counter[int] = Counter()
-    for i, line in enumerate(lines):
-        ends = starts[i + 1] if i + 1 < len(lines) else 1 << 64
-        if starts[i] < address + length and ends > address:
-            size = _PAGE_KB.search(line)
-            page = int(size.group(1)) << 10 if size else 4096
-            for node, count in _NODE_PAGES.findall(line):
-                found[int(node)] += int(count) * page
-    return dict(found)
-
-
 def nodes_of_pages(status: Sequence[int]) -> dict[int, int]:
     """Pages a NUMA node, by what move_pages(2) tells of each page; a negative number is a page that lies nowhere."""
     return dict(Counter(node for node in status if node >= 0))
 
 
 def main_node(nodes: Mapping[int, int]) -> int | None:
-    """The node with most of the memory, the lowest of several; None for memory that lies nowhere."""
-    held = {node: size for node, size in nodes.items() if size > 0}
-    return min(held, key=lambda node: (-held[node], node), default=None)
+    """The node with three quarters of the memory or more. None: it is spread, or lies nowhere."""
+    total = sum(nodes.values())
+    return next((node for node, held in nodes.items() if held > 0 and held >= _MAIN_SHARE * total), None)
 
 
 # -- sysfs

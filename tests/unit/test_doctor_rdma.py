@@ -10,7 +10,9 @@ from pathlib import Path
 import pytest
 
 from kvstore import doctor_rdma
+from kvstore.doctor_rails import rails
 from kvstore.doctor_rdma import Verbs
+from tests.unit.transfer.fake_sysfs import ROOT_A, ROOT_B, Sysfs
 
 
 @pytest.fixture
@@ -163,3 +165,42 @@ def test_what_needs_a_device_is_asked_where_there_is_one(machine: Path) -> None:
     device(machine, "mlx5_0", 0, "4: ACTIVE")
     found = [each.subject for each in doctor_rdma.rdma(*roots, whole)]
     assert found == ["RDMA", "RDMA access", "RDMA memory", "pyverbs"]
+
+
+def two_sockets(root: Path) -> Sysfs:
+    sysfs = Sysfs(root / "both")
+    sysfs.nodes("10 21", "21 10")
+    sysfs.nic("mlx5_0", ROOT_A, "0000:00:01.0", "0000:01:00.0")
+    sysfs.nic("mlx5_1", ROOT_B, "0000:80:01.0", "0000:81:00.0", numa=1)
+    return sysfs
+
+
+def test_rails_near_each_memory(tmp_path: Path) -> None:
+    sysfs = two_sockets(tmp_path)
+    (finding,) = rails(sysfs.root, ask=lambda *_: 0)
+    assert (finding.state, finding.advice) == ("ok", "")
+    assert finding.found == "node 0: mlx5_0; node 1: mlx5_1; others while these are down"
+    gpu = sysfs.pci(ROOT_B, "0000:80:01.0", "0000:3b:00.0", numa=1)
+    (gpu / "vendor").write_text("0x10de\n")
+    (gpu / "class").write_text("0x030200\n")
+    (finding,) = rails(sysfs.root, ask=lambda *_: 0)
+    assert finding.found == "node 0: mlx5_0; node 1: mlx5_1; GPU 0000:3b:00.0: mlx5_1; others while these are down"
+
+
+def test_rails_where_the_kernel_does_not_say_where_memory_lies(tmp_path: Path) -> None:
+    def refused(_address: int, _count: int) -> int | None:
+        raise PermissionError(1, "Operation not permitted")
+
+    (finding,) = rails(two_sockets(tmp_path).root, ask=refused)
+    assert finding.state == "slow" and "SYS_NICE" in finding.advice
+    assert finding.found.endswith("(move_pages: Operation not permitted): all NICs are used for it")
+
+
+def test_rails_of_one_socket_are_alike(tmp_path: Path) -> None:
+    sysfs = Sysfs(tmp_path / "one")
+    sysfs.nic("mlx5_0", ROOT_A, "0000:01:00.0")
+    assert rails(sysfs.root) == [], "there is nothing to choose from"
+    sysfs.nic("mlx5_1", ROOT_A, "0000:02:00.0")
+    sysfs.nodes("10 21", "21 10")
+    (finding,) = rails(sysfs.root)
+    assert (finding.state, finding.found) == ("ok", "all NICs are used: none is nearer to any memory than another")

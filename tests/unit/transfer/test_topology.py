@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tests.unit.transfer.fake_sysfs import LOCAL, MAPPED, ROOT_A, ROOT_B, Sysfs
 from transfer.topology import (
     Nic,
     Place,
@@ -18,65 +19,9 @@ from transfer.topology import (
     main_node,
     nearest,
     nics,
-    nodes_of_maps,
+    node_distances,
     nodes_of_pages,
 )
-
-ROOT_A, ROOT_B = "pci0000:00", "pci0000:80"
-ZERO = "0000:0000:0000:0000:0000:0000:0000:0000"
-LOCAL = "fe80:0000:0000:0000:0000:00ff:fe00:0001"
-MAPPED = "0000:0000:0000:0000:0000:ffff:0a00:0001"
-
-
-class Sysfs:
-    """A sysfs tree under a folder."""
-
-    def __init__(self, root: Path) -> None:
-        self.root = root
-        (root / "bus" / "pci" / "devices").mkdir(parents=True)
-
-    def pci(self, *path: str, numa: int | None = 0) -> Path:
-        device = self.root / "devices" / Path(*path)
-        device.mkdir(parents=True, exist_ok=True)
-        if numa is not None:
-            (device / "numa_node").write_text(f"{numa}\n")
-        link = self.root / "bus" / "pci" / "devices" / path[-1]
-        if not link.exists():
-            link.symlink_to(Path("../../../devices", *path))
-        return device
-
-    def nic(
-        self, name: str, *path: str, numa: int | None = 0, ports: int = 1, rate: str = "100 Gb/sec (4X EDR)"
-    ) -> None:
-        device = self.pci(*path, numa=numa)
-        shown = device / "infiniband" / name
-        shown.mkdir(parents=True)
-        (shown / "device").symlink_to("../..")
-        for number in range(1, ports + 1):
-            self.port(shown, number, f"eth_{name}_{number}", rate)
-        self.list(name, shown)
-
-    def list(self, name: str, shown: Path) -> None:
-        folder = self.root / "class" / "infiniband"
-        folder.mkdir(parents=True, exist_ok=True)
-        (folder / name).symlink_to(Path("../..") / shown.relative_to(self.root))
-
-    def port(self, shown: Path, number: int, netdev: str, rate: str) -> None:
-        port = shown / "ports" / str(number)
-        for index, (gid, kind, ndev) in enumerate(
-            [(LOCAL, "IB/RoCE v1", netdev), (LOCAL, "RoCE v2", netdev), (MAPPED, "RoCE v2", netdev), (ZERO, None, None)]
-        ):
-            self._write(port / "gids" / str(index), gid)
-            if kind is not None:
-                self._write(port / "gid_attrs" / "types" / str(index), kind)
-                self._write(port / "gid_attrs" / "ndevs" / str(index), str(ndev))
-        for name, text in (("state", "4: ACTIVE"), ("link_layer", "Ethernet"), ("rate", rate)):
-            self._write(port / name, text)
-
-    @staticmethod
-    def _write(path: Path, text: str) -> None:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(text + "\n")
 
 
 @pytest.fixture
@@ -243,32 +188,22 @@ def test_what_is_written_is_read(tree: dict[tuple[str, ...], int | None]) -> Non
 
 # -- where memory lies
 
-MAPS = """\
-7f0000000000 default anon=3 dirty=3 N0=2 N1=1 kernelpagesize_kB=4
-7f0000010000 bind:1 file=/dev/shm/x huge dirty=2 N1=2 kernelpagesize_kB=2048
-not a line
-7f0000800000 default file=/lib/libc.so mapped=7 N3=7 kernelpagesize_kB=4
-7f0000900000 prefer:2 anon=1 N2=1
-"""
 
-
-@pytest.mark.parametrize(
-    ("address", "length", "expected"),
-    [
-        (0x7F0000000000, 4096, {0: 8192, 1: 4096}),
-        (0x7F000000F000, 0x2000, {0: 8192, 1: (4 << 20) + 4096}),
-        (0x7F0000010000, 4 << 20, {1: 4 << 20}),
-        (0x7F0000800000 - 1, 1, {1: 4 << 20}),
-        (0x7F0000900000, 1, {2: 4096}),
-        (0x1000, 4096, {}),
-    ],
-)
-def test_nodes_of_a_range_of_memory(address: int, length: int, expected: dict[int, int]) -> None:
-    assert nodes_of_maps(MAPS, address, length) == expected
-
-
-def test_the_main_node_has_most() -> None:
+def test_the_main_node_has_three_quarters() -> None:
     assert nodes_of_pages([1, 0, 1, -2, -14]) == {0: 1, 1: 2}
-    assert main_node({0: 1, 1: 2}) == 1
-    assert main_node({3: 5, 1: 5, 2: 5}) == 1
+    assert main_node({0: 1, 1: 3}) == 1
+    assert main_node({0: 1, 1: 2}) is None and main_node({0: 5, 1: 5}) is None
     assert main_node({0: 0}) is None and main_node({}) is None
+
+
+def test_without_a_nic_of_its_own_the_nearest_node_counts(sysfs: Sysfs) -> None:
+    sysfs.nodes("10 12 32", "12 10 32", "32 32 10")
+    cards = [card("a", at("x/1", 0)), card("b", at("x/2", 2)), card("v", at("", None))]
+    distances = node_distances(sysfs.root, 1)
+    assert distances == {0: 12, 1: 10, 2: 32}
+    assert [r.nic.name for r in nearest(cards, numa=1, distances=distances) if r.near] == ["a"]
+    assert [r.nic.name for r in nearest(cards, numa=2, distances=node_distances(sysfs.root, 2)) if r.near] == ["b"]
+    assert all(r.near for r in nearest(cards, numa=1)), "no table: nobody is nearer"
+    assert all(r.near for r in nearest([cards[2]], numa=1, distances=distances)), "no NIC is of a node"
+    (sysfs.root / "devices/system/node/node1/distance").write_text("10 12\n")
+    assert node_distances(sysfs.root, 1) == {} and node_distances(sysfs.root, 7) == {}
