@@ -215,7 +215,9 @@ class TransferConfig:
     rdma: auto uses RDMA where the machine has it; on does not start without; none does not.
     rdma_address: as `address`, of RDMA's control connection. Beyond loopback it needs TLS, or rdma_trusted_network:
     what RDMA moves is never encrypted, so that TLS decides who may ask for it, and no more.
-    rdma_devices: by name, in this order; none named: all whose port is active.
+    rdma_devices: by name, in this order; none named: all whose port is active. rdma_rails: near takes those of the
+    NICs near the memory, and others while none of them works; all takes all. rdma_cached_bytes_max: of callers'
+    arrays that stay registered, and so are held, for 10 s after the call, in case that they come again; 0: none do.
     """
 
     address: str = "127.0.0.1:0"
@@ -228,6 +230,8 @@ class TransferConfig:
     rdma_address: str = "127.0.0.1:0"
     rdma_devices: tuple[str, ...] = ()
     rdma_trusted_network: bool = False
+    rdma_rails: str = "near"
+    rdma_cached_bytes_max: int = 256 * MIB
 
 
 @dataclass(frozen=True, slots=True)
@@ -318,6 +322,8 @@ _RULES: Final[Mapping[str, Read]] = types.MappingProxyType(
         "transfer.workers": count(1, 64, "threads"),
         "transfer.rdma": one_of(("auto", "on", "none")),
         "transfer.rdma_address": address,
+        "transfer.rdma_rails": one_of(("near", "all")),
+        "transfer.rdma_cached_bytes_max": size(0, 1 << 50),
     }
 )
 

@@ -134,7 +134,7 @@ class Transfers:
         if missing:
             return missing
         try:
-            transport = RdmaTransport(rdma)
+            transport = RdmaTransport(rdma, sysfs=self._sysfs)
         except RdmaUnavailable as error:
             return str(error)
         except OSError as error:
@@ -271,6 +271,8 @@ def rdma_config(config: TransferConfig, *, listens: bool) -> RdmaConfig:
             tls=tls,
             trusted_network=config.rdma_trusted_network,
             devices=config.rdma_devices,
+            all_rails=config.rdma_rails == "all",
+            cached_bytes_max=config.rdma_cached_bytes_max,
             quiesce_max_s=QUIESCE_MAX_S,
         )
     except ValueError as error:

@@ -25,7 +25,7 @@ import numpy.typing as npt
 from transfer.errors import LimitReached, Reason, RegionPoisoned
 from transfer.native import MappedSegment, keep_forever
 
-__all__ = ["Moving", "OnDevice", "Region", "RegionState", "Regions"]
+__all__ = ["Moving", "OnDevice", "Region", "RegionState", "Regions", "owner_of"]
 
 REGIONS_MAX = 4_096
 _DLPACK_CPU = 1
@@ -251,6 +251,16 @@ class Regions:
 
     def all(self) -> list[Region]:
         return list(self._regions.values())
+
+
+def owner_of(memory: object) -> npt.NDArray[np.generic] | None:
+    """The array whose own these bytes are: while it is held, they are nobody else's. None where they belong to what is
+    not an array, and may be closed, resized or freed by others.
+    """
+    at = memory
+    while isinstance(at, np.ndarray) and at.base is not None:
+        at = at.base
+    return at if isinstance(at, np.ndarray) and at.flags.owndata else None
 
 
 def _bytes_of(memory: object, writable: bool) -> npt.NDArray[np.uint8]:

@@ -26,6 +26,7 @@ from transfer.batch import EXTENTS_MAX, Batch
 from transfer.errors import Reason, RegionPoisoned, StillTouched, TransferError, TransferFault
 from transfer.offers import Carrier, Offer
 from transfer.paths import Connection, Connector
+from transfer.regions import owner_of
 
 if TYPE_CHECKING:
     import numpy.typing as npt
@@ -287,7 +288,7 @@ class _Local:
             if len(span.memories) == 1 and id(span.memories[0]) in self._keeps:
                 self.regions.append(await self._ways.kept_region(self._way, span.memories[0]))
                 continue
-            array = np.asarray(_At(span, self._writable))
+            array = _array_of(span, self._writable)
             region = await self._way.transport.register(array, name="caller's", writable=self._writable)
             self.regions.append(region)
             self.temporary.append(region)
@@ -320,6 +321,18 @@ def _spans(memories: Sequence[Memory]) -> list[_Span]:
         elif memory.length:
             spans.append(_Span(memory.address, end, [memory]))
     return spans
+
+
+def _array_of(span: _Span, writable: bool) -> npt.NDArray[np.uint8]:
+    """The span as a view of the array that owns all of it, so that transports can tell whose it is; else raw."""
+    owners = [owner_of(memory.owner) for memory in span.memories]
+    owner = owners[0]
+    if owner is None or any(one is not owner for one in owners) or not owner.flags.c_contiguous:
+        return np.asarray(_At(span, writable))
+    if (writable and not owner.flags.writeable) or owner.nbytes == 0:
+        return np.asarray(_At(span, writable))
+    start = span.start - int(owner.ctypes.data)
+    return owner.reshape(-1).view(np.uint8)[start : start + span.end - span.start]
 
 
 def _leading(good: npt.NDArray[np.bool_]) -> int:

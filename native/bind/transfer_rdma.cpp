@@ -42,13 +42,14 @@ void bind_jobs(nb::module_& m) {
       .def(
           "__init__",
           [](RdmaJobHandle* self, std::uint64_t token, bool writing, const std::vector<bind::Local>& locals,
-             const std::vector<std::vector<std::uint32_t>>& keys, const std::vector<WindowArguments>& windows, const Column& windows_of_rows,
-             const Table<5>& rows, const Table<4>& slices, const Column& parts) {
-            if (keys.size() != locals.size()) throw std::invalid_argument("keys: one list a local");
+             const std::vector<std::vector<std::uint32_t>>& keys, const std::vector<std::uint32_t>& near,
+             const std::vector<WindowArguments>& windows, const Column& windows_of_rows, const Table<5>& rows, const Table<4>& slices,
+             const Column& parts) {
+            if (keys.size() != locals.size() || near.size() != locals.size()) throw std::invalid_argument("keys, near: one a local");
             std::vector<rdma::Local> places;
             for (std::size_t i = 0; i < locals.size(); ++i) {
               const auto& [address, bytes, writable] = locals[i];
-              places.push_back({{at(address), bytes, writable}, keys[i]});
+              places.push_back({{at(address), bytes, writable}, keys[i], near[i]});
             }
             std::vector<Window> shown;
             for (const auto& [access, base, peer_keys] : windows) shown.push_back({access, base, peer_keys});
@@ -57,7 +58,7 @@ void bind_jobs(nb::module_& m) {
             new (self) RdmaJobHandle{std::make_shared<Job>(token, writing ? Direction::kWrite : Direction::kRead, std::move(places),
                                                            std::move(shown), std::move(of_rows), layout_of(rows, slices, parts))};
           },
-          "token"_a, "writing"_a, "locals"_a, "keys"_a, "windows"_a, "windows_of_rows"_a, "rows"_a, "slices"_a, "parts"_a)
+          "token"_a, "writing"_a, "locals"_a, "keys"_a, "near"_a, "windows"_a, "windows_of_rows"_a, "rows"_a, "slices"_a, "parts"_a)
       .def_prop_ro("whole", [](const RdmaJobHandle& self) { return self.held->layout().whole(); })
       .def("states", [](const RdmaJobHandle& self) { return copied(self.held->layout().states()); })
       .def("leaves", [](const RdmaJobHandle& self) { return copied(self.held->layout().leaves()); })

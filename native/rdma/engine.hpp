@@ -3,7 +3,9 @@
 // Rules
 // - Nothing here waits: submit, stop and the like are orders to the thread, which alone posts, polls and moves queue pairs to error.
 // - A job is finished when every work request of it is back, whatever came of it; then, and once, Python is told.
-// - A peer's lanes (queue pairs) take its slices from one queue, as each has room: a slow lane takes fewer, a broken one none.
+// - A peer's lanes (queue pairs) take its slices as each has room: a slow lane takes fewer, a broken one none.
+// - Memory has devices near it. What is read into it or written from it goes over their lanes, and over others only while all of
+//   theirs are broken. Slices with the same devices near share a queue; queues are served in turn.
 // - What is still out `linger` after a batch was stopped is flushed: its lanes are moved to error, and end. What other batches had
 //   on them is asked for again on another lane; that is no fault of theirs and not counted.
 // - A lane that has broken is given back (kLaneDown) when all of its requests are back, and never used again.

@@ -21,9 +21,12 @@ using transfer::LocalSpan;
 using transfer::Reason;
 using transfer::Slice;
 
+constexpr std::uint32_t kAnywhere = ~std::uint32_t{0};
+
 struct Local {
   LocalSpan span;
   std::vector<std::uint32_t> keys;  // one a device of ours
+  std::uint32_t near = kAnywhere;   // the devices of ours that lie near this memory, a bit each
 };
 
 // A granted range of the peer's memory as its devices know it.
@@ -51,6 +54,7 @@ class Job {
     std::uint32_t bytes, local_key, remote_key;
   };
   Request request(std::uint32_t row, std::uint32_t device, std::uint32_t peer_device) const noexcept;
+  std::uint32_t near(std::uint32_t row) const noexcept { return locals_[layout_.rows()[row].local].near; }
   bool reaches(std::uint32_t device, std::uint32_t peer_device) const noexcept;  // whether there are keys for them
 
   void stop(Reason reason) noexcept {

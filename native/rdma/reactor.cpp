@@ -238,7 +238,7 @@ void Reactor::give_up(std::uint64_t id, bool gone) {
 
 void Reactor::forget(std::uint64_t peer) {
   const auto found = peers_.find(peer);
-  if (found != peers_.end() && found->second.lanes.empty() && found->second.queue.empty()) peers_.erase(found);
+  if (found != peers_.end() && found->second.lanes.empty() && !found->second.waits()) peers_.erase(found);
 }
 
 void Reactor::end_access(std::uint64_t peer, std::uint64_t access, Reason reason) {
@@ -246,7 +246,7 @@ void Reactor::end_access(std::uint64_t peer, std::uint64_t access, Reason reason
   of.ended[access] = reason;
   pump(of);
   // Nothing is asked for by it any more: what is remembered serves only requests that were under way.
-  if (of.queue.empty() && std::ranges::all_of(of.lanes, [](const Open* lane) { return lane->out() == 0; })) of.ended.clear();
+  if (!of.waits() && std::ranges::all_of(of.lanes, [](const Open* lane) { return lane->out() == 0; })) of.ended.clear();
 }
 
 void Reactor::submit(std::shared_ptr<Job> job, std::uint64_t id) {
@@ -257,7 +257,13 @@ void Reactor::submit(std::shared_ptr<Job> job, std::uint64_t id) {
   }
   jobs_.emplace(job->token(), job);
   Peer& peer = peers_[id];
-  for (std::uint32_t i = 0; i < slices.size(); ++i) peer.queue.push_back({job, i, slices[i].row_first, slices[i].row_end, 0});
+  for (std::uint32_t i = 0; i < slices.size(); ++i) {
+    for (std::uint32_t row = slices[i].row_first, end = row; row < slices[i].row_end; row = end) {
+      const std::uint32_t near = job->near(row);
+      while (end < slices[i].row_end && job->near(end) == near) ++end;
+      peer.queues[near].push_back({job, i, row, end, 0});
+    }
+  }
   if (peer.gone || closing_) return drain_queue(peer, Reason::kPeerGone);
   pump(peer);
 }
@@ -269,10 +275,12 @@ void Reactor::stop(std::uint64_t token, Reason reason) {
   job->stop(reason);
   for (auto& [id, peer] : peers_) {
     std::vector<Run> mine;
-    std::erase_if(peer.queue, [&](const Run& run) {
-      if (run.job == job) mine.push_back(run);
-      return run.job == job;
-    });
+    for (auto& [near, queue] : peer.queues) {
+      std::erase_if(queue, [&](const Run& run) {
+        if (run.job == job) mine.push_back(run);
+        return run.job == job;
+      });
+    }
     for (const Run& run : mine) row_done(job, run.slice, run.row_end - run.row, Reason::kNone);
   }
   if (!job->over()) lingering_.push_back({Clock::now() + config_.linger, token});

@@ -57,13 +57,18 @@ class Reactor {
     bool broken = false;
     std::uint32_t status = 0;         // what broke it
     std::size_t out() const noexcept { return flights.size() - free.size(); }
+    bool near(std::uint32_t devices) const noexcept { return (devices >> lane.device & 1) != 0; }
   };
   struct Peer {
-    std::deque<Run> queue;
+    // By the devices near what they read or write, so that nothing waits behind what wants other lanes.
+    std::map<std::uint32_t, std::deque<Run>> queues;
+    std::uint32_t turn = 0;  // the queue that was served last
     std::vector<Open*> lanes;
     std::unordered_map<std::uint64_t, Reason> ended;  // accesses
     bool gone = false;
+    bool waits() const noexcept;  // whether something is in a queue
   };
+  static Open* lane_for(const Peer& peer, std::uint32_t near);
   struct Lingering {
     Clock::time_point until;
     std::uint64_t token;
@@ -71,8 +76,9 @@ class Reactor {
 
   // sending (reactor_send.cpp)
   void pump(Peer& peer);
-  bool settle_front(Peer& peer);
-  std::uint32_t fill(Peer& peer, Open& lane);
+  bool serve(Peer& peer, std::uint32_t near, std::deque<Run>& queue);
+  bool settle_front(const Peer& peer, std::deque<Run>& queue);
+  std::uint32_t fill(const Peer& peer, std::deque<Run>& queue, Open& lane);
   bool send(Open& lane, std::span<const std::uint32_t> places);
   void break_lane(Open& lane, std::uint32_t status);
   // what comes back

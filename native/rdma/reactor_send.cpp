@@ -16,40 +16,64 @@ std::uint64_t id_of(std::uint32_t generation, std::uint32_t place) { return stat
 }  // namespace
 
 // What the front of the queue asks for is over already: the job was stopped, or its grant has ended.
-bool Reactor::settle_front(Peer& peer) {
-  const Run& run = peer.queue.front();
+bool Reactor::settle_front(const Peer& peer, std::deque<Run>& queue) {
+  const Run& run = queue.front();
   Reason reason = Reason::kNone;
   if (run.job->stopped() == Reason::kNone) {
     const auto ended = peer.ended.find(run.job->access(run.job->layout().slices()[run.slice]));
     if (ended == peer.ended.end()) return false;
     reason = ended->second;
   }
-  const Run last = std::move(peer.queue.front());
-  peer.queue.pop_front();
+  const Run last = std::move(queue.front());
+  queue.pop_front();
   row_done(last.job, last.slice, last.row_end - last.row, reason);
   return true;
 }
 
+bool Reactor::Peer::waits() const noexcept {
+  return std::ranges::any_of(queues, [](const auto& entry) { return !entry.second.empty(); });
+}
+
+// The lane with the least out, of those over near devices; over any, where no lane over a near one is whole.
+Reactor::Open* Reactor::lane_for(const Peer& peer, std::uint32_t near) {
+  const bool some_near = std::ranges::any_of(peer.lanes, [near](const Open* lane) { return !lane->broken && lane->near(near); });
+  Open* best = nullptr;
+  for (Open* lane : peer.lanes) {
+    if (lane->broken || lane->free.empty() || (some_near && !lane->near(near))) continue;
+    if (best == nullptr || lane->out() < best->out()) best = lane;
+  }
+  return best;
+}
+
+// The queues in turn, until none has anything that a lane takes.
 void Reactor::pump(Peer& peer) {
-  while (!peer.queue.empty()) {
-    if (settle_front(peer)) continue;
-    Open* best = nullptr;
-    for (Open* lane : peer.lanes)
-      if (!lane->broken && !lane->free.empty() && (best == nullptr || lane->out() < best->out())) best = lane;
-    if (best == nullptr || fill(peer, *best) == 0) return;
+  for (std::size_t stuck = 0; stuck < peer.queues.size();) {
+    auto next = peer.queues.upper_bound(peer.turn);
+    if (next == peer.queues.end()) next = peer.queues.begin();
+    peer.turn = next->first;
+    stuck = serve(peer, next->first, next->second) ? 0 : stuck + 1;
   }
 }
 
+// False: nothing is left, or no lane has room for it.
+bool Reactor::serve(Peer& peer, std::uint32_t near, std::deque<Run>& queue) {
+  while (!queue.empty() && settle_front(peer, queue)) {
+  }
+  if (queue.empty()) return false;
+  Open* lane = lane_for(peer, near);
+  return lane != nullptr && fill(peer, queue, *lane) > 0;
+}
+
 // Takes from the queue what fits, and sends it. How much was taken.
-std::uint32_t Reactor::fill(Peer& peer, Open& lane) {
+std::uint32_t Reactor::fill(const Peer& peer, std::deque<Run>& queue, Open& lane) {
   std::array<std::uint32_t, kChain> places;
   std::uint32_t count = 0;
-  while (count < kChain && !lane.free.empty() && !peer.queue.empty()) {
-    if (settle_front(peer)) continue;
-    Run& run = peer.queue.front();
+  while (count < kChain && !lane.free.empty() && !queue.empty()) {
+    if (settle_front(peer, queue)) continue;
+    Run& run = queue.front();
     if (!run.job->reaches(lane.lane.device, lane.lane.peer_device)) {
       const Run last = std::move(run);
-      peer.queue.pop_front();
+      queue.pop_front();
       row_done(last.job, last.slice, last.row_end - last.row, Reason::kRevoked);
       continue;
     }
@@ -57,7 +81,7 @@ std::uint32_t Reactor::fill(Peer& peer, Open& lane) {
     lane.free.pop_back();
     places[count++] = place;
     lane.flights[place] = {run.job, run.slice, run.row, run.tries};
-    if (++run.row == run.row_end) peer.queue.pop_front();
+    if (++run.row == run.row_end) queue.pop_front();
   }
   if (count > 0) send(lane, std::span(places).first(count));
   return count;
@@ -148,7 +172,7 @@ void Reactor::failed(Open& lane, Flight flight, std::uint32_t status) {
   if (flight.job->stopped() != Reason::kNone) return row_done(flight.job, flight.slice, 1, Reason::kNone);
   if (peer.gone || tries >= config_.tries_max) return row_done(flight.job, flight.slice, 1, Reason::kPeerGone);
   ++again_;
-  peer.queue.push_front({flight.job, flight.slice, flight.row, flight.row + 1, tries});
+  peer.queues[flight.job->near(flight.row)].push_front({flight.job, flight.slice, flight.row, flight.row + 1, tries});
 }
 
 void Reactor::retire(Open& lane) {
@@ -169,8 +193,9 @@ void Reactor::row_done(const std::shared_ptr<Job>& job, std::uint32_t slice, std
 }
 
 void Reactor::drain_queue(Peer& peer, Reason reason) {
-  const std::deque<Run> runs = std::exchange(peer.queue, {});
-  for (const Run& run : runs) row_done(run.job, run.slice, run.row_end - run.row, reason);
+  const auto queues = std::exchange(peer.queues, {});
+  for (const auto& [near, runs] : queues)
+    for (const Run& run : runs) row_done(run.job, run.slice, run.row_end - run.row, reason);
 }
 
 }  // namespace kvstore::rdma

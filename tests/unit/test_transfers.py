@@ -205,3 +205,10 @@ async def test_a_live_node_keeps_its_socket(tmp_path: Path) -> None:
         assert [left.name for left in left_in(tmp_path)] == ["p"]
     finally:
         await first.close()
+
+
+def test_rails_and_what_stays_registered_are_the_settings() -> None:
+    told = rdma_config(TransferConfig(), listens=True)
+    assert (told.all_rails, told.cached_bytes_max) == (False, 256 << 20)
+    told = rdma_config(TransferConfig(rdma_rails="all", rdma_cached_bytes_max=0), listens=True)
+    assert (told.all_rails, told.cached_bytes_max) == (True, 0)

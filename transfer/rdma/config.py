@@ -24,6 +24,8 @@ _RANGES = {
     "retries": (0, 7),
     "cq_entries": (64, 1 << 20),
     "mrs_max": (1, 1 << 18),
+    "cached_bytes_max": (0, 1 << 50),
+    "cached_max": (1, 1 << 18),
     "transfers_max": (1, 1 << 20),
     "regions_max": (1, REGIONS_MAX),
     "grants_max": (1, GRANTS_MAX),
@@ -31,6 +33,7 @@ _RANGES = {
     "queue_pairs_max": (1, 1 << 20),
     "port": (0, 65_535),
 }
+_TIMES = ("linger_s", "port_look_s", "greeting_s", "keepalive_s", "reconnect_s", "quiesce_max_s", "cached_s")
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,7 +50,10 @@ class RdmaConfig:
     failed is tried again. `port_look_s`: how often a port is looked at that is down. `cq_entries`: completions that a
     device keeps for us, which bounds peers * qps * window. `mrs_max`: memory regions that the devices hold for us,
     granted ranges and our own. `queue_pairs_max`: that all peers together may have us make; devices have few enough.
-    `reconnect_s`: how long another control connection is sought when one is lost.
+    `reconnect_s`: how long another control connection is sought when one is lost. `all_rails`: those of far NICs carry
+    bytes as those of near ones do (transfer.rdma.nearness). `cached_bytes_max`, `cached_max`, `cached_s`: registrations
+    of memory that outlive its region for so long, and hold it, in case that it comes again (transfer.rdma.kept); 0
+    bytes: none does.
     """
 
     host: str = "127.0.0.1"
@@ -69,6 +75,10 @@ class RdmaConfig:
     port_look_s: float = 0.5
     cq_entries: int = 16_384
     mrs_max: int = 16_384
+    all_rails: bool = False
+    cached_bytes_max: int = 256 << 20
+    cached_max: int = 256
+    cached_s: float = 10.0
     greeting_s: float = 5.0
     keepalive_s: float = 10.0
     reconnect_s: float = 60.0
@@ -83,7 +93,7 @@ class RdmaConfig:
         for name, (low, high) in _RANGES.items():
             if not low <= getattr(self, name) <= high:
                 raise ValueError(f"{name} must be within {low}..{high}, not {getattr(self, name)}")
-        for name in ("linger_s", "port_look_s", "greeting_s", "keepalive_s", "reconnect_s", "quiesce_max_s"):
+        for name in _TIMES:
             if getattr(self, name) <= 0:
                 raise ValueError(f"{name} must be positive, not {getattr(self, name)}")
         if self.spin_s < 0:

@@ -20,7 +20,7 @@ from transfer.devices.ways import Reached, Way, exported, reach
 from transfer.rdma.registrar import Asked, Mended, Registered, as_asked
 from transfer.regions import Region
 
-__all__ = ["Card", "reached", "source_of"]
+__all__ = ["Card", "bus_address", "reached", "source_of"]
 
 
 @dataclass(slots=True)
@@ -55,6 +55,15 @@ def reached(memory: DeviceMemory, cards: Sequence[Card], devices: Devices) -> tu
     driver, missing = devices.driver()
     found = reach(memory, cards, driver, devices.settings.ways, no_driver=missing)
     return found, [card.made[handle] for card, handle in zip(cards, found.handles, strict=False)]
+
+
+def bus_address(memory: DeviceMemory, devices: Devices) -> str:
+    """Of the device that the memory lies on; "" where the driver does not say."""
+    driver, _ = devices.driver()
+    try:
+        return driver.pci_address(memory.device) if driver is not None else ""
+    except CudaError:
+        return ""
 
 
 def source_of(region: Region, devices: Devices) -> Callable[[], contextlib.AbstractContextManager[Mended]]:

@@ -220,9 +220,11 @@ class RdmaEndpoint(MovingEndpoint[RdmaJob, ShownGrant]):
         if len(work.plan.parts) and any(region.device is not None for region in work.regions):
             raise ValueError("parts: bytes that land on a device are not hashed here; see transfer.devices.staged")
         windows, of_rows = windows_of(work.rows, work.shown)
-        keys = [self._host.local_keys(region.id) for region in work.regions]
+        locals_ = [self._host.local_of(region.id) for region in work.regions]
+        keys = [[one.local_key for one in local.registered] for local in locals_]
+        near = [self._host.near_mask(local) for local in locals_]
         return RdmaJob(
-            token, work.writing, work.spans, keys, windows, of_rows, work.rows, work.plan.slices, work.plan.parts
+            token, work.writing, work.spans, keys, near, windows, of_rows, work.rows, work.plan.slices, work.plan.parts
         )
 
     async def _end(self) -> None:

@@ -4,6 +4,7 @@ Rules
 - What is registered is exactly the range asked for, with exactly the rights asked for: a device checks byte by byte.
 - When `release` has returned, the keys open nothing.
 - A registration that fails half-way leaves nothing behind.
+- What is held for later use only (transfer.rdma.kept) is let go before anything is refused for want of room.
 """
 
 from __future__ import annotations
@@ -68,6 +69,11 @@ class Registrar:
         self._run = run
         self._held = 0
         self._last: asyncio.Task[None] | None = None
+        self._room: Callable[[], Awaitable[bool]] | None = None
+
+    def when_full(self, room: Callable[[], Awaitable[bool]]) -> None:
+        """room: makes some, and says whether that could be."""
+        self._room = room
 
     @property
     def held(self) -> int:
@@ -83,8 +89,16 @@ class Registrar:
 
     async def taken(self, most: int, work: Callable[[], list[Registered]]) -> list[Registered]:
         """As `acquire`, for registrations that `work` makes in another thread: `most` at most, all that it has made or
-        none.
+        none. Where there is no room for them it may be done twice.
         """
+        try:
+            return await self._taken(most, work)
+        except LimitReached:
+            if self._room is None or not await self._room():
+                raise
+        return await self._taken(most, work)
+
+    async def _taken(self, most: int, work: Callable[[], list[Registered]]) -> list[Registered]:
         if self._held + most > self._mrs_max:
             raise LimitReached(f"{self._held} memory regions are registered", limit="mrs_max")
         self._held += most

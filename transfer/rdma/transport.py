@@ -9,6 +9,7 @@ import secrets
 import ssl
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Protocol, TypeVar
 
 from transfer.devices.memory import DeviceMemory
@@ -20,16 +21,18 @@ from transfer.native import RdmaEngine, RdmaJob, keep_forever, rdma_deregister, 
 from transfer.pending import check_deadline
 from transfer.rdma.config import SCHEME, RdmaConfig, parse_address
 from transfer.rdma.control import Control
-from transfer.rdma.direct import Card, reached
+from transfer.rdma.direct import Card, bus_address, reached
 from transfer.rdma.endpoint import RdmaEndpoint
 from transfer.rdma.frames import FrameInvalid, Hello
 from transfer.rdma.guests import Guests
+from transfer.rdma.kept import Local, LocalCache
 from transfer.rdma.lanes import Lanes
 from transfer.rdma.link import Link
+from transfer.rdma.nearness import Nearby, Nearness
 from transfer.rdma.registrar import Asked, Registered, Registrar
 from transfer.rdma.sealing import sealing
 from transfer.rdma.serving import Lent
-from transfer.rdma.verbs import open_devices
+from transfer.rdma.verbs import forks_safely, open_devices
 from transfer.regions import Region, RegionState
 from transfer.sockets import connected, listening
 
@@ -49,10 +52,12 @@ class RdmaTransport(Lender):
     """See transfer.base.Transport. Of one event loop, on which it is made and used. Raises RdmaUnavailable, OSError.
 
     Regions are registered with every device when they are: that pins their memory. CUDA memory where it lies, too, if
-    the devices reach it: `cuda` says how that may be tried.
+    the devices reach it: `cuda` says how that may be tried. `sysfs`: says which devices are near which memory.
     """
 
-    def __init__(self, config: RdmaConfig | None = None, cuda: Devices | None = None) -> None:
+    def __init__(
+        self, config: RdmaConfig | None = None, cuda: Devices | None = None, *, sysfs: Path = Path("/sys")
+    ) -> None:
         self.config = config or RdmaConfig()
         self.cuda = cuda or Devices()
         self._loop = asyncio.get_running_loop()
@@ -69,7 +74,12 @@ class RdmaTransport(Lender):
         self.registrar = Registrar(
             self.config.mrs_max, register=_register, deregister=rdma_deregister, run=self.in_thread
         )
-        self._local: dict[int, list[Registered]] = {}  # by region, in the order of the devices
+        kept_bytes = self.config.cached_bytes_max if forks_safely() else 0
+        self.kept = LocalCache(
+            self.registrar, bytes_max=kept_bytes, entries_max=self.config.cached_max, idle_s=self.config.cached_s
+        )
+        self._nearby = Nearby([one.name for one in self.devices], sysfs, every=self.config.all_rails)
+        self._local: dict[int, Local] = {}  # by region, in the order of the devices
         self.ground = self.lent = Lent(self)
         self.engine = RdmaEngine(self.config.window, self.config.tries_max, self.config.linger_s, self.config.spin_s)
         for device in self.devices:
@@ -122,8 +132,23 @@ class RdmaTransport(Lender):
     async def hello(self) -> Hello:
         return Hello(self.incarnation, await self.in_thread(lambda: tuple(one.offer() for one in self.devices)))
 
-    def local_keys(self, region_id: int) -> list[int]:
-        return [one.local_key for one in self._local.get(region_id, ())]
+    def local_of(self, region_id: int) -> Local:
+        """Raises ValueError for a region that is not registered, or not yet."""
+        local = self._local.get(region_id)
+        if local is None or local.near is None:
+            raise ValueError(f"extents name local region {region_id}, which is not registered")
+        return local
+
+    def near_mask(self, local: Local) -> int:
+        assert local.near is not None
+        return self._nearby.mask(local.near)
+
+    def nearness(self, region: Region) -> Nearness:
+        """Which devices are near the region. Raises ValueError where it is not registered here."""
+        local = self._local.get(region.id)
+        if local is None or local.near is None:
+            raise ValueError(f"{region.name} is not registered here")
+        return local.near
 
     def submit(self, token: int, motion: _Motion, job: RdmaJob, peer: int) -> None:
         """Has the job moved; its motion's `finished` follows. Raises LimitReached(transfers_max)."""
@@ -208,9 +233,12 @@ class RdmaTransport(Lender):
             for one in self.devices
         ]
         try:
-            self._local[region.id] = await self.registrar.acquire(wanted)
+            local = self._local[region.id] = await self.kept.acquire(region.memory, wanted, writable=region.writable)
+            if local.near is None:  # its pages are there and stay where they are, since they are registered
+                near = self._nearby.alike
+                local.near = near or await self.in_thread(lambda: self._nearby.of_host(region.pinned_at, region.bytes))
         except BaseException:
-            await super().deregister(region)
+            await self.deregister(region)
             raise
         return region
 
@@ -219,15 +247,16 @@ class RdmaTransport(Lender):
     ) -> Region:
         """Raises NotReached where a device does not reach the memory, with the reasons; NoWay; and as `register`."""
         cards = [Card(one.name, one.domain.address, writable, _register, rdma_deregister, {}) for one in self.devices]
-        found: list[Reached] = []
+        found: list[tuple[Reached, Nearness]] = []
 
         def work() -> list[Registered]:
+            near = self._nearby.of_device(bus_address(memory, self.cuda))
             told, made = reached(memory, cards, self.cuda)
-            found.append(told)
+            found.append((told, near))
             return made
 
         made = await self.registrar.taken(len(cards), work)
-        (told,) = found
+        ((told, near),) = found
         if told.way is Way.STAGED:
             raise NotReached(f"memory lies on device {memory.device}, and no NIC reaches it", why=told.why)
         try:
@@ -237,7 +266,7 @@ class RdmaTransport(Lender):
         except BaseException:
             await self.registrar.release(made)
             raise
-        self._local[region.id] = made
+        self._local[region.id] = Local(made, memory, near=near)
         return region
 
     async def deregister(self, region: Region) -> None:
@@ -246,7 +275,9 @@ class RdmaTransport(Lender):
         # Its devices let it go before its memory may go.
         held = region.memory if region.device is None else region.device_memory
         await super().deregister(region)
-        await self.registrar.release(self._local.pop(region.id, []))
+        local = self._local.pop(region.id, None)
+        if local is not None:
+            await self.kept.release(local)
         del held
 
     # -- peers
@@ -303,6 +334,7 @@ class RdmaTransport(Lender):
         await self._guests.close()
         for link in list(self._links):
             await link.close()
+        await self.kept.close()
         self._loop.remove_reader(self.engine.fd)
         if self.engine.close(_CLOSE_S if self._whole else 0.0):
             for device in self.devices:

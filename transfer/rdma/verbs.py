@@ -25,7 +25,16 @@ from transfer.native import rdma_missing
 from transfer.rdma.frames import RailOffer
 from transfer.rdma.gids import GidEntry, choose
 
-__all__ = ["Device", "Domain", "QueuePair", "RdmaUnavailable", "device_names", "open_devices", "unavailable"]
+__all__ = [
+    "Device",
+    "Domain",
+    "QueuePair",
+    "RdmaUnavailable",
+    "device_names",
+    "forks_safely",
+    "open_devices",
+    "unavailable",
+]
 
 SYSFS = Path("/sys/class/infiniband")
 _PORT = 1
@@ -171,6 +180,16 @@ class Device:
         self.queue.close()
         self._channel.close()
         self.context.close()
+
+
+def forks_safely() -> bool:
+    """Whether registered memory stays what it is when this process forks: the kernel copies pages for the child then,
+    and not for us (5.12 and later), or libibverbs has been told to see to it.
+    """
+    try:
+        return int(_pyverbs("fork").is_fork_initialized()) != 0
+    except RdmaUnavailable:
+        return False
 
 
 def open_devices(names: tuple[str, ...], rails: int, cq_entries: int) -> list[Device]:

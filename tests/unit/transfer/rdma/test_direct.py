@@ -6,17 +6,20 @@ import asyncio
 import errno
 import os
 from collections.abc import Callable
+from pathlib import Path
 from types import SimpleNamespace
 from typing import TypeVar
 
 import pytest
 
+from tests.unit.transfer.fake_sysfs import ROOT_A, ROOT_B, Sysfs
 from transfer.devices import CudaUnavailable, DeviceMemory, NoWay, Way, WaySettings
 from transfer.devices.base import CudaError
 from transfer.devices.process import Devices, DeviceSettings
 from transfer.errors import LimitReached, NotReached
 from transfer.grants import Grant, Rights
 from transfer.rdma import transport as module
+from transfer.rdma.nearness import Nearby
 from transfer.rdma.registrar import Asked, Registered, Registrar
 from transfer.rdma.serving import Lent
 from transfer.rdma.transport import RdmaTransport
@@ -92,7 +95,9 @@ class Verbs:
 class Sides:
     """The memory side of an RDMA transport with two NICs, without verbs."""
 
-    def __init__(self, verbs: Verbs, monkeypatch: pytest.MonkeyPatch, *, mrs_max: int = 16) -> None:
+    def __init__(
+        self, verbs: Verbs, monkeypatch: pytest.MonkeyPatch, *, mrs_max: int = 16, sysfs: Path = Path("/none")
+    ) -> None:
         self.verbs, self.driver = verbs, Driver()
         monkeypatch.setattr(module, "_register", verbs.register)
         monkeypatch.setattr(module, "rdma_deregister", verbs.deregister)
@@ -103,6 +108,7 @@ class Sides:
         ]
         self.transport._regions = Regions()
         self.transport._local = {}
+        self.transport._nearby = Nearby(("a", "b"), sysfs)
         self.transport.registrar = Registrar(
             mrs_max, register=verbs.register, deregister=verbs.deregister, run=self.run
         )
@@ -134,7 +140,7 @@ def test_by_dma_buf_with_every_nic_at_its_own_addresses(monkeypatch: pytest.Monk
             (pd, 100, 10_000, MEMORY.address) for pd in (1, 2)
         ]
         assert all(one.write_here and not one.peer_reads for one in sides.verbs.live.values())
-        assert sides.transport.local_keys(region.id) == [101, 102]
+        assert [one.local_key for one in sides.transport.local_of(region.id).registered] == [101, 102]
         assert sides.driver.exported == [(BASE, -(-10_100 // PAGE) * PAGE)]
         assert sides.driver.left_open == 0 and sides.transport.registrar.held == 2
 
@@ -240,11 +246,26 @@ def test_the_limit_holds_for_device_memory_too(monkeypatch: pytest.MonkeyPatch) 
         with pytest.raises(LimitReached) as caught:
             await sides.registered()
         assert caught.value.limit == "mrs_max" and len(sides.verbs.live) == 2
-        await sides.transport.registrar.release(sides.transport._local.pop(region.id))
+        await sides.transport.registrar.release(sides.transport._local.pop(region.id).registered)
         assert sides.transport.registrar.held == 0
         read_only = DeviceMemory(MEMORY.address, 10, 0, writable=False)
         with pytest.raises(ValueError, match="read-only"):
             await sides.transport.register(read_only)
         assert sides.transport.registrar.held == 0 and not sides.verbs.live
+
+    asyncio.run(main())
+
+
+def test_the_rails_near_the_device_are_known(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    async def main() -> None:
+        sysfs = Sysfs(tmp_path / "sys")
+        sysfs.pci(ROOT_B, "0000:00:01.0", "0000:01:00.0", numa=1)  # the driver's device
+        sysfs.nic("a", ROOT_A, "0000:02:00.0")
+        sysfs.nic("b", ROOT_B, "0000:00:01.0", "0000:03:00.0", numa=1)
+        sides = Sides(Verbs(), monkeypatch, sysfs=sysfs.root)
+        region = await sides.registered()
+        told = sides.transport.nearness(region)
+        assert (told.where, told.near, told.spare) == ("device 0000:01:00.0", ("b",), ("a",))
+        assert sides.transport.near_mask(sides.transport.local_of(region.id)) == 0b10
 
     asyncio.run(main())

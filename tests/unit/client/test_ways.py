@@ -1,0 +1,47 @@
+"""What transports are told of a call's memory: whose it is, where that is one array's."""
+
+from __future__ import annotations
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+
+from kvstore.client.buffers import memory_of
+from kvstore.client.ways import _array_of, _spans
+from transfer.regions import owner_of
+
+Bytes = npt.NDArray[np.uint8]
+
+
+def spanned(*buffers: object, writable: bool = True) -> Bytes:
+    (span,) = _spans([memory_of(buffer, "into") for buffer in buffers])
+    array = _array_of(span, writable)
+    assert (int(array.ctypes.data), array.nbytes) == (span.start, span.end - span.start)
+    assert array.dtype == np.uint8 and (array.flags.writeable or not writable)
+    return array
+
+
+def test_parts_of_an_array_are_that_array_s() -> None:
+    whole = np.random.default_rng(1).random((64, 64), dtype=np.float32)
+    assert owner_of(spanned(whole)) is whole
+    assert owner_of(spanned(whole[3])) is whole
+    blocks = spanned(*(whole[i] for i in (2, 1, 3)))
+    assert owner_of(blocks) is whole and blocks.tobytes() == whole[1:4].tobytes()
+
+
+def test_what_is_not_one_array_s_is_nobody_s() -> None:
+    kept = bytearray(4096)
+    assert owner_of(spanned(kept)) is None
+    del kept
+    whole = np.zeros(8192, dtype=np.uint8)
+    mixed = spanned(whole[:4096], np.frombuffer(whole.data, dtype=np.uint8)[4096:])
+    assert owner_of(mixed) is None and mixed.nbytes == 8192
+
+
+@pytest.mark.parametrize("writable", [True, False])
+def test_rights_are_those_of_what_was_handed_over(writable: bool) -> None:
+    whole = np.zeros(4096, dtype=np.uint8)
+    part = whole[:1024]
+    whole.flags.writeable = False
+    assert part.flags.writeable
+    assert (owner_of(spanned(part, writable=writable)) is whole) is not writable
