@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Final
 
 from kvstore import native
 from kvstore.errors import Rejected
+from kvstore.node.bridge import MEMORY_TIER
 from kvstore.node.namespaces import NotOpen
 from kvstore.node.verification import verify
 from kvstore.wire import admin, convert, services, store
@@ -24,7 +25,6 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-MEMORY_TIER: Final = 1
 FILE_TIER: Final = 2
 FAMILY_ROWS: Final = 20
 PIN_MS: Final = 60_000

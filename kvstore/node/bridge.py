@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import itertools
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from kvstore import native
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
     from kvstore.clock import Clock
 
-MEMORY_TIER = 1
+MEMORY_TIER: Final = 1  # as the core numbers its tiers
 
 
 class CoreBridge:

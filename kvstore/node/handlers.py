@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Final
 
 import kvstore
 from kvstore import native
+from kvstore.node.bridge import MEMORY_TIER
 from kvstore.node.namespaces import Namespaces, NotOpen, Opened
 from kvstore.node.news import News
 from kvstore.node.shares import Shares
@@ -36,7 +37,6 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-MEMORY_TIER: Final = 1
 EVENTS_MAX: Final = 2_048  # of one batch: with the longest metas still a message of every gRPC library's default size
 EVENTS_DEFAULT: Final = 1_024
 PREFETCHES_MAX: Final = 64

@@ -11,10 +11,11 @@ from __future__ import annotations
 import asyncio
 import logging
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING
 
 from kvstore import native
 from kvstore.errors import Rejected, Unavailable
+from kvstore.node.bridge import MEMORY_TIER
 from kvstore.node.namespaces import NotOpen
 from kvstore.wire import framed
 from transfer.errors import LimitReached, StillTouched
@@ -31,11 +32,9 @@ if TYPE_CHECKING:
     from kvstore.transfers import Transfers
     from transfer.base import Grant, Region
 
-__all__ = ["MEMORY_TIER", "Allowance", "Leases", "MovingHost"]
+__all__ = ["Allowance", "Leases", "MovingHost"]
 
 log = logging.getLogger(__name__)
-
-MEMORY_TIER: Final = 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,7 +101,7 @@ class Leases:
     _kept: int = 0  # leases whose grant did not become quiet
 
     async def lease(self, opened: Opened, prefix: Prefix, request: framed.LeaseRequest) -> framed.LeaseResponse:
-        """Raises ValueError naming the field, NotOpen, Rejected, Unavailable."""
+        """Of a shard that the namespace has. Raises ValueError naming the field, NotOpen, Rejected, Unavailable."""
         number, task = request.lease, asyncio.current_task()
         assert task is not None
         if number in self._leasing or number in self._leases:
@@ -115,8 +114,6 @@ class Leases:
 
     async def _leased(self, opened: Opened, prefix: Prefix, request: framed.LeaseRequest) -> framed.LeaseResponse:
         carrier, region = self.host.region("carrier", request.carrier)
-        if request.shard >= len(opened.shards):
-            raise ValueError(f"shard: {request.shard}, but the namespace has {len(opened.shards)}")
         parts = opened.shards[request.shard].part_bytes
         block_bytes, limits = sum(parts), self.host.limits
         room = self.allowance.left // block_bytes

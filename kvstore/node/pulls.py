@@ -21,8 +21,10 @@ import numpy as np
 
 from kvstore import native
 from kvstore.errors import Rejected
-from kvstore.node.leases import MEMORY_TIER, Allowance, MovingHost
+from kvstore.node.bridge import MEMORY_TIER
+from kvstore.node.leases import Allowance, MovingHost
 from kvstore.node.namespaces import NotOpen
+from kvstore.wire import convert
 from transfer.batch import EXTENTS_MAX, Batch
 from transfer.errors import TransferError, TransferFault
 
@@ -62,10 +64,7 @@ class Slots:
 
     def reserve(self, prefix: Prefix, metas: Sequence[bytes]) -> None:
         """Raises ValueError naming the field, NotOpen, Rejected."""
-        if metas and len(metas) != len(prefix.keys):
-            raise ValueError(f"meta: {len(metas)} of them, but {len(prefix.keys)} blocks are put")
-        if any(len(meta) > native.META_BYTES_MAX for meta in metas):
-            raise ValueError(f"meta: at most {native.META_BYTES_MAX} bytes each")
+        convert.check_metas("meta", metas, len(prefix.keys))
         status, self.statuses, tickets, offsets = self._core.reserve(
             MEMORY_TIER,
             self._owner,

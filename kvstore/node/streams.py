@@ -18,7 +18,8 @@ from typing import TYPE_CHECKING, Final
 import numpy as np
 
 from kvstore import native
-from kvstore.wire import store
+from kvstore.node.bridge import MEMORY_TIER
+from kvstore.wire import convert, store
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -27,7 +28,6 @@ if TYPE_CHECKING:
     from kvstore.node.bridge import CoreBridge
     from kvstore.node.namespaces import Opened
 
-MEMORY_TIER: Final = 1
 GRANTED: Final = 0  # of ReserveStatus; the others are PutStatus too
 MESSAGE_ROOM: Final = 4096  # of a message, for what is not payload
 SMALL_BYTES: Final = 16_384  # pieces below are gathered in one buffer: a million tiny messages make no million objects
@@ -71,8 +71,7 @@ class PutStream:
         """ValueError names a field of the header that does not fit the chain or the namespace."""
         if header.first_block > len(prefix.keys):
             raise ValueError(f"header.first_block: {header.first_block}, but the chain has {len(prefix.keys)} blocks")
-        if header.shard >= len(opened.shards):
-            raise ValueError(f"header.shard: {header.shard}, but the namespace has {len(opened.shards)}")
+        convert.check_shard("header.shard", header.shard, len(opened.shards))
         self._core, self._host, self._opened = host.bridge.core, host, opened
         self._shard, self._first, self._hint = header.shard, header.first_block, prefix.hint
         self._part_bytes = list(opened.shards[header.shard].part_bytes)
@@ -81,10 +80,7 @@ class PutStream:
         self._parent = prefix.keys[header.first_block - 1].tobytes() if header.first_block else prefix.parent
         self._metas = list(header.meta)
         self._expected = self._checksums(header.checksums)
-        if self._metas and len(self._metas) != len(self._keys):
-            raise ValueError(f"header.meta: {len(self._metas)} of them, but {len(self._keys)} blocks are put")
-        if any(len(meta) > native.META_BYTES_MAX for meta in self._metas):
-            raise ValueError(f"header.meta: at most {native.META_BYTES_MAX} bytes each")
+        convert.check_metas("header.meta", self._metas, len(self._keys))
         self._owner = self._core.new_owner()
         self._pieces: list[memoryview | bytearray] = []
         self._gathered = 0
@@ -197,8 +193,7 @@ class GetStream:
         """ValueError names a field of the request that does not fit the chain or the namespace."""
         if request.first_block > len(prefix.keys):
             raise ValueError(f"first_block: {request.first_block}, but the chain has {len(prefix.keys)} blocks")
-        if request.shard >= len(opened.shards):
-            raise ValueError(f"shard: {request.shard}, but the namespace has {len(opened.shards)}")
+        convert.check_shard("shard", request.shard, len(opened.shards))
         self._core, self._host, self._opened, self._hint = host.bridge.core, host, opened, prefix.hint
         self._shard, self._first, self._keys = request.shard, request.first_block, prefix.keys
         self._part_bytes = list(opened.shards[request.shard].part_bytes)

@@ -180,8 +180,7 @@ class Visitors:
         """The request, and the namespace and chain that it names."""
         request = kind.FromString(body)
         opened = self.handlers.opened(peer, request.namespace)
-        if request.shard >= len(opened.shards):
-            raise ValueError(f"shard: {request.shard}, but the namespace has {len(opened.shards)}")
+        convert.check_shard("shard", request.shard, len(opened.shards))
         return request, opened, self.handlers.prefix(opened, request.chain, request.hints)
 
     async def _pull(

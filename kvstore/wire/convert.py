@@ -25,6 +25,8 @@ __all__ = [
     "KEY_BYTES",
     "DecodeError",
     "check_label",
+    "check_metas",
+    "check_shard",
     "check_shards",
     "event",
     "hint",
@@ -150,17 +152,28 @@ def needs(messages: Sequence[store.Need], shards: int) -> list[tuple[int, int, i
     if len(messages) > NEEDS_MAX:
         raise ValueError(f"needs: {len(messages)}, at most {NEEDS_MAX}")
     for i, need in enumerate(messages):
-        if need.shard >= shards:
-            raise ValueError(f"needs[{i}].shard: {need.shard}, but the namespace has {shards}")
+        check_shard(f"needs[{i}].shard", need.shard, shards)
         if need.kind not in store.Need.Kind.values():
             raise ValueError(f"needs[{i}].kind: {need.kind} is none")
     return [(need.shard, int(need.kind), need.blocks) for need in messages]
 
 
+def check_shard(field: str, shard: int, count: int) -> None:
+    if shard >= count:
+        raise ValueError(f"{field}: {shard}, but the namespace has {count}")
+
+
 def check_shards(shards: Sequence[int], count: int) -> None:
     for i, shard in enumerate(shards):
-        if shard >= count:
-            raise ValueError(f"shards[{i}]: {shard}, but the namespace has {count}")
+        check_shard(f"shards[{i}]", shard, count)
+
+
+def check_metas(field: str, metas: Sequence[bytes], blocks: int) -> None:
+    """None, or one a block."""
+    if metas and len(metas) != blocks:
+        raise ValueError(f"{field}: {len(metas)} of them, but {blocks} blocks are put")
+    if any(len(meta) > native.META_BYTES_MAX for meta in metas):
+        raise ValueError(f"{field}: at most {native.META_BYTES_MAX} bytes each")
 
 
 def event(told: native.Event, digest: bytes) -> store.Event:
