@@ -201,6 +201,33 @@ def test_reads_in_the_calling_thread() -> None:
     run(main)
 
 
+def test_a_way_back_that_nobody_comes_back_to_ends() -> None:
+    """By time, and by number where there are as many as connections may come in."""
+
+    async def main() -> None:
+        node = TcpTransport(TcpConfig(reconnect_s=0.3, connections_max=3))
+
+        async def visit(client: TcpTransport) -> TcpEndpoint:
+            there = await client.connect(node.address, deadline_s=10.0)
+            back = await node.back(client.incarnation, deadline_s=10.0)
+            assert back.lanes == 1 and not back.closing
+            await there.close()
+            await until(lambda: back.lanes == 0)
+            return back
+
+        clients = [TcpTransport(TcpConfig(listens=False, lanes=1)) for _ in range(5)]
+        first = await visit(clients[0])
+        assert await visit(clients[0]) is first, "it came back in time"
+        rest = [await visit(client) for client in clients[1:]]
+        assert [back.closing for back in (first, *rest)] == [True, True, False, False, False]
+        await until(lambda: all(back.closing for back in rest))
+        assert await visit(clients[4]) is not rest[-1]
+        for one in (*clients, node):
+            await one.close()
+
+    run(main)
+
+
 def test_the_way_back_to_who_connected() -> None:
     """It is there while a lane is, is the same for all who ask, and closing it leaves the peer's own connections."""
 
