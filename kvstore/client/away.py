@@ -48,13 +48,15 @@ class Away:
             self._under_way += 1
             self._used = True
         try:
-            return drive(
-                conduct, _caller(mover, left), lambda asked: run_on(self._thread.loop, asked.work, whole=asked.whole)
-            )
+            return drive(conduct, _caller(mover, left), self._wait)
         finally:
             with self._changed:
                 self._under_way -= 1
                 self._changed.notify_all()
+
+    def _wait(self, asked: Awaited) -> Any:
+        told = asked.at_once() if asked.at_once is not None else None
+        return told if told is not None else run_on(self._thread.loop, asked.work, whole=asked.whole)
 
     def close(self) -> None:
         """After the session has ended. Waits for what still touches callers' memory."""

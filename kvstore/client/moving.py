@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 from google.protobuf.message import DecodeError
 
+from kvstore.client.at_once import read_at_once
 from kvstore.client.calls import times_of
 from kvstore.client.steps import Answer, Fetch, Keys, Look, Put, PutOutcome, Reserve, Status, Taken, Told, WireHint
 from kvstore.errors import Rejected, Unavailable
@@ -30,7 +31,7 @@ if TYPE_CHECKING:
     from kvstore.client.buffers import Places
     from kvstore.client.calls import Line, Times
     from kvstore.client.space import Space
-    from kvstore.client.ways import Loan, Reached, Ways
+    from kvstore.client.ways import Loan, Reached, Read, Ways
     from kvstore.native import Result
 
 __all__ = ["Awaited", "Called", "Conduct", "Movable", "Mover", "conduct_of", "drive", "drive_async"]
@@ -51,10 +52,13 @@ class Called:
 
 @dataclass(frozen=True, slots=True)
 class Awaited:
-    """Answered by what it returns. whole: not to be interrupted."""
+    """Answered by what it returns. whole: not to be interrupted. at_once: the same in the calling thread, for who has
+    one to spare; it answers None where it cannot, and `work` is to be done.
+    """
 
     work: Callable[[], Coroutine[Any, Any, Any]]
     whole: bool = False
+    at_once: Callable[[], Any] | None = None
 
 
 T = TypeVar("T")
@@ -164,19 +168,17 @@ def fetching(mover: Mover, space: Space, step: Fetch, times: Times) -> Conduct[A
             return Told(Status.UNAVAILABLE, field="lease", reason="the node's answer does not parse")
         if not lease.offsets:
             return Told()
-        left_s = min(times.left(), asked_at + lease.lease_ms / 1e3 - time.monotonic())
-        read = yield Awaited(
-            partial(
-                mover.ways.read,
-                reached,
-                lease,
-                step.places.of(0, len(lease.offsets)),
-                space.part_bytes[step.shard],
-                space.registry.kept,
-                verify=mover.verify,
-                deadline_s=max(0.0, left_s),
-            )
-        )
+        until = min(times.left() + time.monotonic(), asked_at + lease.lease_ms / 1e3)
+        told_read = reached, lease, step.places.of(0, len(lease.offsets)), space.part_bytes[step.shard]
+
+        def work() -> Coroutine[Any, Any, Read]:
+            left_s = max(0.0, until - time.monotonic())
+            return mover.ways.read(*told_read, space.registry.kept, verify=mover.verify, deadline_s=left_s)
+
+        def at_once() -> Read | None:
+            return read_at_once(*told_read, verify=mover.verify, deadline_s=max(0.0, until - time.monotonic()))
+
+        read = yield Awaited(work, at_once=at_once)
         release.bytes = read.blocks * space.shard_bytes[step.shard]
         if read.corrupt is not None:
             release.corrupt.append(lease.tickets[read.corrupt])

@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from kvstore.client.tls import Tls
     from transfer.base import Grant, Region
 
-__all__ = ["Loan", "Reached", "Read", "Ways"]
+__all__ = ["Loan", "Reached", "Read", "Ways", "remote_starts", "spans_of", "verified"]
 
 CONNECT_S_MAX: Final = 5.0
 LIFE_MARGIN_S: Final = 1.0  # a grant outlives its call by this; it is revoked at the call's end anyway
@@ -171,10 +171,8 @@ class Ways:
         try:
             table = await local.table(places)
             (shown,) = await way.present([lease.descriptor], deadline_s=deadline_s, fresh=True)
-            lengths = table[:, 4].reshape(blocks, -1)
-            starts = np.array(lease.offsets, dtype=np.uint64).astype(np.int64)
             table[:, 2] = shown.handle
-            table[:, 3] = (starts[:, None] + np.cumsum(lengths, axis=1) - lengths).reshape(-1)
+            table[:, 3] = remote_starts(lease, table[:, 4])
             left_s = max(0.0, until - time.monotonic())
             landed = await way.read(Batch(table), deadline_s=left_s, parts=parts if verify else None)
         except TransferError as error:
@@ -184,13 +182,13 @@ class Ways:
                 self.lost(reached)
             whole = _leading(np.asarray(error.arrived.reshape(blocks, -1).all(axis=1)))
             late = any(failure.reason is Reason.LATE for failure in error.failures)
-            return _verified(whole, error.checksums, lease, verify=verify, late=late, failure=str(error))
+            return verified(whole, error.checksums, lease, verify=verify, late=late, failure=str(error))
         except TransferFault as error:
             self.lost(reached)
             return Read(0, failure=str(error))
         finally:
             await local.close()
-        return _verified(blocks, landed.checksums, lease, verify=verify)
+        return verified(blocks, landed.checksums, lease, verify=verify)
 
     # ---- put ----------------------------------------------------------------------------------------------------
 
@@ -283,7 +281,7 @@ class _Local:
         if len(places.addresses) > EXTENTS_MAX:
             raise Unavailable(f"{len(places.addresses)} pieces in one transfer, at most {EXTENTS_MAX}")
         await self._ways.forget_others(self._keeps)
-        spans = _spans(places.memories)
+        spans = spans_of(places.memories)
         for span in spans:
             if len(span.memories) == 1 and id(span.memories[0]) in self._keeps:
                 self.regions.append(await self._ways.kept_region(self._way, span.memories[0]))
@@ -310,7 +308,7 @@ class _Local:
             raise Poisoned(f"{error}; it must be neither reused nor freed") from error
 
 
-def _spans(memories: Sequence[Memory]) -> list[_Span]:
+def spans_of(memories: Sequence[Memory]) -> list[_Span]:
     """What lies side by side or one over the other is one. Sorted."""
     spans: list[_Span] = []
     for memory in sorted(memories, key=lambda one: one.address):
@@ -335,11 +333,19 @@ def _array_of(span: _Span, writable: bool) -> npt.NDArray[np.uint8]:
     return owner.reshape(-1).view(np.uint8)[start : start + span.end - span.start]
 
 
+def remote_starts(lease: framed.LeaseResponse, lengths: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+    """Where each piece of leased blocks begins at the node. lengths: (pieces of all blocks,)."""
+    lengths = lengths.reshape(len(lease.offsets), -1)
+    starts = np.array(lease.offsets, dtype=np.uint64).astype(np.int64)
+    told: npt.NDArray[np.int64] = (starts[:, None] + np.cumsum(lengths, axis=1) - lengths).reshape(-1)
+    return told
+
+
 def _leading(good: npt.NDArray[np.bool_]) -> int:
     return len(good) if good.all() else int(np.argmin(good))
 
 
-def _verified(
+def verified(
     whole: int,
     sums: npt.NDArray[np.uint64],
     lease: framed.LeaseResponse,
