@@ -340,24 +340,22 @@ class AwaySlots:
 
     def publish(self, part: int, deadline_s: float) -> Answer:
         request = framed.PublishRequest(reservation=self._number, part=part)
-        return self._asked(store.METHOD_PUBLISH, request, deadline_s)
+        return self._asked(store.METHOD_PUBLISH, request, deadline_s) or Told()
 
     def seal(self, deadline_s: float) -> Answer:
-        if not self.granted:
-            return Told()
-        body = framed.SealRequest(reservation=self._number).SerializeToString()
-        told = self._mover.line.session.call(store.METHOD_SEAL, body, deadline_s)
-        if told.status != Status.OK:
-            return told
+        told = self._asked(store.METHOD_SEAL, framed.SealRequest(reservation=self._number), deadline_s)
+        if told is None or told.status != Status.OK:
+            return told or Told()
         return Told(outcomes=framed.SealResponse.FromString(told.body).outcomes)
 
     def abort(self) -> None:
         if self.granted:
             give_up(self._mover, self._number)
 
-    def _asked(self, method: int, request: Message, deadline_s: float) -> Answer:
+    def _asked(self, method: int, request: Message, deadline_s: float) -> Result | None:
+        """None where nothing was granted: the node knows of no such reservation."""
         if not self.granted:
-            return Told()
+            return None
         return self._mover.line.session.call(method, request.SerializeToString(), deadline_s)
 
 
