@@ -3,8 +3,8 @@
 //
 // Rules
 // - Here, requests are held until the test says how each ends. (Those of stub_new, for the benchmark, end when the queue is next polled.)
-// - As on a real device, a queue takes `depth` requests at most, and a pair that is moved to error gives back all that is out; but a request
-//   that fails breaks its pair no further: whoever is told of it must.
+// - As on a real device, a queue takes `depth` requests at most, and a pair that is moved to error gives back all that is out; but a
+//   request that fails breaks its pair no further: whoever is told of it must.
 // - `hang`: the device gives nothing back, until `release`.
 #pragma once
 #include <infiniband/verbs.h>

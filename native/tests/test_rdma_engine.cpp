@@ -246,7 +246,8 @@ void ids_that_are_nobodys() {
   CHECK(rig.out(2));
   const std::uint64_t mine = rig.device().out(0)[0].id, generation = mine >> 32 << 32;
   for (const ibv_wc_status status : {IBV_WC_SUCCESS, IBV_WC_RETRY_EXC_ERR}) {
-    for (const std::uint64_t id : {generation + (std::uint64_t{1} << 32), generation | 5000, generation | 31, ~std::uint64_t{0}, std::uint64_t{0}})
+    const std::uint64_t later = generation + (std::uint64_t{1} << 32);
+    for (const std::uint64_t id : {later, generation | 5000, generation | 31, ~std::uint64_t{0}, std::uint64_t{0}})
       rig.device().push(id, status);
   }
   CHECK(!rig.is_finished(job) && !rig.device().broken(0) && rig.engine.stats().requests == 0);
