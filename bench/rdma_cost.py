@@ -81,6 +81,7 @@ class Rig:
             False,
             [(1 << 40, self.span, True)],
             [[1]],
+            [1],  # near the one device
             [(1, 1 << 41, [1])],
             windows,
             cut.rows,
