@@ -22,9 +22,12 @@ import numpy as np
 import numpy.typing as npt
 
 from kvstore.client.buffers import Places
+from kvstore.client.held import ENDLESS, Held
 from kvstore.client.steps import (
     Answer,
     Fetch,
+    Gripped,
+    Hold,
     Keys,
     Lent,
     Limits,
@@ -210,6 +213,29 @@ def viewing(shape: Shape, look: Look) -> Journey[Lent]:
     moved = answer.blocks * shape.shard_bytes[look.shard]
     yield Report(look.hint, look.keys.shape[0], by_tier, answer.blocks_corrupt, moved)
     return answer
+
+
+def holding(shape: Shape, shard: int, keys: Keys, hint: WireHint) -> Journey[Held]:
+    """Window after window, all of them held at the end. The one journey that waits while it holds: each wait has its
+    end, and what one connection may hold has its limit (`held_bytes_max`), which is told as a shorter run.
+    """
+    check_count(keys, shape.limits)
+    walk = _Walk(keys.shape[0])
+    runs: list[Gripped] = []
+    while walk.ended is None:
+        answer = yield Hold(shard, keys[walk.at :] if walk.at else keys, hint.at(walk.at))
+        if isinstance(answer, Gripped) and answer.status == Status.OK:
+            walk.at += answer.blocks
+            runs.append(answer)
+            walk.ended = _ended_fetch(answer, walk)
+            continue
+        if answer.status in _RETRIED:  # nothing is held there any more
+            runs.clear()
+            walk.at = 0
+        yield from walk.recover(answer)
+    tiers = np.frombuffer(b"".join(run.tiers for run in runs), dtype=np.uint8)
+    expires_s = min((run.expires_s for run in runs), default=ENDLESS)
+    return Held([run.grip for run in runs if run.grip], tiers, shape.block_tokens, expires_s)
 
 
 def reserving(shape: Shape, step: Reserve) -> Journey[Taken]:

@@ -10,6 +10,7 @@ import numpy as np
 
 from kvstore import identity
 from kvstore.client import buffers, hints
+from kvstore.client.held import Held
 from kvstore.client.hints import NO_HINTS, Hints
 from kvstore.client.journeys import (
     Found,
@@ -19,6 +20,7 @@ from kvstore.client.journeys import (
     Shape,
     Stored,
     getting,
+    holding,
     looking_up,
     putting,
     reserving,
@@ -118,6 +120,11 @@ class Space:
         places = buffers.places(source, wanted, self.registry)
         load = Load(keys, places, choices.parent, self.metas_of(metas, keys.shape[0], limits))
         return putting(self.shape(limits), choices.shard, load, self._hint(keys, choices))
+
+    def hold(self, limits: Limits, chain: object, choices: Choices) -> Journey[Held]:
+        keys = keys_of(chain)
+        self._size_of(choices.shard)
+        return holding(self.shape(limits), choices.shard, keys, self._hint(keys, choices))
 
     def view(self, limits: Limits, chain: object, follow: bool, choices: Choices) -> Journey[Lent]:
         keys = keys_of(chain)

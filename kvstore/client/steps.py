@@ -15,6 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from kvstore.client.buffers import Places
+from kvstore.client.held import ENDLESS, Grip
 from kvstore.errors import Rejected, Unavailable
 from kvstore.layout import Need
 
@@ -103,6 +104,14 @@ class Fetch(NamedTuple):
     hint: WireHint
 
 
+class Hold(NamedTuple):
+    """The rest of a chain, which the node cuts to a window: held, and nothing of it read."""
+
+    shard: int
+    keys: Keys
+    hint: WireHint
+
+
 @dataclass(frozen=True, slots=True)
 class Look:
     """A zero-copy hold of one window. following: blocks that are being published count as there."""
@@ -139,7 +148,7 @@ class Reopen:
     """A live connection with the namespace open, whatever that takes. Answered by Reopened."""
 
 
-Step = Lookup | Put | Fetch | Look | Reserve | Report | Reopen
+Step = Lookup | Put | Fetch | Hold | Look | Reserve | Report | Reopen
 
 
 class Answer(Protocol):
@@ -202,13 +211,21 @@ class Lent(Told):
 
 
 @dataclass(frozen=True, slots=True)
+class Gripped(Told):
+    """Hold, answered. grip: None where no block is up."""
+
+    grip: Grip | None = None
+    expires_s: float = ENDLESS
+
+
+@dataclass(frozen=True, slots=True)
 class Taken(Told):
     """Reserve, answered: the native reservation."""
 
-    held: Held | None = None
+    held: Reservation | None = None
 
 
-class Held(Protocol):
+class Reservation(Protocol):
     """What a native reservation is to those who fill it."""
 
     @property
