@@ -105,6 +105,7 @@ class AsyncNamespace(NamespaceFace):
         into: object,
         *,
         shard: int = 0,
+        parts: range | tuple[int, int] | None = None,
         position: int = 0,
         hints: Hints | None = None,
         wait_s: float | None = None,
@@ -112,7 +113,7 @@ class AsyncNamespace(NamespaceFace):
     ) -> Got:
         times, limits = await self._ready(deadline_s, wait_s)
         choices = Choices(shard, hints or NO_HINTS, position=position)
-        return await self._drive(self._space.get(limits, chain, into, choices), times)
+        return await self._drive(self._space.get(limits, chain, into, choices, parts), times)
 
     async def hold(
         self,

@@ -88,7 +88,8 @@ def as_call(line: Line, handle: int, step: Asked, times: Times) -> tuple[str, tu
     if isinstance(step, Fetch):
         at, wait = step.places, times.wait(left, line.limits)
         hint = native_hint(step.hint)
-        return "fetch", (handle, step.shard, step.keys, at.addresses, at.lengths, hint, wait, left)
+        asked = (handle, step.shard, step.keys, at.addresses, at.lengths, hint, wait, left)
+        return "fetch", asked if step.parts is None else (*asked, 0.0, *step.parts)
     if isinstance(step, Put):
         at, hint = step.places, native_hint(step.hint)
         metas = list(step.metas)

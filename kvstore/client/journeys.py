@@ -127,8 +127,12 @@ def looking_up(shape: Shape, keys: Keys, needs: tuple[Need, ...]) -> Journey[Fou
     return Found(answer.blocks, answer.blocks * shape.block_tokens, tiers, answer.fetch_s)
 
 
-def getting(shape: Shape, shard: int, keys: Keys, places: Places, hint: WireHint) -> Journey[Got]:
-    """Window after window until the chain ends, a block is missing, or something fails."""
+def getting(
+    shape: Shape, shard: int, keys: Keys, places: Places, hint: WireHint, parts: tuple[int, int] | None = None
+) -> Journey[Got]:
+    """Window after window until the chain ends, a block is missing, or something fails. Of blocks that are got by parts
+    the first part is the one that counts them: once, however many calls bring the rest.
+    """
     check_count(keys, shape.limits)
     walk = _Walk(keys.shape[0])
     tiers: list[bytes] = []
@@ -136,7 +140,7 @@ def getting(shape: Shape, shard: int, keys: Keys, places: Places, hint: WireHint
     while walk.ended is None:
         at = walk.at
         rest = keys[at:] if at else keys
-        answer = yield Fetch(shard, rest, places.of(at, walk.end), hint.at(at))
+        answer = yield Fetch(shard, rest, places.of(at, walk.end), hint.at(at), parts)
         walk.at += answer.blocks
         moved += answer.bytes
         corrupt += answer.blocks_corrupt
@@ -147,7 +151,8 @@ def getting(shape: Shape, shard: int, keys: Keys, places: Places, hint: WireHint
             yield from walk.recover(answer)
     found = tiers[0] if len(tiers) == 1 else b"".join(tiers)
     if walk.ended is not Ended.UNAVAILABLE:
-        yield Report(hint, walk.end, count_tiers(found), corrupt, moved)
+        first = parts is None or parts[0] == 0
+        yield Report(hint, walk.end, count_tiers(found), corrupt, moved) if first else Report(hint, moved=moved)
     return Got(walk.at, walk.at * shape.block_tokens, np.frombuffer(found, dtype=np.uint8), walk.ended)
 
 

@@ -176,19 +176,22 @@ def fetching(mover: Mover, space: Space, step: Fetch, times: Times) -> Conduct[A
         if not lease.offsets:
             return Told()
         left_s = min(times.left(), asked_at + lease.lease_ms / 1e3 - time.monotonic())
+        part_bytes = space.part_bytes[step.shard]
+        parts = range(*(step.parts or (0, len(part_bytes))))
         read = yield Awaited(
             partial(
                 mover.ways.read,
                 reached,
                 lease,
                 step.places.of(0, len(lease.offsets)),
-                space.part_bytes[step.shard],
+                part_bytes,
+                parts,
                 space.registry.kept,
                 verify=mover.verify,
                 deadline_s=max(0.0, left_s),
             )
         )
-        release.bytes = read.blocks * space.shard_bytes[step.shard]
+        release.bytes = read.blocks * sum(part_bytes[parts.start : parts.stop])
         if read.corrupt is not None:
             release.corrupt.append(lease.tickets[read.corrupt])
     except (Unavailable, Rejected) as error:

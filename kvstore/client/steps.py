@@ -96,12 +96,15 @@ class Put:
 
 
 class Fetch(NamedTuple):
-    """The rest of a chain, which the node cuts to a window."""
+    """The rest of a chain, which the node cuts to a window. parts: first and end of those wanted of each block, which
+    `places` speaks of; None: all.
+    """
 
     shard: int
     keys: Keys
     places: Places
     hint: WireHint
+    parts: tuple[int, int] | None = None
 
 
 class Hold(NamedTuple):
@@ -134,13 +137,13 @@ class Reserve:
 
 
 class Report(NamedTuple):
-    """What came of a whole get; nobody answers."""
+    """What came of a whole get; nobody answers. asked 0: of blocks that another get has counted."""
 
     hint: WireHint
-    asked: int
-    by_tier: tuple[int, int, int, int]
-    failed: int
-    moved: int
+    asked: int = 0
+    by_tier: tuple[int, int, int, int] = (0, 0, 0, 0)
+    failed: int = 0
+    moved: int = 0
 
 
 @dataclass(frozen=True, slots=True)

@@ -111,6 +111,7 @@ class Namespace(NamespaceFace):
         into: object,
         *,
         shard: int = 0,
+        parts: range | tuple[int, int] | None = None,
         position: int = 0,
         hints: Hints | None = None,
         wait_s: float | None = None,
@@ -118,10 +119,12 @@ class Namespace(NamespaceFace):
     ) -> Got:
         """Fetches the contiguous prefix that is there, verified as it lands. Beyond what arrived, `into` may have been
         written to. wait_s: how long the node may wait for blocks to come up from lower tiers; 0: take what is up.
+        parts: first and end of those wanted of each block (usually layers), each verified by itself; `into` has room
+        for these alone. Blocks are counted as hits with part 0.
         """
         times, limits = self._ready(deadline_s, wait_s)
         choices = Choices(shard, hints or NO_HINTS, position=position)
-        return self._drive(self._space.get(limits, chain, into, choices), times)
+        return self._drive(self._space.get(limits, chain, into, choices, parts), times)
 
     def hold(
         self,

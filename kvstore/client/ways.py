@@ -159,20 +159,24 @@ class Ways:
         lease: framed.LeaseResponse,
         places: Places,
         part_bytes: Sequence[int],
+        wanted: range,
         kept: frozenset[int],
         *,
         verify: bool,
         deadline_s: float,
     ) -> Read:
-        """Leased blocks into the caller's memory. `places`: of those blocks. kept: Registry.kept."""
+        """Leased blocks into the caller's memory. wanted: which parts of each. `places`: where those lie.
+        kept: Registry.kept.
+        """
         way, until = reached.fetching, time.monotonic() + deadline_s
-        blocks, parts = len(lease.offsets), list(part_bytes) * len(lease.offsets)
+        blocks, skipped = len(lease.offsets), sum(part_bytes[: wanted.start])
+        parts = list(part_bytes[wanted.start : wanted.stop]) * blocks
         local = _Local(self, way, kept, writable=True)
         try:
             table = await local.table(places)
             (shown,) = await way.present([lease.descriptor], deadline_s=deadline_s, fresh=True)
             lengths = table[:, 4].reshape(blocks, -1)
-            starts = np.array(lease.offsets, dtype=np.uint64).astype(np.int64)
+            starts = np.array(lease.offsets, dtype=np.uint64).astype(np.int64) + skipped
             table[:, 2] = shown.handle
             table[:, 3] = (starts[:, None] + np.cumsum(lengths, axis=1) - lengths).reshape(-1)
             left_s = max(0.0, until - time.monotonic())
@@ -184,13 +188,13 @@ class Ways:
                 self.lost(reached)
             whole = _leading(np.asarray(error.arrived.reshape(blocks, -1).all(axis=1)))
             late = any(failure.reason is Reason.LATE for failure in error.failures)
-            return _verified(whole, error.checksums, lease, verify=verify, late=late, failure=str(error))
+            return _verified(whole, error.checksums, lease, wanted, verify=verify, late=late, failure=str(error))
         except TransferFault as error:
             self.lost(reached)
             return Read(0, failure=str(error))
         finally:
             await local.close()
-        return _verified(blocks, landed.checksums, lease, verify=verify)
+        return _verified(blocks, landed.checksums, lease, wanted, verify=verify)
 
     # ---- put ----------------------------------------------------------------------------------------------------
 
@@ -343,6 +347,7 @@ def _verified(
     whole: int,
     sums: npt.NDArray[np.uint64],
     lease: framed.LeaseResponse,
+    wanted: range,
     *,
     verify: bool,
     late: bool = False,
@@ -351,6 +356,7 @@ def _verified(
     if not verify or whole == 0:
         return Read(whole, None, late, failure)
     expected = np.frombuffer(lease.checksums, dtype="<u8").reshape(len(lease.offsets), -1)[:whole]
+    expected = expected[:, wanted.start : wanted.stop]
     good = (sums.reshape(len(lease.offsets), -1)[:whole] == expected).all(axis=1)
     blocks = _leading(good)
     return Read(blocks, None if blocks == whole else blocks, late, failure)

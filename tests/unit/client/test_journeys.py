@@ -244,6 +244,18 @@ def test_a_reservation_is_at_most_a_window() -> None:
     assert refused.value.limit == "window_bytes"
 
 
+@pytest.mark.parametrize(("parts", "counts"), [(None, True), ((0, 1), True), ((0, 4), True), ((1, 4), False)])
+def test_blocks_got_by_parts_are_counted_with_the_first(parts: tuple[int, int] | None, counts: bool) -> None:
+    answers = ok(4, full=True), ok(1, corrupt=1)
+    got, steps = drive(getting(SHAPE, 0, keys(6), places(6), HINT, parts), *answers)
+    assert (got.blocks, got.ended) == (5, Ended.CORRUPT)
+    assert [step.parts for step in steps if isinstance(step, Fetch)] == [parts, parts]
+    report = steps[-1]
+    assert isinstance(report, Report)
+    assert report.moved == 5 * SIZE
+    assert (report.asked, report.by_tier, report.failed) == ((6, (0, 5, 0, 0), 1) if counts else (0, (0, 0, 0, 0), 0))
+
+
 # ---- holding --------------------------------------------------------------------------------------------------------
 
 

@@ -282,6 +282,17 @@ def test_a_node_without_a_way_is_unavailable() -> None:
     assert told.status == Status.UNAVAILABLE and "offer" in told.reason
 
 
+def test_parts_are_read_and_their_bytes_told() -> None:
+    world = World()
+    conduct = world.conduct(Fetch(0, KEYS, world.places, WireHint(), (1, 2)))
+    next(conduct)
+    asked = conduct.send(lease(BLOCKS))
+    assert asked.work.args[4] == range(1, 2)
+    told = ended(conduct, Read(BLOCKS))
+    assert (told.blocks, told.bytes) == (BLOCKS, BLOCKS * SIZE // 2)
+    assert [release.bytes for release in world.session.released()] == [BLOCKS * SIZE // 2]
+
+
 # ---- hold -----------------------------------------------------------------------------------------------------------
 
 
