@@ -158,7 +158,7 @@ class SlotTable:
 
     def abort(self, owner: int, ticket: int) -> int: ...
 
-    def hold(self, owner: int, ns: int, shard: int, keys: NDArray[numpy.uint8], kind: int = 0, following: bool = False, now: int = 0, lapse_after: int = 60000000000, priority: int = 0, end: bool = False, expected_return_ms: int = 0) -> tuple[int, NDArray[numpy.uint64], NDArray[numpy.uint64], NDArray[numpy.uint32]]:
+    def hold(self, owner: int, ns: int, shard: int, keys: NDArray[numpy.uint8], kind: int = 0, following: bool = False, now: int = 0, lapse_after: int = 60000000000, priority: int = 0, end: bool = False, expected_return_ms: int = 0, open_max: int = 0) -> tuple[int, NDArray[numpy.uint64], NDArray[numpy.uint64], NDArray[numpy.uint32]]:
         """
         The hold (0: nothing is here), and tickets, payload offsets and parts ready of the run.
         """

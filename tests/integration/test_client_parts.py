@@ -133,24 +133,29 @@ def test_a_corrupt_part_is_found_by_who_gets_it(ns: Namespace, beside: Namespace
     eventually(lambda: ns.lookup(chain).blocks == 2)
 
 
-def counted(node: NodeProcess) -> tuple[float, float, float]:
-    """Gets, blocks asked for, and blocks that arrived."""
+def counted(node: NodeProcess) -> tuple[float, ...]:
+    """Gets, blocks asked for, blocks that arrived, and bytes that moved."""
     where = next(address for address in node.facts["addresses"] if address.endswith("/metrics"))
     with urllib.request.urlopen(where, timeout=10) as response:
         text = response.read().decode()
-    names = "gets_total", "get_blocks_asked_total", r'get_blocks_hit_total\{tier="memory"\}'
-    gets, asked, hit = (sum(map(float, re.findall(f"^kvstore_{name} (\\S+)", text, re.MULTILINE))) for name in names)
-    return gets, asked, hit
+    names = (
+        "gets_total",
+        "get_blocks_asked_total",
+        r'get_blocks_hit_total\{tier="memory"\}',
+        r'path_bytes_total\{path="get_(?:mapped|transferred)"\}',
+    )
+    return tuple(sum(map(float, re.findall(rf"^kvstore_{name} (\S+)", text, re.MULTILINE))) for name in names)
 
 
 def test_blocks_count_as_hits_once(node: NodeProcess, ns: Namespace) -> None:
     chain, _ = stored(ns)
-    gets, asked, hit = counted(node)
+    gets, asked, hit, moved = counted(node)
     for part in reversed(range(len(PARTS))):
         assert ns.get(chain, bytearray(BLOCKS * PARTS[part]), parts=(part, part + 1)).blocks == BLOCKS
-    eventually(lambda: counted(node) == (gets + 1, asked + BLOCKS, hit + BLOCKS))
+    eventually(lambda: counted(node) == (gets + 1, asked + BLOCKS, hit + BLOCKS, moved + BLOCKS * SIZE))
     assert ns.get(chain, bytearray(BLOCKS * SIZE)).blocks == BLOCKS
-    eventually(lambda: counted(node) == (gets + 2, asked + 2 * BLOCKS, hit + 2 * BLOCKS))
+    twice = gets + 2, asked + 2 * BLOCKS, hit + 2 * BLOCKS, moved + 2 * BLOCKS * SIZE
+    eventually(lambda: counted(node) == twice)
 
 
 @pytest.mark.parametrize(

@@ -197,6 +197,7 @@ class TableMachine(RuleBasedStateMachine):
         following=st.booleans(),
         lease=st.sampled_from([0, 10, 1_000]),
         hint=HINTS,
+        open_max=st.sampled_from([0, 0, 8 << 10, 40 << 10, 1 << 20]),
     )
     def hold(
         self,
@@ -209,6 +210,7 @@ class TableMachine(RuleBasedStateMachine):
         following: bool,
         lease: int,
         hint: Hint,
+        open_max: int,
     ) -> None:
         ns, shard = space
         keys = self.keys(chain, first, count)
@@ -222,6 +224,7 @@ class TableMachine(RuleBasedStateMachine):
             hint=hint if self.hinted else Hint(),
             now=self.now,
             lapse_after=lease,
+            open_max=open_max,
         )
 
     @precondition(lambda self: self.written)
