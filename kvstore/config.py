@@ -150,7 +150,9 @@ class ObjectConfig:
 
 @dataclass(frozen=True, slots=True)
 class LimitsConfig:
-    """ARCHITECTURE.md, 6, says what is answered when each is reached. pinned_bytes_max None: a quarter of memory."""
+    """ARCHITECTURE.md, 6, says what is answered when each is reached. pinned_bytes_max None: a quarter of memory;
+    held_bytes_max None: half of it.
+    """
 
     keys_per_call_max: int = 65_536
     frame_bytes_max: int = 8 * MIB
@@ -166,6 +168,7 @@ class LimitsConfig:
     families_max: int = 1_000
     events_max: int = 65_536
     pinned_bytes_max: int | None = None
+    held_bytes_max: int | None = None
     moving_bytes_max: int = GIB
 
 
@@ -308,6 +311,7 @@ _RULES: Final[Mapping[str, Read]] = types.MappingProxyType(
         "limits.families_max": count(1, 1 << 20),
         "limits.events_max": count(1, 1 << 24),
         "limits.pinned_bytes_max": size(0),
+        "limits.held_bytes_max": size(1),
         "limits.moving_bytes_max": size(1 << 16),
         "grpc.address": address,
         "grpc.message_bytes_max": size(64 << 10, 1 << 30),

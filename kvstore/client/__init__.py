@@ -2,6 +2,7 @@
 
 from kvstore.client.aio import AsyncClient, AsyncNamespace
 from kvstore.client.buffers import Extents
+from kvstore.client.held import Held
 from kvstore.client.hints import Hints
 from kvstore.client.journeys import Ended, Found, Got, Stored
 from kvstore.client.steps import PutOutcome
@@ -16,6 +17,7 @@ __all__ = [
     "Extents",
     "Found",
     "Got",
+    "Held",
     "Hints",
     "Namespace",
     "PutOutcome",

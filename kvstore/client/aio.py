@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, TypeVar
 from kvstore.client.calls import Times, positive, times_of
 from kvstore.client.channel import AsyncChannel, connect_async
 from kvstore.client.face import DEADLINE_S, ClientFace, NamespaceFace
+from kvstore.client.held import Held
 from kvstore.client.hints import NO_HINTS, Hints
 from kvstore.client.journeys import Found, Got, Journey, Stored
 from kvstore.client.slots import SlotsFace, check
@@ -104,6 +105,7 @@ class AsyncNamespace(NamespaceFace):
         into: object,
         *,
         shard: int = 0,
+        parts: range | tuple[int, int] | None = None,
         position: int = 0,
         hints: Hints | None = None,
         wait_s: float | None = None,
@@ -111,7 +113,22 @@ class AsyncNamespace(NamespaceFace):
     ) -> Got:
         times, limits = await self._ready(deadline_s, wait_s)
         choices = Choices(shard, hints or NO_HINTS, position=position)
-        return await self._drive(self._space.get(limits, chain, into, choices), times)
+        return await self._drive(self._space.get(limits, chain, into, choices, parts), times)
+
+    async def hold(
+        self,
+        chain: object,
+        *,
+        shard: int = 0,
+        position: int = 0,
+        hints: Hints | None = None,
+        wait_s: float | None = None,
+        deadline_s: float | None = None,
+    ) -> Held:
+        """What is held is not awaited: `with await ns.hold(chain)`, and close() waits for nothing."""
+        times, limits = await self._ready(deadline_s, wait_s)
+        choices = Choices(shard, hints or NO_HINTS, position=position)
+        return await self._drive(self._space.hold(limits, chain, choices), times)
 
     async def view(
         self,

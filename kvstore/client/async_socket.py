@@ -101,7 +101,7 @@ class AsyncSocketChannel:
             return await quietly(future, lambda: line.session.cancel(token))
         except asyncio.CancelledError:
             if not future.cancelled() and future.result().hold:
-                line.session.release(future.result().hold)
+                line.session.release([future.result().hold])
             raise
 
     async def _call_on(self, line: Line, method: int, body: bytes, left_s: float) -> native.Result:

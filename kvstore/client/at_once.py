@@ -33,13 +33,14 @@ def read_at_once(
     lease: framed.LeaseResponse,
     places: Places,
     part_bytes: Sequence[int],
+    wanted: range,
     *,
     verify: bool,
     deadline_s: float,
 ) -> Read | None:
     """As Ways.read does. None: not in this way, and nothing touches the memory."""
-    blocks = len(lease.offsets)
-    if blocks * sum(part_bytes) > BYTES_MAX or blocks * places.pieces > PIECES_MAX:
+    blocks, parts = len(lease.offsets), part_bytes[wanted.start : wanted.stop]
+    if blocks * sum(parts) > BYTES_MAX or blocks * places.pieces > PIECES_MAX:
         return None
     spans = spans_of(places.memories)
     addresses = places.addresses.astype(np.int64)
@@ -51,15 +52,15 @@ def read_at_once(
     else:
         table[:, 1] = addresses - spans[0].start
     table[:, 4] = np.resize(places.lengths.astype(np.int64), len(addresses))
-    table[:, 3] = remote_starts(lease, table[:, 4])
+    table[:, 3] = remote_starts(lease, table[:, 4], sum(part_bytes[: wanted.start]))
     try:
         landed = reached.fetching.read_at_once(
             lease.descriptor,
             [(span.start, span.end - span.start) for span in spans],
             table,
             deadline_s=min(deadline_s, AT_ONCE_S),
-            parts=list(part_bytes) * blocks if verify else None,
+            parts=list(parts) * blocks if verify else None,
         )
     except TransferFault:
         return None
-    return None if landed is None else verified(blocks, landed.checksums, lease, verify=verify)
+    return None if landed is None else verified(blocks, landed.checksums, lease, wanted, verify=verify)

@@ -11,9 +11,12 @@ from dataclasses import dataclass, field
 from typing import Final, NamedTuple
 
 from kvstore import native
+from kvstore.client.held import Grip, Reach
 from kvstore.client.steps import (
     Answer,
     Fetch,
+    Gripped,
+    Hold,
     Lent,
     Limits,
     Look,
@@ -44,6 +47,7 @@ class Line:
     limits: Limits
     lending: Lending
     maps: bool
+    reach: Reach
     numbers: Iterator[int] = field(default_factory=lambda: itertools.count(1))  # of leases and reservations
     labels: set[str] = field(default_factory=set)  # that the node has been told
 
@@ -75,7 +79,7 @@ class Times(NamedTuple):
         return min(self.wait_s, limits.hold_wait_s_max, max(left - WAIT_MARGIN_S, left / 2))
 
 
-Asked = Lookup | Put | Fetch | Look | Reserve
+Asked = Lookup | Put | Fetch | Hold | Look | Reserve
 
 
 def as_call(line: Line, handle: int, step: Asked, times: Times) -> tuple[str, tuple[object, ...]]:
@@ -84,7 +88,8 @@ def as_call(line: Line, handle: int, step: Asked, times: Times) -> tuple[str, tu
     if isinstance(step, Fetch):
         at, wait = step.places, times.wait(left, line.limits)
         hint = native_hint(step.hint)
-        return "fetch", (handle, step.shard, step.keys, at.addresses, at.lengths, hint, wait, left)
+        asked = (handle, step.shard, step.keys, at.addresses, at.lengths, hint, wait, left)
+        return "fetch", asked if step.parts is None else (*asked, 0.0, *step.parts)
     if isinstance(step, Put):
         at, hint = step.places, native_hint(step.hint)
         metas = list(step.metas)
@@ -95,6 +100,8 @@ def as_call(line: Line, handle: int, step: Asked, times: Times) -> tuple[str, tu
         metas = list(step.metas)
         return "reserve", (handle, step.shard, step.keys, native_hint(step.hint), left, step.parent, metas)
     wait = times.wait(left, line.limits)
+    if isinstance(step, Hold):
+        return "hold", (handle, step.shard, step.keys, native_hint(step.hint), wait, left)
     return "view", (handle, step.shard, step.keys, native_hint(step.hint), wait, left, step.following)
 
 
@@ -104,6 +111,10 @@ def told(line: Line, step: Asked, answer: native.Result | native.Reservation, sh
         result = answer.result
         status, field, reason, limit = result.status, result.field, result.reason, result.limit
         return Taken(status, field, reason, limit, outcomes=result.outcomes, held=LentSlots(answer, line.lending))
+    if isinstance(step, Hold) and answer.status == Status.OK:
+        hold = answer.hold
+        grip = Grip(line.reach, lambda session: session.release([hold])) if hold else None
+        return Gripped(blocks=answer.blocks, window_full=answer.window_full, tiers=answer.tiers, grip=grip)
     if isinstance(step, Look) and answer.status == Status.OK:
         return Lent(
             blocks=answer.blocks,

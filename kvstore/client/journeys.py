@@ -22,9 +22,12 @@ import numpy as np
 import numpy.typing as npt
 
 from kvstore.client.buffers import Places
+from kvstore.client.held import ENDLESS, Held
 from kvstore.client.steps import (
     Answer,
     Fetch,
+    Gripped,
+    Hold,
     Keys,
     Lent,
     Limits,
@@ -124,8 +127,12 @@ def looking_up(shape: Shape, keys: Keys, needs: tuple[Need, ...]) -> Journey[Fou
     return Found(answer.blocks, answer.blocks * shape.block_tokens, tiers, answer.fetch_s)
 
 
-def getting(shape: Shape, shard: int, keys: Keys, places: Places, hint: WireHint) -> Journey[Got]:
-    """Window after window until the chain ends, a block is missing, or something fails."""
+def getting(
+    shape: Shape, shard: int, keys: Keys, places: Places, hint: WireHint, parts: tuple[int, int] | None = None
+) -> Journey[Got]:
+    """Window after window until the chain ends, a block is missing, or something fails. Of blocks that are got by parts
+    the first part is the one that counts them: once, however many calls bring the rest.
+    """
     check_count(keys, shape.limits)
     walk = _Walk(keys.shape[0])
     tiers: list[bytes] = []
@@ -133,7 +140,7 @@ def getting(shape: Shape, shard: int, keys: Keys, places: Places, hint: WireHint
     while walk.ended is None:
         at = walk.at
         rest = keys[at:] if at else keys
-        answer = yield Fetch(shard, rest, places.of(at, walk.end), hint.at(at))
+        answer = yield Fetch(shard, rest, places.of(at, walk.end), hint.at(at), parts)
         walk.at += answer.blocks
         moved += answer.bytes
         corrupt += answer.blocks_corrupt
@@ -144,7 +151,8 @@ def getting(shape: Shape, shard: int, keys: Keys, places: Places, hint: WireHint
             yield from walk.recover(answer)
     found = tiers[0] if len(tiers) == 1 else b"".join(tiers)
     if walk.ended is not Ended.UNAVAILABLE:
-        yield Report(hint, walk.end, count_tiers(found), corrupt, moved)
+        first = parts is None or parts[0] == 0
+        yield Report(hint, walk.end, count_tiers(found), corrupt, moved) if first else Report(hint, moved=moved)
     return Got(walk.at, walk.at * shape.block_tokens, np.frombuffer(found, dtype=np.uint8), walk.ended)
 
 
@@ -210,6 +218,29 @@ def viewing(shape: Shape, look: Look) -> Journey[Lent]:
     moved = answer.blocks * shape.shard_bytes[look.shard]
     yield Report(look.hint, look.keys.shape[0], by_tier, answer.blocks_corrupt, moved)
     return answer
+
+
+def holding(shape: Shape, shard: int, keys: Keys, hint: WireHint) -> Journey[Held]:
+    """Window after window, all of them held at the end. The one journey that waits while it holds: each wait has its
+    end, and what one connection may hold has its limit (`held_bytes_max`), which is told as a shorter run.
+    """
+    check_count(keys, shape.limits)
+    walk = _Walk(keys.shape[0])
+    runs: list[Gripped] = []
+    while walk.ended is None:
+        answer = yield Hold(shard, keys[walk.at :] if walk.at else keys, hint.at(walk.at))
+        if isinstance(answer, Gripped) and answer.status == Status.OK:
+            walk.at += answer.blocks
+            runs.append(answer)
+            walk.ended = _ended_fetch(answer, walk)
+            continue
+        if answer.status in _RETRIED:  # nothing is held there any more
+            runs.clear()
+            walk.at = 0
+        yield from walk.recover(answer)
+    tiers = np.frombuffer(b"".join(run.tiers for run in runs), dtype=np.uint8)
+    expires_s = min((run.expires_s for run in runs), default=ENDLESS)
+    return Held([run.grip for run in runs if run.grip], tiers, shape.block_tokens, expires_s)
 
 
 def reserving(shape: Shape, step: Reserve) -> Journey[Taken]:

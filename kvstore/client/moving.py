@@ -3,6 +3,7 @@
 Written once for both faces, as generators that ask for two things: a rare verb of the node, and something awaited on
 the event loop of the client's transports. What is awaited may be interrupted; what gives memory back may not.
 
+  hold  LEASE, without a grant -> RELEASE when it is closed
   get   LEASE -> read one-sidedly, compare -> RELEASE (nobody waits for it)
   put   grant our memory -> PULL: the node reads it -> revoke
 """
@@ -19,7 +20,22 @@ from google.protobuf.message import DecodeError
 
 from kvstore.client.at_once import read_at_once
 from kvstore.client.calls import times_of
-from kvstore.client.steps import Answer, Fetch, Keys, Look, Put, PutOutcome, Reserve, Status, Taken, Told, WireHint
+from kvstore.client.held import Grip
+from kvstore.client.steps import (
+    Answer,
+    Fetch,
+    Gripped,
+    Hold,
+    Keys,
+    Look,
+    Put,
+    PutOutcome,
+    Reserve,
+    Status,
+    Taken,
+    Told,
+    WireHint,
+)
 from kvstore.errors import Rejected, Unavailable
 from kvstore.wire import framed, store
 from transfer.batch import EXTENTS_MAX
@@ -64,7 +80,7 @@ class Awaited:
 T = TypeVar("T")
 Conduct = Generator[Called | Awaited, Any, T]
 Run = Callable[[Conduct[Answer], Callable[[], float]], Answer]
-Movable = Fetch | Put | Reserve | Look
+Movable = Fetch | Hold | Put | Reserve | Look
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,6 +131,8 @@ def conduct_of(mover: Mover, space: Space, step: Movable, times: Times, run: Run
         return (yield from fetching(mover, space, step, times))
     if isinstance(step, Put):
         return (yield from putting(mover, space, step, times))
+    if isinstance(step, Hold):
+        return (yield from holding(mover, space, step, times))
     if isinstance(step, Reserve):
         return (yield from reserving(mover, space, step, run))
     return NO_VIEWS
@@ -148,15 +166,8 @@ def fetching(mover: Mover, space: Space, step: Fetch, times: Times) -> Conduct[A
         return Told(Status.UNAVAILABLE, reason=str(error))
     most = max(1, EXTENTS_MAX // step.places.pieces)
     keys = step.keys[:most]
-    request = framed.LeaseRequest(
-        namespace=space.known.digest,
-        shard=step.shard,
-        chain=store.Chain(keys=keys.tobytes(), position=step.hint.position),
-        hints=hints_of(step.hint),
-        wait_ms=max(0, round(wait_s * 1e3)),
-        carrier=int(reached.fetching.chosen.path.carrier),
-        lease=next(mover.line.numbers),
-    )
+    request = _lease_request(mover, space, step, wait_s, reached)
+    request.chain.keys = keys.tobytes()
     release = framed.ReleaseRequest(lease=request.lease)
     asked_at = time.monotonic()
     try:
@@ -169,7 +180,9 @@ def fetching(mover: Mover, space: Space, step: Fetch, times: Times) -> Conduct[A
         if not lease.offsets:
             return Told()
         until = min(times.left() + time.monotonic(), asked_at + lease.lease_ms / 1e3)
-        told_read = reached, lease, step.places.of(0, len(lease.offsets)), space.part_bytes[step.shard]
+        part_bytes = space.part_bytes[step.shard]
+        parts = range(*(step.parts or (0, len(part_bytes))))
+        told_read = reached, lease, step.places.of(0, len(lease.offsets)), part_bytes, parts
 
         def work() -> Coroutine[Any, Any, Read]:
             left_s = max(0.0, until - time.monotonic())
@@ -179,7 +192,7 @@ def fetching(mover: Mover, space: Space, step: Fetch, times: Times) -> Conduct[A
             return read_at_once(*told_read, verify=mover.verify, deadline_s=max(0.0, until - time.monotonic()))
 
         read = yield Awaited(work, at_once=at_once)
-        release.bytes = read.blocks * space.shard_bytes[step.shard]
+        release.bytes = read.blocks * sum(part_bytes[parts.start : parts.stop])
         if read.corrupt is not None:
             release.corrupt.append(lease.tickets[read.corrupt])
     except (Unavailable, Rejected) as error:
@@ -197,6 +210,53 @@ def fetching(mover: Mover, space: Space, step: Fetch, times: Times) -> Conduct[A
         window_full=lease.window_full or len(keys) < len(step.keys),
         bytes=release.bytes,
         tiers=lease.tiers[: read.blocks],
+    )
+
+
+def holding(mover: Mover, space: Space, step: Hold, times: Times) -> Conduct[Answer]:
+    """One window. Of a node whose bytes are out of reach nothing is held: it could not be read."""
+    wait_s = times.wait(times.left(), mover.line.limits)
+    try:
+        reached = yield from _reached(mover, times)
+    except (Unavailable, Rejected) as error:
+        return Told(Status.UNAVAILABLE, reason=str(error))
+    request = _lease_request(mover, space, step, wait_s, reached)
+    request.hold_only = True
+    release = framed.ReleaseRequest(lease=request.lease).SerializeToString()
+    grip = Grip(mover.line.reach, lambda session: session.tell_call(store.METHOD_RELEASE, release))
+    asked_at = time.monotonic()
+    try:
+        told = yield Called(store.METHOD_LEASE, request.SerializeToString())
+    except BaseException:
+        grip.release()  # whatever the node answers yet
+        raise
+    if told.status != Status.OK:
+        return _failed(told)
+    try:
+        lease = framed.LeaseResponse.FromString(told.body)
+    except DecodeError:
+        return Told(Status.UNAVAILABLE, field="lease", reason="the node's answer does not parse")
+    blocks = len(lease.tiers)
+    if blocks > len(step.keys):
+        return Told(Status.UNAVAILABLE, field="lease", reason="the node's answer does not fit the request")
+    expires_s = asked_at + lease.lease_ms / 1e3
+    return Gripped(
+        blocks=blocks, window_full=lease.window_full, tiers=lease.tiers, grip=grip if blocks else None,
+        expires_s=expires_s,
+    )  # fmt: skip
+
+
+def _lease_request(
+    mover: Mover, space: Space, step: Fetch | Hold, wait_s: float, reached: Reached
+) -> framed.LeaseRequest:
+    return framed.LeaseRequest(
+        namespace=space.known.digest,
+        shard=step.shard,
+        chain=store.Chain(keys=step.keys.tobytes(), position=step.hint.position),
+        hints=hints_of(step.hint),
+        wait_ms=max(0, round(wait_s * 1e3)),
+        carrier=int(reached.fetching.chosen.path.carrier),
+        lease=next(mover.line.numbers),
     )
 
 
@@ -320,8 +380,8 @@ def give_up(mover: Mover, reservation: int) -> None:
 
 
 class AwaySlots:
-    """Slots at a node whose memory is not mapped here. As kvstore.client.steps.Held. run: drives a conduct, in the
-    calling thread.
+    """Slots at a node whose memory is not mapped here. As kvstore.client.steps.Reservation. run: drives a conduct, in
+    the calling thread.
     """
 
     def __init__(self, mover: Mover, space: Space, number: int, outcomes: bytes, run: Run) -> None:

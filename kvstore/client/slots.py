@@ -17,7 +17,7 @@ import numpy.typing as npt
 from kvstore.client import buffers
 from kvstore.client.calls import Times
 from kvstore.client.journeys import Ended, Outcomes, Stored, stored_of
-from kvstore.client.steps import Answer, Held, PutOutcome, Status, Taken, fail
+from kvstore.client.steps import Answer, PutOutcome, Reservation, Status, Taken, fail
 
 _LAPSED = 1  # Outcome.STALE: lapsed, or retired meanwhile
 
@@ -27,7 +27,7 @@ class Filling:
 
     def __init__(self, taken: Taken, part_bytes: list[int], registry: buffers.Registry) -> None:
         assert taken.held is not None
-        self.held: Held = taken.held
+        self.held: Reservation = taken.held
         self.part_bytes = part_bytes
         self.granted: tuple[int, ...] = tuple(self.held.granted)
         self.outcomes: Outcomes = np.frombuffer(taken.outcomes, dtype=np.uint8).copy()

@@ -18,6 +18,7 @@ from kvstore import native
 from kvstore.client.address import TcpAddress, UnixAddress
 from kvstore.client.away import Away
 from kvstore.client.calls import Line, Times, as_call, body_of, check_usable, report, told
+from kvstore.client.held import Reach
 from kvstore.client.space import Known, Space
 from kvstore.client.steps import Answer, Limits, Lookup, Reopen, Reopened, Report, Status, Step, Told
 from kvstore.client.views import Lending
@@ -88,8 +89,9 @@ class SocketChannel:
         session = self._new_session(deadline)
         info, former = session.info, self._line
         limits = Limits(info.keys_per_call_max, info.window_bytes, info.meta_bytes_max, info.hold_wait_ms_max / 1e3)
-        self._line = line = Line(session, limits, Lending(session), info.trusted)
+        self._line = line = Line(session, limits, Lending(session), info.trusted, Reach(session))
         if former is not None:
+            former.reach.cut()
             former.session.close()
             self._former.append(former)
             former.lending.former = self._tell_quiet
@@ -143,6 +145,7 @@ class SocketChannel:
             self._closed = True
             line, self._line = self._line, None
         if line is not None:
+            line.reach.cut()
             line.session.close()
         self._away.close()
 

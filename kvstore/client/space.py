@@ -10,6 +10,7 @@ import numpy as np
 
 from kvstore import identity
 from kvstore.client import buffers, hints
+from kvstore.client.held import Held
 from kvstore.client.hints import NO_HINTS, Hints
 from kvstore.client.journeys import (
     Found,
@@ -19,6 +20,7 @@ from kvstore.client.journeys import (
     Shape,
     Stored,
     getting,
+    holding,
     looking_up,
     putting,
     reserving,
@@ -104,11 +106,17 @@ class Space:
                 raise ValueError(f"needs[{i}].blocks: {need.blocks}, must be at least 1 for LAST")
         return looking_up(self.shape(limits), keys_of(chain), wanted)
 
-    def get(self, limits: Limits, chain: object, into: object, choices: Choices) -> Journey[Got]:
-        keys, shard_bytes = keys_of(chain), self._size_of(choices.shard)
-        wanted = buffers.Wanted("into", keys.shape[0], shard_bytes, writing=True)
+    def get(
+        self, limits: Limits, chain: object, into: object, choices: Choices, parts: range | tuple[int, int] | None
+    ) -> Journey[Got]:
+        keys, size = keys_of(chain), self._size_of(choices.shard)
+        part_bytes = self.part_bytes[choices.shard]
+        chosen = None if parts is None else parts_of(parts, len(part_bytes))
+        if chosen is not None:
+            size = sum(part_bytes[chosen[0] : chosen[1]])
+        wanted = buffers.Wanted("into", keys.shape[0], size, writing=True)
         places = buffers.places(into, wanted, self.registry)
-        return getting(self.shape(limits), choices.shard, keys, places, self._hint(keys, choices))
+        return getting(self.shape(limits), choices.shard, keys, places, self._hint(keys, choices), chosen)
 
     def put(
         self, limits: Limits, chain: object, source: object, metas: Sequence[bytes] | None, choices: Choices
@@ -118,6 +126,11 @@ class Space:
         places = buffers.places(source, wanted, self.registry)
         load = Load(keys, places, choices.parent, self.metas_of(metas, keys.shape[0], limits))
         return putting(self.shape(limits), choices.shard, load, self._hint(keys, choices))
+
+    def hold(self, limits: Limits, chain: object, choices: Choices) -> Journey[Held]:
+        keys = keys_of(chain)
+        self._size_of(choices.shard)
+        return holding(self.shape(limits), choices.shard, keys, self._hint(keys, choices))
 
     def view(self, limits: Limits, chain: object, follow: bool, choices: Choices) -> Journey[Lent]:
         keys = keys_of(chain)
@@ -168,6 +181,19 @@ def keys_of(chain: object) -> Keys:
     if chain.dtype != np.uint8 or chain.ndim != 2 or chain.shape[1] != KEY_BYTES:
         raise ValueError(f"chain: {chain.dtype} {chain.shape}, must be uint8 (blocks, {KEY_BYTES})")
     return np.ascontiguousarray(chain)
+
+
+def parts_of(parts: object, count: int) -> tuple[int, int]:
+    """First and end of the parts of a block, of which there are `count`."""
+    if isinstance(parts, range) and parts.step == 1:
+        first, end = parts.start, parts.stop
+    elif isinstance(parts, tuple) and len(parts) == 2 and all(type(one) is int for one in parts):
+        first, end = parts
+    else:
+        raise TypeError(f"parts: {parts!r}, must be (first, end), or a range without gaps")
+    if not 0 <= first < end <= count:
+        raise ValueError(f"parts: {parts!r}, must be at least one of {count}, from 0")
+    return first, end
 
 
 def parent_of(parent: object) -> bytes:

@@ -15,6 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from kvstore.client.buffers import Places
+from kvstore.client.held import ENDLESS, Grip
 from kvstore.errors import Rejected, Unavailable
 from kvstore.layout import Need
 
@@ -95,11 +96,22 @@ class Put:
 
 
 class Fetch(NamedTuple):
-    """The rest of a chain, which the node cuts to a window."""
+    """The rest of a chain, which the node cuts to a window. parts: first and end of those wanted of each block, which
+    `places` speaks of; None: all.
+    """
 
     shard: int
     keys: Keys
     places: Places
+    hint: WireHint
+    parts: tuple[int, int] | None = None
+
+
+class Hold(NamedTuple):
+    """The rest of a chain, which the node cuts to a window: held, and nothing of it read."""
+
+    shard: int
+    keys: Keys
     hint: WireHint
 
 
@@ -125,13 +137,13 @@ class Reserve:
 
 
 class Report(NamedTuple):
-    """What came of a whole get; nobody answers."""
+    """What came of a whole get; nobody answers. asked 0: of blocks that another get has counted."""
 
     hint: WireHint
-    asked: int
-    by_tier: tuple[int, int, int, int]
-    failed: int
-    moved: int
+    asked: int = 0
+    by_tier: tuple[int, int, int, int] = (0, 0, 0, 0)
+    failed: int = 0
+    moved: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,7 +151,7 @@ class Reopen:
     """A live connection with the namespace open, whatever that takes. Answered by Reopened."""
 
 
-Step = Lookup | Put | Fetch | Look | Reserve | Report | Reopen
+Step = Lookup | Put | Fetch | Hold | Look | Reserve | Report | Reopen
 
 
 class Answer(Protocol):
@@ -202,13 +214,21 @@ class Lent(Told):
 
 
 @dataclass(frozen=True, slots=True)
+class Gripped(Told):
+    """Hold, answered. grip: None where no block is up."""
+
+    grip: Grip | None = None
+    expires_s: float = ENDLESS
+
+
+@dataclass(frozen=True, slots=True)
 class Taken(Told):
     """Reserve, answered: the native reservation."""
 
-    held: Held | None = None
+    held: Reservation | None = None
 
 
-class Held(Protocol):
+class Reservation(Protocol):
     """What a native reservation is to those who fill it."""
 
     @property

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, TypeVar
 from kvstore.client.calls import Times, positive, times_of
 from kvstore.client.channel import Channel, connect
 from kvstore.client.face import DEADLINE_S, ClientFace, NamespaceFace
+from kvstore.client.held import Held
 from kvstore.client.hints import NO_HINTS, Hints
 from kvstore.client.journeys import Found, Got, Journey, Stored
 from kvstore.client.slots import Slots
@@ -110,6 +111,7 @@ class Namespace(NamespaceFace):
         into: object,
         *,
         shard: int = 0,
+        parts: range | tuple[int, int] | None = None,
         position: int = 0,
         hints: Hints | None = None,
         wait_s: float | None = None,
@@ -117,10 +119,29 @@ class Namespace(NamespaceFace):
     ) -> Got:
         """Fetches the contiguous prefix that is there, verified as it lands. Beyond what arrived, `into` may have been
         written to. wait_s: how long the node may wait for blocks to come up from lower tiers; 0: take what is up.
+        parts: first and end of those wanted of each block (usually layers), each verified by itself; `into` has room
+        for these alone. Blocks are counted as hits with part 0.
         """
         times, limits = self._ready(deadline_s, wait_s)
         choices = Choices(shard, hints or NO_HINTS, position=position)
-        return self._drive(self._space.get(limits, chain, into, choices), times)
+        return self._drive(self._space.get(limits, chain, into, choices, parts), times)
+
+    def hold(
+        self,
+        chain: object,
+        *,
+        shard: int = 0,
+        position: int = 0,
+        hints: Hints | None = None,
+        wait_s: float | None = None,
+        deadline_s: float | None = None,
+    ) -> Held:
+        """Keeps the contiguous prefix that is up, or comes up within wait_s, in the node's memory, so that a get of it,
+        by anybody, finds it: no copy, no check. At most `held_bytes_max` of a connection. It is no hit.
+        """
+        times, limits = self._ready(deadline_s, wait_s)
+        choices = Choices(shard, hints or NO_HINTS, position=position)
+        return self._drive(self._space.hold(limits, chain, choices), times)
 
     def view(
         self,

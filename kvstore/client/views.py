@@ -67,7 +67,7 @@ class Kept:
     def __del__(self) -> None:
         if os.getpid() == self._pid:
             if self._hold:
-                self._lending.session.release(self._hold)
+                self._lending.session.release([self._hold])
             self._lending.came_back(self)
 
 
@@ -96,7 +96,7 @@ def lend(lending: Lending, hold: int, offsets: Sequence[int], shard_bytes: int) 
 
 
 class LentSlots:
-    """A native reservation whose arrays are counted as being out. As kvstore.client.steps.Held."""
+    """A native reservation whose arrays are counted as being out. As kvstore.client.steps.Reservation."""
 
     def __init__(self, reservation: native.Reservation, lending: Lending) -> None:
         self._reservation = reservation

@@ -159,20 +159,24 @@ class Ways:
         lease: framed.LeaseResponse,
         places: Places,
         part_bytes: Sequence[int],
+        wanted: range,
         kept: frozenset[int],
         *,
         verify: bool,
         deadline_s: float,
     ) -> Read:
-        """Leased blocks into the caller's memory. `places`: of those blocks. kept: Registry.kept."""
+        """Leased blocks into the caller's memory. wanted: which parts of each. `places`: where those lie.
+        kept: Registry.kept.
+        """
         way, until = reached.fetching, time.monotonic() + deadline_s
-        blocks, parts = len(lease.offsets), list(part_bytes) * len(lease.offsets)
+        blocks, skipped = len(lease.offsets), sum(part_bytes[: wanted.start])
+        parts = list(part_bytes[wanted.start : wanted.stop]) * blocks
         local = _Local(self, way, kept, writable=True)
         try:
             table = await local.table(places)
             (shown,) = await way.present([lease.descriptor], deadline_s=deadline_s, fresh=True)
             table[:, 2] = shown.handle
-            table[:, 3] = remote_starts(lease, table[:, 4])
+            table[:, 3] = remote_starts(lease, table[:, 4], skipped)
             left_s = max(0.0, until - time.monotonic())
             landed = await way.read(Batch(table), deadline_s=left_s, parts=parts if verify else None)
         except TransferError as error:
@@ -182,13 +186,13 @@ class Ways:
                 self.lost(reached)
             whole = _leading(np.asarray(error.arrived.reshape(blocks, -1).all(axis=1)))
             late = any(failure.reason is Reason.LATE for failure in error.failures)
-            return verified(whole, error.checksums, lease, verify=verify, late=late, failure=str(error))
+            return verified(whole, error.checksums, lease, wanted, verify=verify, late=late, failure=str(error))
         except TransferFault as error:
             self.lost(reached)
             return Read(0, failure=str(error))
         finally:
             await local.close()
-        return verified(blocks, landed.checksums, lease, verify=verify)
+        return verified(blocks, landed.checksums, lease, wanted, verify=verify)
 
     # ---- put ----------------------------------------------------------------------------------------------------
 
@@ -333,10 +337,12 @@ def _array_of(span: _Span, writable: bool) -> npt.NDArray[np.uint8]:
     return owner.reshape(-1).view(np.uint8)[start : start + span.end - span.start]
 
 
-def remote_starts(lease: framed.LeaseResponse, lengths: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
-    """Where each piece of leased blocks begins at the node. lengths: (pieces of all blocks,)."""
+def remote_starts(lease: framed.LeaseResponse, lengths: npt.NDArray[np.int64], skipped: int) -> npt.NDArray[np.int64]:
+    """Where each piece of leased blocks begins at the node. lengths: (pieces of all blocks,). skipped: bytes of each
+    block before the first piece.
+    """
     lengths = lengths.reshape(len(lease.offsets), -1)
-    starts = np.array(lease.offsets, dtype=np.uint64).astype(np.int64)
+    starts = np.array(lease.offsets, dtype=np.uint64).astype(np.int64) + skipped
     told: npt.NDArray[np.int64] = (starts[:, None] + np.cumsum(lengths, axis=1) - lengths).reshape(-1)
     return told
 
@@ -349,6 +355,7 @@ def verified(
     whole: int,
     sums: npt.NDArray[np.uint64],
     lease: framed.LeaseResponse,
+    wanted: range,
     *,
     verify: bool,
     late: bool = False,
@@ -357,6 +364,7 @@ def verified(
     if not verify or whole == 0:
         return Read(whole, None, late, failure)
     expected = np.frombuffer(lease.checksums, dtype="<u8").reshape(len(lease.offsets), -1)[:whole]
+    expected = expected[:, wanted.start : wanted.stop]
     good = (sums.reshape(len(lease.offsets), -1)[:whole] == expected).all(axis=1)
     blocks = _leading(good)
     return Read(blocks, None if blocks == whole else blocks, late, failure)

@@ -55,14 +55,17 @@ class CoreBridge:
         wait_s: float,
         lease_s: float,
         following: bool = False,
+        held_open: bool = False,
     ) -> native.FetchDone:
-        """The longest run of `keys` that is in memory after at most `wait_s`. Its hold is the caller's to release."""
+        """The longest run of `keys` that is in memory after at most `wait_s`. Its hold is the caller's to release.
+        held_open: it counts towards held_bytes_max of its owner.
+        """
         assert self._loop is not None, "open() first"
         token, now = next(self._tokens), self._clock.now_ns()
         future: asyncio.Future[native.FetchDone] = self._loop.create_future()
         self._waiting[token] = (owner, future)
         deadline, lease = now + int(wait_s * 1e9), int(lease_s * 1e9)
-        self.core.fetch(token, owner, ns, shard, keys, kind, following, hint, now, deadline, lease)
+        self.core.fetch(token, owner, ns, shard, keys, kind, following, hint, now, deadline, lease, held_open)
         self._complete()  # what is in memory is answered already: that spares a turn of the loop
         if future.done():
             return future.result()

@@ -1,8 +1,9 @@
 """What a connection that maps no segment holds of this node's memory, to be read by transfers: leases.
 
 Rules
-- A lease is a hold without an end of its own and a grant of exactly its blocks. It ends once: first the grant, then,
-  when no peer touches the bytes any more, the hold. So a slot that has another block now is never read by an old lease.
+- A lease is a hold without an end of its own and a grant of exactly its blocks; one that is only a hold has no grant.
+  It ends once: first the grant, then, when no peer touches the bytes any more, the hold. So a slot that has another
+  block now is never read by an old lease.
 - Where a grant does not become quiet, its blocks stay held until the process ends, and the log says so.
 - The bytes of a lease count as leased until its hold goes: who releases what he still reads leases no more for that. A
   lease for which others, that are ending, leave too little room waits for them first.
@@ -25,6 +26,9 @@ from transfer.offers import Carrier
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
+
+    import numpy as np
+    from numpy.typing import NDArray
 
     from kvstore.clock import Clock
     from kvstore.config import LimitsConfig
@@ -83,8 +87,7 @@ class Allowance:
 @dataclass(frozen=True, slots=True)
 class _Lease:
     hold: int
-    grant: Grant
-    carrier: Carrier
+    granted: tuple[Carrier, Grant] | None  # None: only a hold
     bytes: int
     tickets: frozenset[int]
     lapse: asyncio.TimerHandle
@@ -110,9 +113,52 @@ class Leases:
             raise ValueError(f"lease: {number} is the number of another one")
         self._leasing[number] = task
         try:
+            if request.hold_only:
+                return await self._held(opened, prefix, request)
             return await self._leased(opened, prefix, request)
         finally:
             del self._leasing[number]
+
+    async def _held(self, opened: Opened, prefix: Prefix, request: framed.LeaseRequest) -> framed.LeaseResponse:
+        """What will be got by other leases, whose bytes it takes nothing of; its own are bounded by the core."""
+        limits = self.host.limits
+        wait_s = min(request.wait_ms, limits.hold_wait_ms_max) / 1e3
+        run = await self._run(opened, prefix, request, prefix.keys, wait_s, held_open=True)
+        blocks = len(run.offsets)
+        if blocks == 0:
+            self._release(run.hold)
+            return framed.LeaseResponse()
+        lapse = asyncio.get_running_loop().call_later(limits.lease_ms_max / 1e3, self._end, request.lease)
+        self._leases[request.lease] = _Lease(run.hold, None, 0, frozenset(), lapse)
+        return framed.LeaseResponse(lease_ms=limits.lease_ms_max, tiers=run.tiers[:blocks], window_full=run.window_full)
+
+    async def _run(
+        self,
+        opened: Opened,
+        prefix: Prefix,
+        request: framed.LeaseRequest,
+        keys: NDArray[np.uint8],
+        wait_s: float,
+        *,
+        held_open: bool,
+    ) -> native.FetchDone:
+        """Held without an end of its own. Raises NotOpen, Rejected."""
+        run = await self.host.bridge.fetch(
+            self.owner,
+            opened.handle,
+            request.shard,
+            keys,
+            kind=native.HoldKind.VIEW,
+            hint=prefix.hint(0),
+            wait_s=wait_s,
+            lease_s=self.host.limits.lease_ms_max / 1e3,
+            held_open=held_open,
+        )
+        if run.status == native.Status.STALE_NAMESPACE:
+            raise NotOpen
+        if run.status != native.Status.OK:
+            raise Rejected(f"{run.field}: the limit is {run.limit}", limit=run.field)
+        return run
 
     async def _leased(self, opened: Opened, prefix: Prefix, request: framed.LeaseRequest) -> framed.LeaseResponse:
         carrier, region = self.host.region("carrier", request.carrier)
@@ -127,20 +173,7 @@ class Leases:
         if room == 0:
             self.allowance.take(block_bytes)
         lease_s = limits.lease_ms_max / 1e3
-        run = await self.host.bridge.fetch(
-            self.owner,
-            opened.handle,
-            request.shard,
-            prefix.keys[:room],
-            kind=native.HoldKind.VIEW,
-            hint=prefix.hint(0),
-            wait_s=wait_s,
-            lease_s=lease_s,
-        )
-        if run.status == native.Status.STALE_NAMESPACE:
-            raise NotOpen
-        if run.status != native.Status.OK:
-            raise Rejected(f"{run.field}: the limit is {run.limit}", limit=run.field)
+        run = await self._run(opened, prefix, request, prefix.keys[:room], wait_s, held_open=False)
         blocks = len(run.offsets)
         if blocks == 0:
             self._release(run.hold)
@@ -152,7 +185,9 @@ class Leases:
             raise
         lapse = asyncio.get_running_loop().call_later(lease_s, self._end, request.lease)
         tickets = run.tickets.tolist()
-        self._leases[request.lease] = _Lease(run.hold, grant, carrier, blocks * block_bytes, frozenset(tickets), lapse)
+        self._leases[request.lease] = _Lease(
+            run.hold, (carrier, grant), blocks * block_bytes, frozenset(tickets), lapse
+        )
         return framed.LeaseResponse(
             lease_ms=limits.lease_ms_max,
             descriptor=grant.descriptor,
@@ -190,7 +225,8 @@ class Leases:
         for ticket in request.corrupt:
             if ticket in lease.tickets:
                 self.host.bridge.core.report_corrupt(self.owner, ticket)
-        self.host.transfers.served(lease.carrier, min(request.bytes, lease.bytes))
+        if lease.granted is not None:
+            self.host.transfers.served(lease.granted[0], min(request.bytes, lease.bytes))
         self._end(request.lease)
 
     def _end(self, number: int) -> None:
@@ -204,7 +240,9 @@ class Leases:
 
     async def _ended(self, lease: _Lease) -> None:
         try:
-            await self.host.transfers.transport(lease.carrier).revoke([lease.grant])
+            if lease.granted is not None:
+                carrier, grant = lease.granted
+                await self.host.transfers.transport(carrier).revoke([grant])
         except StillTouched as error:
             log.error("a lease of %d bytes is kept: %s", lease.bytes, error)
             self._kept += 1

@@ -358,6 +358,7 @@ def make_core(segments: Segments, config: Config, file: native.TableConfig | Non
         families_max=limits.families_max,
         events_max=limits.events_max,
         pinned_bytes_max=limits.pinned_bytes_max or 0,
+        held_bytes_max=limits.held_bytes_max or 0,
     )
 
 

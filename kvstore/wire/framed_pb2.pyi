@@ -41,6 +41,7 @@ class LeaseRequest(_message.Message):
     WAIT_MS_FIELD_NUMBER: _builtins.int
     CARRIER_FIELD_NUMBER: _builtins.int
     LEASE_FIELD_NUMBER: _builtins.int
+    HOLD_ONLY_FIELD_NUMBER: _builtins.int
     namespace: _builtins.bytes
     shard: _builtins.int
     wait_ms: _builtins.int
@@ -49,6 +50,8 @@ class LeaseRequest(_message.Message):
     """by which the bytes will be read, as an offer numbers them"""
     lease: _builtins.int
     """its number, chosen by the client, another one each time: so that it can be released before it is answered"""
+    hold_only: _builtins.bool
+    """nothing will be read by it: answered without descriptor, offsets, checksums and tickets. It counts"""
     @_builtins.property
     def chain(self) -> _store_pb2.Chain: ...
     @_builtins.property
@@ -63,10 +66,11 @@ class LeaseRequest(_message.Message):
         wait_ms: _builtins.int = ...,
         carrier: _builtins.int = ...,
         lease: _builtins.int = ...,
+        hold_only: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["chain", b"chain", "hints", b"hints"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["carrier", b"carrier", "chain", b"chain", "hints", b"hints", "lease", b"lease", "namespace", b"namespace", "shard", b"shard", "wait_ms", b"wait_ms"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["carrier", b"carrier", "chain", b"chain", "hints", b"hints", "hold_only", b"hold_only", "lease", b"lease", "namespace", b"namespace", "shard", b"shard", "wait_ms", b"wait_ms"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

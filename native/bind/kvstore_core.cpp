@@ -4,7 +4,7 @@
 //   class NodeCore:
 //     def __init__(self, memory: TableConfig, file: TableConfig | None, *, meta: int, meta_bytes: int, incarnation: int,
 //                  window_bytes=, reserve_lapse_ns=, lease_max_ns=, keys_per_call_max=, holds_per_owner_max=, namespaces_max=,
-//                  parked_max=, families_max=, events_max=, pinned_bytes_max=0, answer_bytes_max=, free_share=0.25)
+//                  parked_max=, families_max=, events_max=, pinned_bytes_max=0, held_bytes_max=0, answer_bytes_max=, free_share=0.25)
 //         # `meta`: address of a mapping that outlives the core. meta all zero: a fresh start; else recovered.
 //         # ValueError: it belongs to another format or geometry (then zero it: truncate to 0 and extend)
 //     @staticmethod meta_bytes(memory: TableConfig) -> int         # how long the meta mapping must be
@@ -23,7 +23,7 @@
 //     seal(tier, owner, tickets, checksums, now) -> outcomes u8; abort(tier, owner, tickets)
 //     hold(tier, owner, ns, shard, keys) -> (hold, SlotRows)       # the mover's, kView, does not touch the policy: the run from keys[0]
 //     hold_slots(tier, owner, tickets) -> (hold, SlotRows); release(tier, owner, hold) -> int
-//     fetch(token, owner, ns, shard, keys, kind, following, hint, now, deadline, lease)
+//     fetch(token, owner, ns, shard, keys, kind, following, hint, now, deadline, lease, held_open=False)
 //     completion_fd; take_completions() -> list[FetchDone]         # token status hold lease window_full tickets offsets parts_ready tiers checksums
 //     fetched(ns, hint, blocks_asked, blocks_by_tier, blocks_failed, path, bytes, elapsed_ns); report_corrupt(owner, ticket)
 //     put_took(path, bytes, elapsed_ns)
@@ -59,8 +59,8 @@ void make_core(CoreClass* self, const TableConfig& memory, const std::optional<T
                      Nanos lease_max_ns, Nanos promote_retry_ns, std::uint32_t keys_per_call_max,
                      std::uint32_t holds_per_owner_max, std::uint32_t namespaces_max, std::uint32_t parked_max,
                      std::uint32_t works_max, std::uint32_t families_max, std::uint32_t events_max,
-                     std::uint64_t event_meta_bytes_max, std::uint64_t pinned_bytes_max, std::uint64_t answer_bytes_max,
-                     double free_share) {
+                     std::uint64_t event_meta_bytes_max, std::uint64_t pinned_bytes_max, std::uint64_t held_bytes_max,
+                     std::uint64_t answer_bytes_max, double free_share) {
   CoreConfig config;
   config.memory = memory;
   config.file = file;
@@ -78,6 +78,7 @@ void make_core(CoreClass* self, const TableConfig& memory, const std::optional<T
   config.events_max = events_max;
   config.event_meta_bytes_max = event_meta_bytes_max;
   config.pinned_bytes_max = pinned_bytes_max;
+  config.held_bytes_max = held_bytes_max;
   config.free_share = free_share;
   new (self) CoreClass(config, reinterpret_cast<void*>(meta), meta_bytes, incarnation);
 }
@@ -232,7 +233,7 @@ void bind_core(nb::module_& m) {
            "holds_per_owner_max"_a = d.holds_per_owner_max, "namespaces_max"_a = d.namespaces_max,
            "parked_max"_a = d.parked_max, "works_max"_a = d.works_max, "families_max"_a = d.families_max,
            "events_max"_a = d.events_max, "event_meta_bytes_max"_a = d.event_meta_bytes_max,
-           "pinned_bytes_max"_a = d.pinned_bytes_max, "answer_bytes_max"_a = d.answer_bytes_max, "free_share"_a = d.free_share)
+           "pinned_bytes_max"_a = d.pinned_bytes_max, "held_bytes_max"_a = d.held_bytes_max, "answer_bytes_max"_a = d.answer_bytes_max, "free_share"_a = d.free_share)
       .def_static("meta_bytes", &MetaSegment::bytes, "memory"_a)
       .def_static("meta_usable", [](const TableConfig& memory, std::uint64_t meta, std::size_t meta_bytes) {
             return MetaSegment::inspect(reinterpret_cast<const void*>(meta), meta_bytes, memory) != MetaState::kForeign;

@@ -97,9 +97,9 @@ ArrayOut<bool> find(CoreClass& self, int tier, NsId ns, std::uint16_t shard, con
 }
 
 void fetch(CoreClass& self, std::uint64_t token, OwnerId owner, NsId ns, std::uint16_t shard, const KeysIn& keys, int kind,
-           bool following, const Hint& hint, Nanos now, Nanos deadline, Nanos lease) {
+           bool following, const Hint& hint, Nanos now, Nanos deadline, Nanos lease, bool held_open) {
   if (kind < 0 || kind > 2) throw nb::value_error("kind: a HoldKind");
-  FetchRequest request{owner, ns, shard, static_cast<HoldKind>(kind), following, hint, deadline, lease};
+  FetchRequest request{owner, ns, shard, static_cast<HoldKind>(kind), following, held_open, hint, deadline, lease};
   nb::gil_scoped_release release;
   self.core.fetch(request, keys_of(keys), now,
                   [to = self.completions, token](FetchAnswer&& answer) { to->put(token, std::move(answer)); });
@@ -144,7 +144,8 @@ void bind_calls(nb::class_<CoreClass>& core) {
       .def("release", [](CoreClass& self, int tier, OwnerId owner, HoldId hold) {
              return static_cast<int>(self.core.release(tier_of(tier), owner, hold));
            }, "tier"_a, "owner"_a, "hold"_a)
-      .def("fetch", &fetch, "token"_a, "owner"_a, "ns"_a, "shard"_a, "keys"_a, "kind"_a, "following"_a, "hint"_a, "now"_a, "deadline"_a, "lease"_a)
+      .def("fetch", &fetch, "token"_a, "owner"_a, "ns"_a, "shard"_a, "keys"_a, "kind"_a, "following"_a, "hint"_a, "now"_a, "deadline"_a, "lease"_a,
+           "held_open"_a = false)
       .def_prop_ro("completion_fd", [](CoreClass& self) { return self.completions->event; })
       .def("take_completions", &take_completions)
       .def("fetched", [](CoreClass& self, NsId ns, const Hint& hint, std::uint32_t asked,

@@ -22,18 +22,19 @@
 //     lookup(ns, keys, needs: list[tuple[int, int, int]], deadline_s)                     # needs: (shard, NeedKind, blocks); []: all of shard 0
 //     put(ns, shard, keys, addresses, lengths, hint, deadline_s, parent: bytes = b"", metas: list[bytes] = [])
 //         # one window: the caller cuts at info.window_bytes and keys_per_call_max; outcomes, blocks (stored), bytes
-//     fetch(ns, shard, keys, addresses, lengths, hint, wait_s, deadline_s, lease_s=0.0)
-//         # one window: send the rest of the chain (the node cuts), destinations for all keys given; blocks, tiers, window_full, bytes,
+//     fetch(ns, shard, keys, addresses, lengths, hint, wait_s, deadline_s, lease_s=0.0, first_part=0, end_part: int | None = None)
+//         # parts first_part..end_part of each block, which the destinations are of (None: to the last); one window: send the rest of the chain (the node cuts), destinations for all keys given; blocks, tiers, window_full, bytes,
 //         # blocks_corrupt. Releases by itself (the frame goes out with the next call or 2 ms later).
 //     view(ns, shard, keys, hint, wait_s, deadline_s, following=False)   # following: also parts of a block still being written; trusted only (else kRejected); hold, offsets, tickets, tiers, blocks; verified
+//     hold(ns, shard, keys, hint, wait_s, deadline_s)   # one window, as view, of which nothing is looked at; trusted only; hold, tiers, blocks, window_full
 //     call(method: int, body: bytes, deadline_s)        # a rare verb; body
 //     tell_call(method: int, body: bytes) -> None       # one that nobody waits for; sent with the next call or 2 ms later
 //     reserve(ns, shard, keys, hint, deadline_s, parent=b"", metas=[]) -> Reservation
 //     flush() -> None                                   # sends what waits for the next call
 //   Not answered, sent with the next call or 2 ms later:
 //     fetched(ns, hint, blocks_asked, blocks_by_tier: tuple[int, int, int, int], blocks_failed, bytes, elapsed_ns) -> None   # once a get
+//     release(holds: list[int]) -> None                 # never waits: of any thread, garbage collection included
 //   Not answered, sent at once together with what waits:
-//     release(hold) -> None
 //     corrupt(tickets: list[int]) -> None
 //     quiet(session, incarnation) -> None               # of a former session that nothing of this process touches any more
 //   array(offset, bytes) -> numpy uint8, read-only, over the mapping (kept mapped while the array lives); trusted only
@@ -48,7 +49,7 @@
 //     def abort(self) -> None                                # idempotent; nothing writes into the slots after it
 //
 //   Submitted, completed through the eventfd, same arguments behind a token chosen by the caller (never reused while in flight):
-//     submit_lookup(token, ...) submit_put(token, ...) submit_fetch(token, ...) submit_view(token, ...) submit_call(token, ...) -> None
+//     submit_lookup(token, ...) submit_put(token, ...) submit_fetch(token, ...) submit_view(token, ...) submit_hold(token, ...) submit_call(token, ...) -> None
 //     cancel(token) -> None            # completes kCancelled when memory is quiet, unless it was done already
 //     completion_fd: int               # readable when there are some; take_completions() clears it
 //     take_completions() -> list[Result]     # Result.token says whose
@@ -122,9 +123,16 @@ std::unique_ptr<Operation> make_put(Session& session, NsId ns, std::uint16_t sha
                                         scattered(addresses, lengths));
 }
 std::unique_ptr<Operation> make_fetch(Session& session, NsId ns, std::uint16_t shard, const KeysIn& keys, const WordsIn& addresses,
-                                      const WordsIn& lengths, const Hint& hint, double wait_s, double lease_s) {
+                                      const WordsIn& lengths, const Hint& hint, double wait_s, double lease_s, std::uint32_t first_part,
+                                      std::optional<std::uint32_t> end_part) {
   HoldArguments arguments{ns, shard, copy_keys(keys), HoldKind::kLease, false, hint, millis(wait_s, "wait_s"), millis(lease_s, "lease_s")};
-  return std::make_unique<FetchOperation>(std::move(arguments), session.parts_of(ns, shard), scattered(addresses, lengths));
+  Parts parts = session.parts_of(ns, shard);
+  const PartRange range = part_range(*parts, first_part, end_part);
+  return std::make_unique<FetchOperation>(std::move(arguments), std::move(parts), scattered(addresses, lengths), range);
+}
+std::unique_ptr<Operation> make_hold(Session&, NsId ns, std::uint16_t shard, const KeysIn& keys, const Hint& hint, double wait_s) {
+  return std::make_unique<HoldOperation>(
+      HoldArguments{ns, shard, copy_keys(keys), HoldKind::kView, false, hint, millis(wait_s, "wait_s"), 0});
 }
 std::unique_ptr<Operation> make_view(Session& session, NsId ns, std::uint16_t shard, const KeysIn& keys, const Hint& hint, double wait_s,
                                      bool following) {
@@ -176,6 +184,13 @@ void tell_call(Session& session, std::uint32_t method, const nb::bytes& message)
   body.put(CallRequest{method, 0});
   body.append(message.data(), message.size());
   session.tell_soon(Verb::kCall, body.bytes);
+}
+
+void release_holds(Session& session, const std::vector<HoldId>& holds) {
+  FrameWriter body;
+  body.put(ReleaseRequest{static_cast<std::uint32_t>(holds.size()), 0});
+  body.append(holds.data(), holds.size() * sizeof(HoldId));
+  session.tell_soon(Verb::kRelease, body.bytes);
 }
 
 void quiet(Session& session, std::uint64_t former, std::uint64_t incarnation) {
@@ -301,10 +316,16 @@ void bind_calls(nb::class_<Session>& session) {
            }, "ns"_a, "shard"_a, "keys"_a, "addresses"_a, "lengths"_a, "hint"_a, "deadline_s"_a, "parent"_a = nb::bytes(""),
            "metas"_a = std::vector<nb::bytes>{})
       .def("fetch", [](Session& self, NsId ns, std::uint16_t shard, const KeysIn& keys, const WordsIn& addresses, const WordsIn& lengths,
-                       const Hint& hint, double wait_s, double deadline_s, double lease_s) {
-             const auto operation = make_fetch(self, ns, shard, keys, addresses, lengths, hint, wait_s, lease_s);
+                       const Hint& hint, double wait_s, double deadline_s, double lease_s, std::uint32_t first_part,
+                       std::optional<std::uint32_t> end_part) {
+             const auto operation = make_fetch(self, ns, shard, keys, addresses, lengths, hint, wait_s, lease_s, first_part, end_part);
              return run(self, *operation, deadline_s);
-           }, "ns"_a, "shard"_a, "keys"_a, "addresses"_a, "lengths"_a, "hint"_a, "wait_s"_a, "deadline_s"_a, "lease_s"_a = 0.0)
+           }, "ns"_a, "shard"_a, "keys"_a, "addresses"_a, "lengths"_a, "hint"_a, "wait_s"_a, "deadline_s"_a, "lease_s"_a = 0.0,
+           "first_part"_a = 0, "end_part"_a = nb::none())
+      .def("hold", [](Session& self, NsId ns, std::uint16_t shard, const KeysIn& keys, const Hint& hint, double wait_s, double deadline_s) {
+             const auto operation = make_hold(self, ns, shard, keys, hint, wait_s);
+             return run(self, *operation, deadline_s);
+           }, "ns"_a, "shard"_a, "keys"_a, "hint"_a, "wait_s"_a, "deadline_s"_a)
       .def("view", [](Session& self, NsId ns, std::uint16_t shard, const KeysIn& keys, const Hint& hint, double wait_s, double deadline_s,
                       bool following) {
              const auto operation = make_view(self, ns, shard, keys, hint, wait_s, following);
@@ -335,9 +356,16 @@ void bind_submitted(nb::class_<Session>& session) {
            }, "token"_a, "ns"_a, "shard"_a, "keys"_a, "addresses"_a, "lengths"_a, "hint"_a, "deadline_s"_a,
            "parent"_a = nb::bytes(""), "metas"_a = std::vector<nb::bytes>{})
       .def("submit_fetch", [](Session& self, std::uint64_t token, NsId ns, std::uint16_t shard, const KeysIn& keys, const WordsIn& addresses,
-                              const WordsIn& lengths, const Hint& hint, double wait_s, double deadline_s, double lease_s) {
-             submit(self, token, make_fetch(self, ns, shard, keys, addresses, lengths, hint, wait_s, lease_s), deadline_s);
-           }, "token"_a, "ns"_a, "shard"_a, "keys"_a, "addresses"_a, "lengths"_a, "hint"_a, "wait_s"_a, "deadline_s"_a, "lease_s"_a = 0.0)
+                              const WordsIn& lengths, const Hint& hint, double wait_s, double deadline_s, double lease_s,
+                              std::uint32_t first_part, std::optional<std::uint32_t> end_part) {
+             submit(self, token, make_fetch(self, ns, shard, keys, addresses, lengths, hint, wait_s, lease_s, first_part, end_part),
+                    deadline_s);
+           }, "token"_a, "ns"_a, "shard"_a, "keys"_a, "addresses"_a, "lengths"_a, "hint"_a, "wait_s"_a, "deadline_s"_a, "lease_s"_a = 0.0,
+           "first_part"_a = 0, "end_part"_a = nb::none())
+      .def("submit_hold", [](Session& self, std::uint64_t token, NsId ns, std::uint16_t shard, const KeysIn& keys, const Hint& hint,
+                             double wait_s, double deadline_s) {
+             submit(self, token, make_hold(self, ns, shard, keys, hint, wait_s), deadline_s);
+           }, "token"_a, "ns"_a, "shard"_a, "keys"_a, "hint"_a, "wait_s"_a, "deadline_s"_a)
       .def("submit_view", [](Session& self, std::uint64_t token, NsId ns, std::uint16_t shard, const KeysIn& keys, const Hint& hint,
                              double wait_s, double deadline_s, bool following) {
              submit(self, token, make_view(self, ns, shard, keys, hint, wait_s, following), deadline_s);
@@ -368,7 +396,7 @@ void bind_session(nb::module_& m) {
       .def("flush", [](Session& self) { self.flush(monotonic_now() + kTellNs); }, Release())
       .def("fetched", &fetched, "ns"_a, "hint"_a, "blocks_asked"_a, "blocks_by_tier"_a, "blocks_failed"_a, "bytes"_a, "elapsed_ns"_a)
       .def("tell_call", &tell_call, "method"_a, "body"_a)
-      .def("release", [](Session& self, HoldId hold) { tell_words(self, Verb::kRelease, {hold}); }, "hold"_a)
+      .def("release", &release_holds, "holds"_a)
       .def("corrupt", [](Session& self, const std::vector<std::uint64_t>& tickets) { tell_words(self, Verb::kCorrupt, tickets); }, "tickets"_a)
       .def("quiet", &quiet, "session"_a, "incarnation"_a);
   bind_calls(session);

@@ -130,12 +130,14 @@ using HoldOut = decltype(std::tuple_cat(std::tuple<HoldId>(), HeldOut()));
 HoldOut held(HoldId hold, const std::vector<Held>& run) { return std::tuple_cat(std::tuple(hold), arrays_of(run)); }
 
 HoldOut hold(Table& self, OwnerId owner, NsId ns, std::uint16_t shard, const KeysIn& keys, std::uint8_t kind,
-               bool following, Nanos now, Nanos lapse_after, int priority, bool end, std::uint32_t expected_return_ms) {
+               bool following, Nanos now, Nanos lapse_after, int priority, bool end, std::uint32_t expected_return_ms,
+               std::uint64_t open_max) {
   if (kind > static_cast<std::uint8_t>(HoldKind::kPin)) throw std::invalid_argument("kind must be 0, 1 or 2");
   const Hint hint = hint_of(priority, end, expected_return_ms, 0, 0);
   std::vector<Held> run;
   const HoldId id = self.with(keys.shape(0), [&](SlotTable& t) {
-    return t.hold(owner, ns, shard, keys_of(keys), static_cast<HoldKind>(kind), following, hint, now, lapse_after, run);
+    return t.hold(owner, ns, shard, keys_of(keys), static_cast<HoldKind>(kind), following, hint, now, lapse_after, run,
+                  open_max);
   });
   return held(id, run);
 }
@@ -298,10 +300,10 @@ void bind_verbs(nb::class_<Table>& table) {
            },
            "owner"_a, "ticket"_a)
       .def("hold", &hold, "owner"_a, "ns"_a, "shard"_a, "keys"_a, "kind"_a = 0, "following"_a = false, "now"_a = 0,
-           "lapse_after"_a = 60'000'000'000, "priority"_a = 0, "end"_a = false, "expected_return_ms"_a = 0,
+           "lapse_after"_a = 60'000'000'000, "priority"_a = 0, "end"_a = false, "expected_return_ms"_a = 0, "open_max"_a = 0,
            nb::sig("def hold(self, owner: int, ns: int, shard: int, keys: NDArray[numpy.uint8], kind: int = 0, "
                    "following: bool = False, now: int = 0, lapse_after: int = 60000000000, priority: int = 0, "
-                   "end: bool = False, expected_return_ms: int = 0) -> "
+                   "end: bool = False, expected_return_ms: int = 0, open_max: int = 0) -> "
                    "tuple[int, NDArray[numpy.uint64], NDArray[numpy.uint64], NDArray[numpy.uint32]]"),
            "The hold (0: nothing is here), and tickets, payload offsets and parts ready of the run.")
       .def("hold_slots", &hold_slots, "owner"_a, "tickets"_a,

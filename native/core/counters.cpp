@@ -6,7 +6,7 @@
 namespace kvstore {
 
 void BlockCounts::add(const FetchedReport& report) noexcept {
-  gets += 1;
+  gets += report.blocks_asked != 0 ? 1 : 0;  // the later parts of a get by parts ask for no block again
   asked += report.blocks_asked;
   failed += report.blocks_failed;
   for (std::size_t tier = 1; tier < kTiers; ++tier) by_tier[tier] += report.blocks_by_tier[tier];

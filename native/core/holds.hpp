@@ -22,7 +22,38 @@ namespace kvstore {
 struct HoldBody {
   HoldKind kind = HoldKind::kLease;
   bool internal = false;  // a mover's: no time, no view
+  bool counted = false;   // towards what its owner may hold open (OpenBytes)
   std::vector<SlotId> slots;
+};
+
+// What the counted holds of one owner keep from eviction: each slot once, however many of them have it.
+class OpenBytes {
+ public:
+  // False: it would be more than `max`. Nothing has changed then.
+  bool take(SlotId slot, std::uint64_t bytes, std::uint64_t max) {
+    const auto known = uses_.find(slot);
+    if (known != uses_.end()) {
+      ++known->second;
+      return true;
+    }
+    if (bytes > max || bytes_ > max - bytes) return false;
+    uses_.emplace(slot, 1u);
+    bytes_ += bytes;
+    return true;
+  }
+  void give(SlotId slot, std::uint64_t bytes) {
+    const auto known = uses_.find(slot);
+    if (--known->second != 0) return;
+    uses_.erase(known);
+    bytes_ -= bytes;
+  }
+  bool empty() const noexcept { return uses_.empty(); }
+  std::uint64_t bytes() const noexcept { return bytes_; }
+  const std::unordered_map<SlotId, std::uint32_t>& uses() const noexcept { return uses_; }
+
+ private:
+  std::unordered_map<SlotId, std::uint32_t> uses_;
+  std::uint64_t bytes_ = 0;
 };
 
 // A reservation, from its grant until its writer can do no more harm.

@@ -59,6 +59,7 @@ NodeCore::Impl::Impl(const CoreConfig& given, void* meta_memory, std::size_t met
     : config(checked(given)),
       window(std::min(given.window_bytes, given.memory.bytes / 4)),
       pinned_max(given.pinned_bytes_max != 0 ? given.pinned_bytes_max : given.memory.bytes / 4),
+      held_max(given.held_bytes_max != 0 ? given.held_bytes_max : given.memory.bytes / 2),
       meta(meta_memory, meta_bytes, given.memory, incarnation),
       memory(given.memory, meta.entries(), meta.entries_bytes()),
       events(given.events_max, given.event_meta_bytes_max),

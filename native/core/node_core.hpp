@@ -42,6 +42,7 @@ struct CoreConfig {
   std::uint32_t events_max = 65'536;
   std::uint64_t event_meta_bytes_max = 16ull << 20;
   std::uint64_t pinned_bytes_max = 0;  // 0: a quarter of memory
+  std::uint64_t held_bytes_max = 0;    // that an owner holds open, each block once; 0: half of memory
   double free_share = 0.25;            // write-behind begins when less of memory is free
 };
 
@@ -80,6 +81,7 @@ struct FetchRequest {
   std::uint16_t shard = 0;
   HoldKind kind = HoldKind::kLease;
   bool following = false;
+  bool held_open = false;  // for as long as its owner likes: counts towards held_bytes_max
   Hint hint;
   Nanos deadline = 0;
   Nanos lease = 0;  // 0: lease_max

@@ -118,7 +118,7 @@ FetchAnswer NodeCore::Impl::take_hold(const Parked& fetch, Nanos now) {
   answer.lease = request.lease;
   answer.block_bytes = namespaces[request.ns].spec.shards[request.shard].bytes;
   answer.hold = memory.hold(request.owner, request.ns, request.shard, fetch.keys, request.kind, request.following, request.hint,
-                            now, request.lease, answer.slots);
+                            now, request.lease, answer.slots, request.held_open ? held_max : 0);
   answer.window_full = fetch.window_full && answer.slots.size() == fetch.keys.size();
   answer.tiers.assign(answer.slots.size(), static_cast<std::uint8_t>(Tier::kMemory));
   std::copy_n(fetch.tiers.begin(), std::min(fetch.tiers.size(), answer.tiers.size()), answer.tiers.begin());

@@ -80,6 +80,7 @@ struct NodeCore::Impl {
   const CoreConfig config;
   const std::uint64_t window;
   const std::uint64_t pinned_max;
+  const std::uint64_t held_max;
   mutable std::mutex mutex;
   MetaSegment meta;
   SlotTable memory;

@@ -153,8 +153,9 @@ class SlotTable {
 
   // Holding: the longest run keys[0..n) that is here; one hold for all of it. n == 0: no hold is made.
   // following: RESERVED slots with published parts count as here (their run ends the hold).
+  // open_max: the hold counts towards what its owner holds open, and the run ends before that is more bytes. 0: it does not count.
   HoldId hold(OwnerId owner, NsId ns, std::uint16_t shard, std::span<const Key> keys, HoldKind kind, bool following,
-              const Hint& hint, Nanos now, Nanos lapse_after, std::vector<Held>& out);
+              const Hint& hint, Nanos now, Nanos lapse_after, std::vector<Held>& out, std::uint64_t open_max = 0);
   // What is about to be read, whatever is missing between: as a hold that is released at once.
   void touch(NsId ns, std::uint16_t shard, std::span<const Key> keys, const Hint& hint, Nanos now);
   // A hold of given slots, for the mover: not touched in the policy. Stale tickets are left out.

@@ -18,6 +18,7 @@ struct Tally {
 
 struct Expected {
   std::unordered_map<SlotId, std::uint32_t> holds, views;
+  std::unordered_map<OwnerId, std::unordered_map<SlotId, std::uint32_t>> open;
   std::uint64_t pinned_bytes = 0;
 };
 
@@ -33,6 +34,7 @@ void SlotTable::Impl::check() const {
   holds.for_each([&](std::uint64_t, const Holds::Record& hold) {
     for (const SlotId slot : hold.body.slots) {
       ++expected.holds[slot];
+      if (hold.body.counted) ++expected.open[hold.owner][slot];
       if (hold.body.internal) continue;
       if (hold.body.kind == HoldKind::kView) ++expected.views[slot];
       if (hold.body.kind == HoldKind::kPin) expected.pinned_bytes += entries[slot].bytes;
@@ -96,6 +98,9 @@ void SlotTable::Impl::check() const {
   if (former.size() != tally.former) fail("slots kept for former clients do not add up");
   if (tails.bytes_used() != tally.tail_bytes) fail("tails do not add up");
   if (expected.pinned_bytes != counts.pinned_bytes) fail("pinned bytes do not add up");
+  if (expected.open.size() != open_bytes.size()) fail("owners of counted holds do not add up");
+  for (const auto& [owner, open] : open_bytes)
+    if (expected.open[owner] != open.uses()) fail("what an owner holds open does not add up");
   for (std::size_t row = 0; row < rows.size(); ++row) {
     if (rows[row].slots != tally.by_row[row]) fail("slots of a namespace do not add up");
   }

@@ -4,6 +4,11 @@
 #include "slot_table_impl.hpp"
 
 namespace kvstore {
+namespace {
+
+std::uint64_t cell_bytes(const Entry& e) noexcept { return (e.bytes + std::uint64_t{kSlotAlign} - 1) / kSlotAlign * kSlotAlign; }
+
+}  // namespace
 
 bool SlotTable::Impl::can_hold(SlotId slot, HoldKind kind) const noexcept {
   const Entry& e = entries[slot];
@@ -38,27 +43,32 @@ void SlotTable::Impl::offer_again(SlotId slot) {
 }
 
 void SlotTable::Impl::release(std::uint64_t hold) {
+  const auto open = holds.find(hold)->body.counted ? open_bytes.find(holds.find(hold)->owner) : open_bytes.end();
   const HoldBody body = holds.remove(hold);
   const HoldKind kind = body.internal ? HoldKind::kLease : body.kind;
   // Chain order reversed: what becomes a candidate again does so leaf first.
   for (auto slot = body.slots.rbegin(); slot != body.slots.rend(); ++slot) {
     if (kind == HoldKind::kPin) counts.pinned_bytes -= entries[*slot].bytes;
+    if (open != open_bytes.end()) open->second.give(*slot, cell_bytes(entries[*slot]));
     release_one(*slot, kind);
   }
+  if (open != open_bytes.end() && open->second.empty()) open_bytes.erase(open);
 }
 
 HoldId SlotTable::hold(OwnerId owner, NsId ns, std::uint16_t shard, std::span<const Key> keys, HoldKind kind,
-                       bool following, const Hint& hint, Nanos now, Nanos lapse_after, std::vector<Held>& out) {
+                       bool following, const Hint& hint, Nanos now, Nanos lapse_after, std::vector<Held>& out, std::uint64_t open_max) {
   Impl& t = *impl_;
   out.clear();
   const std::uint16_t row = t.row_of(ns);
   if (row == kNoRow) return 0;
   std::vector<SlotId> run;
+  OpenBytes* const open = open_max != 0 ? &t.open_bytes[owner] : nullptr;
   t.find_each(row, shard, keys, [&](std::size_t, SlotId slot) {
     if (slot == kNoSlot || !t.can_hold(slot, kind)) return false;
     const Entry& e = t.entries[slot];
     const std::uint32_t ready = t.parts_ready(e);
     if (e.state() != SlotState::kSealed && !(following && ready > 0)) return false;
+    if (open != nullptr && !open->take(slot, cell_bytes(e), open_max)) return false;
     t.hold_one(slot, kind);
     t.entries[slot].touch();
     if (kind == HoldKind::kPin) t.counts.pinned_bytes += e.bytes;
@@ -66,10 +76,13 @@ HoldId SlotTable::hold(OwnerId owner, NsId ns, std::uint16_t shard, std::span<co
     out.push_back({{slot, e.tenancy}, t.slabs.offset(slot), ready});
     return true;
   });
-  if (run.empty()) return 0;
+  if (run.empty()) {
+    if (open != nullptr && open->empty()) t.open_bytes.erase(owner);
+    return 0;
+  }
   t.policy->touched(run, t.in_touches(hint, now));
   const std::optional<Nanos> deadline = kind == HoldKind::kView ? std::nullopt : std::optional(now + lapse_after);
-  return t.holds.add(owner, deadline, {.kind = kind, .internal = false, .slots = std::move(run)});
+  return t.holds.add(owner, deadline, {.kind = kind, .internal = false, .counted = open != nullptr, .slots = std::move(run)});
 }
 
 void SlotTable::touch(NsId ns, std::uint16_t shard, std::span<const Key> keys, const Hint& hint, Nanos now) {
@@ -98,7 +111,7 @@ HoldId SlotTable::hold_slots(OwnerId owner, std::span<const Ticket> tickets, std
     out.push_back({ticket, t.slabs.offset(ticket.slot), t.entries[ticket.slot].parts()});
   }
   if (run.empty()) return 0;
-  return t.holds.add(owner, std::nullopt, {.kind = HoldKind::kLease, .internal = true, .slots = std::move(run)});
+  return t.holds.add(owner, std::nullopt, {.kind = HoldKind::kLease, .internal = true, .counted = false, .slots = std::move(run)});
 }
 
 Outcome SlotTable::release(OwnerId owner, HoldId hold) {

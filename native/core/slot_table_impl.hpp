@@ -176,6 +176,7 @@ struct SlotTable::Impl {
   TailPool tails;
   std::unique_ptr<Policy> policy;
   Holds holds;
+  std::unordered_map<OwnerId, OpenBytes> open_bytes;  // of owners that have counted holds
   Writers writers;
 
   std::vector<RowState> rows;  // by row number

@@ -11,6 +11,7 @@
 #pragma once
 #include <atomic>
 #include <memory>
+#include <optional>
 
 #include "answers.hpp"
 #include "base/copy.hpp"
@@ -136,10 +137,19 @@ struct HoldArguments {
   std::uint32_t lease_ms = 0;
 };
 
+// Parts first..end of every block.
+struct PartRange {
+  std::uint32_t first = 0, end = 0;
+};
+// Throws std::invalid_argument naming `parts`. No end: the last one.
+PartRange part_range(const std::vector<std::uint32_t>& parts, std::uint32_t first, std::optional<std::uint32_t> end);
+
 // One window of a get: HOLD, copy and compare, RELEASE.
 class FetchOperation final : public Operation {
  public:
-  FetchOperation(HoldArguments arguments, Parts parts, const Scattered& into);
+  FetchOperation(HoldArguments arguments, Parts parts, const Scattered& into, PartRange range);
+  FetchOperation(HoldArguments arguments, Parts parts, const Scattered& into)  // of whole blocks
+      : FetchOperation(std::move(arguments), parts, into, PartRange{0, static_cast<std::uint32_t>(parts->size())}) {}
   void refused(Link& link) override;
 
  private:
@@ -152,7 +162,10 @@ class FetchOperation final : public Operation {
 
   HoldArguments arguments_;
   Parts parts_;
+  PartRange range_;
   std::uint64_t block_bytes_;
+  std::uint64_t skipped_;  // bytes of a block before the range
+  std::uint64_t bytes_;    // of the range
   BlockPieces into_;
   HoldAnswer held_;
   std::size_t whole_ = 0;  // slots of which every part is up
@@ -168,6 +181,16 @@ class ViewOperation final : public Operation {
   HoldArguments arguments_;
   Parts parts_;
   std::uint64_t block_bytes_;
+};
+
+// HOLD as a view, of which nothing is looked at: neither verified nor copied.
+class HoldOperation final : public Operation {
+ public:
+  explicit HoldOperation(HoldArguments arguments);
+
+ private:
+  Next advance(Link& link, const Answer* answer, FrameWriter& request) override;
+  HoldArguments arguments_;
 };
 
 void write_hold(const HoldArguments& arguments, FrameWriter& request);

@@ -262,6 +262,7 @@ bool Door::Impl::hold(Connection& peer, const FrameHeader& header, Reader body, 
   request.shard = asked.shard;
   request.kind = static_cast<HoldKind>(asked.kind);
   request.following = (asked.flags & kFollowing) != 0;
+  request.held_open = request.kind == HoldKind::kView;
   request.hint = to_hint(asked.hint);
   request.lease = Nanos{asked.lease_ms} * kMilli;
   request.deadline = now + Nanos{std::min(asked.wait_ms, config.hold_wait_ms_max)} * kMilli;

@@ -19,12 +19,13 @@ std::unique_ptr<Operation> make(std::uint8_t which, Bytes& memory) {
   hold.keys = chain_of(1, 3);
   ReserveArguments reserve;
   reserve.keys = hold.keys;
-  switch (which % 5) {
+  switch (which % 6) {
     case 0: return std::make_unique<FetchOperation>(hold, parts, memory.whole());
     case 1: return std::make_unique<PutOperation>(reserve, parts, memory.whole());
     case 2: return std::make_unique<ViewOperation>(hold, parts);
     case 3: return std::make_unique<LookupOperation>(0, hold.keys, std::span<const Need>());
-    default: return std::make_unique<CallOperation>(1, std::span<const std::uint8_t>());
+    case 4: return std::make_unique<CallOperation>(1, std::span<const std::uint8_t>());
+    default: return std::make_unique<HoldOperation>(hold);
   }
 }
 

@@ -150,7 +150,7 @@ class Wanderer {
     const OwnerId who = owner();
     const HoldId id = table_->hold(who, static_cast<NsId>(below(2)), static_cast<std::uint16_t>(below(2)), keys,
                                    static_cast<HoldKind>(below(3)), below(2) == 1, {}, now_,
-                                   50 + static_cast<Nanos>(below(300)), run);
+                                   50 + static_cast<Nanos>(below(300)), run, below(2) * (1 + below(6)) * kSlotAlign);
     if (id != 0) holds_.push_back({who, id});
   }
   void release() {

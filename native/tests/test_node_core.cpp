@@ -97,6 +97,43 @@ void asked_again_without_news() {
   CHECK(first->size() == 1 && second->size() == 1 && third->size() == 1);
 }
 
+// What an owner holds open has a limit, in which a block counts once however often it is held.
+void held_open() {
+  CoreConfig config;
+  config.held_bytes_max = 4 * 8192;
+  Core node(config);
+  const NsId ns = node.core->open_namespace(spec_of(1, {5000}));  // two pages each
+  const auto keys = chain_of(1, 6), other = chain_of(50, 6);
+  node.store(Tier::kMemory, ns, 0, keys);
+  node.store(Tier::kMemory, ns, 0, other);
+  const auto hold = [&](const std::vector<Key>& of, OwnerId owner, bool open = true) {
+    FetchRequest request;
+    request.owner = owner;
+    request.ns = ns;
+    request.kind = HoldKind::kView;
+    request.held_open = open;
+    FetchAnswer told;
+    node.core->fetch(request, of, 0, [&](FetchAnswer&& answer) { told = std::move(answer); });
+    return told;
+  };
+  const OwnerId one = node.core->new_owner(), two = node.core->new_owner();
+  const FetchAnswer first = hold(keys, one);
+  CHECK(first.hold != 0 && first.slots.size() == 4 && !first.window_full);
+  const FetchAnswer again = hold(keys, one);
+  CHECK(again.slots.size() == 4);
+  CHECK(hold(other, one).slots.empty());
+  CHECK(hold(other, one, false).slots.size() == 6);
+  CHECK(hold(other, two).slots.size() == 4);
+  node.core->release(Tier::kMemory, one, first.hold);
+  CHECK(hold(other, one).slots.empty());  // the other hold has them still
+  node.core->release(Tier::kMemory, one, again.hold);
+  const FetchAnswer after = hold(other, one);
+  CHECK(after.slots.size() == 4);
+  node.core->owner_gone(one);
+  CHECK(hold(keys, one).slots.size() == 4);
+  node.core->with_memory([](SlotTable& table) { table.check_integrity(); });
+}
+
 void windows_and_limits() {
   CoreConfig config;
   config.window_bytes = 1ull << 40;  // clamped to a quarter of memory
@@ -242,6 +279,7 @@ int main() {
   needs();
   parked();
   asked_again_without_news();
+  held_open();
   windows_and_limits();
   events_and_corruption();
   restart();

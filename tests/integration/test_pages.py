@@ -96,6 +96,23 @@ async def test_the_program_of_the_python_page_runs_on_a_loop(node: NodeProcess) 
     assert got.blocks == 2 and np.array_equal(into, source) and np.array_equal(first, source[0])
 
 
+def test_the_promise_and_the_layers_of_the_python_page_run(node: NodeProcess) -> None:
+    names: dict[str, Any] = {}
+    for snippet in snippets(ROOT / "docs/python.md")[2:]:
+        exec(snippet, names)
+    with kvstore.Client(node.address) as client:
+        ns = client.namespace(LAYOUT)
+        chain = ns.chain(range(2000, 2048))
+        source = np.random.default_rng(3).integers(256, size=(2, ns.shard_bytes[0]), dtype=np.uint8)
+        assert ns.put(chain[:2], source).stored == 2
+        layers = np.zeros((LAYERS, 2, ns.shard_bytes[0] // LAYERS), np.uint8)
+        assert names["load_by_layers"](ns, chain[:2], layers) == 2
+        assert np.array_equal(layers.swapaxes(0, 1).reshape(2, -1), source)
+        tokens, held = names["promise"](ns, chain)
+        assert (tokens, held.blocks) == (32, 2)
+        held.close()
+
+
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
 def test_every_snippet_of_a_page_is_python(page: Path) -> None:
     for snippet in snippets(page):

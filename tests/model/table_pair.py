@@ -184,6 +184,7 @@ class TablePair:
         hint: Hint,
         now: int,
         lapse_after: int,
+        open_max: int = 0,
     ) -> None:
         number, tickets, offsets, ready = self.native.hold(
             owner,
@@ -196,10 +197,12 @@ class TablePair:
             lapse_after=lapse_after,
             priority=hint.priority,
             end=hint.end,
+            open_max=open_max,
         )
         mine, run = self.model.hold(
-            owner, ns, shard, keys, kind, following=following, hint=hint, now=now, lapse_after=lapse_after
-        )
+            owner, ns, shard, keys, kind, following=following, hint=hint, now=now, lapse_after=lapse_after,
+            open_max=open_max,
+        )  # fmt: skip
         self._compare_hold(number, tickets, offsets, ready, mine, run)
 
     def hold_slots(self, owner: int, tickets: Sequence[Ticket]) -> None:

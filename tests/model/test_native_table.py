@@ -197,6 +197,7 @@ class TableMachine(RuleBasedStateMachine):
         following=st.booleans(),
         lease=st.sampled_from([0, 10, 1_000]),
         hint=HINTS,
+        open_max=st.sampled_from([0, 0, 4 << 10, 8 << 10, 40 << 10]),
     )
     def hold(
         self,
@@ -209,6 +210,7 @@ class TableMachine(RuleBasedStateMachine):
         following: bool,
         lease: int,
         hint: Hint,
+        open_max: int,
     ) -> None:
         ns, shard = space
         keys = self.keys(chain, first, count)
@@ -222,6 +224,7 @@ class TableMachine(RuleBasedStateMachine):
             hint=hint if self.hinted else Hint(),
             now=self.now,
             lapse_after=lease,
+            open_max=open_max,
         )
 
     @precondition(lambda self: self.written)
@@ -318,6 +321,32 @@ class HintedMachine(TableMachine):
 
 class AnyPolicyMachine(HintedMachine):
     policy = "s3_fifo"
+
+
+def test_what_an_owner_may_hold_open_is_counted_once_and_in_pages() -> None:
+    pair = TablePair(2, 32_768, 0, "leaf_lru", judged=True)
+    ns = pair.open_namespace(digest_of(0, 0), SHARDS[0])
+    keys = [key_of(2, i) for i in range(4)]
+    granted = pair.reserve(
+        1, ns, 1, keys, parent=b"", metas=[], hint=Hint(), in_place=False, now=0, lapse_after=100
+    )  # fmt: skip
+    for ticket in granted:
+        pair.seal(1, ticket, [7, 7])
+
+    def hold(owner: int, first: int, open_max: int) -> int:
+        named = {"following": False, "hint": Hint(), "now": 0, "lapse_after": 0, "open_max": open_max}
+        before = set(pair.holds)
+        pair.hold(owner, ns, 1, keys[first:], HoldKind.VIEW, **named)  # type: ignore[arg-type]
+        (new,) = set(pair.holds) - before or {0}
+        return len(pair.model.holds.by_id[pair.holds[new]].slots) if new else 0
+
+    assert hold(2, 0, 3 * 8192) == 3
+    assert hold(2, 1, 3 * 8192) == 2, "these it has already"
+    assert hold(2, 3, 4 * 8192 - 1) == 0
+    assert hold(3, 3, 8192) == 1
+    pair.owner_gone(2)
+    assert hold(2, 3, 3 * 8192) == 1
+    pair.compare()
 
 
 AT_LEAST = 200  # examples: what is rare here takes several verbs in a row

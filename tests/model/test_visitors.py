@@ -163,6 +163,10 @@ class VisitorMachine(RuleBasedStateMachine):
     def lease(self, index: int, run: tuple[int, int], soon: float | None) -> None:
         self.does(self.rig.lease(self.client(index), CHAINS[run[0]][: run[1]]), soon)
 
+    @rule(index=which, run=runs, soon=soon)
+    def hold(self, index: int, run: tuple[int, int], soon: float | None) -> None:
+        self.does(self.rig.lease(self.client(index), CHAINS[run[0]][: run[1]], only_hold=True), soon)
+
     @rule(index=which, soon=soon)
     def read(self, index: int, soon: float | None) -> None:
         found = self.a_lease(index)

@@ -173,11 +173,15 @@ class Rig:
     def named(self, keys: Keys) -> dict[str, Any]:
         return {"namespace": self.opened.digest, "chain": store.Chain(keys=keys.tobytes())}
 
-    async def lease(self, client: Client, keys: Keys, wait_s: float = 0.0) -> None:
+    async def lease(self, client: Client, keys: Keys, wait_s: float = 0.0, *, only_hold: bool = False) -> None:
         number, may = next(client.numbers), self.may
         asked = asyncio.get_running_loop().time()
         request = framed.LeaseRequest(
-            carrier=int(Carrier.TCP), lease=number, wait_ms=round(wait_s * 1e3), **self.named(keys)
+            carrier=int(Carrier.TCP),
+            lease=number,
+            wait_ms=round(wait_s * 1e3),
+            hold_only=only_hold,
+            **self.named(keys),
         )
         connection = client.connection
         try:
@@ -185,13 +189,17 @@ class Rig:
         except REFUSALS:
             self.refused += 1
             return
-        assert len(told.offsets) <= len(keys)
-        assert all(key.tobytes() in may for key in keys[: len(told.offsets)]), "leased what nobody put"
-        if told.offsets and client.connection == connection:
+        blocks = len(told.tiers)
+        assert blocks <= len(keys) and len(told.offsets) == (0 if only_hold else blocks)
+        assert not (only_hold and told.descriptor), "what is only held was granted"
+        assert all(key.tobytes() in may for key in keys[:blocks]), "leased what nobody put"
+        if blocks and client.connection == connection:
             client.leases[number] = Lease(number, keys, told, asked + told.lease_ms / 1e3)
 
     async def read_lease(self, client: Client, lease: Lease) -> None:
         """Where it is read whole, every byte is right; and while the lease lasts it can be."""
+        if not lease.told.descriptor:  # only a hold
+            return
         into = np.zeros((len(lease.told.offsets), BLOCK), np.uint8)
         region = await client.transport.register(into)
         parts = list(PARTS) * len(into)
@@ -215,7 +223,9 @@ class Rig:
 
     async def release(self, client: Client, lease: Lease, corrupt: Sequence[int] = ()) -> None:
         client.leases.pop(lease.number, None)
-        request = framed.ReleaseRequest(lease=lease.number, corrupt=[lease.told.tickets[i] for i in corrupt], bytes=1)
+        request = framed.ReleaseRequest(
+            lease=lease.number, corrupt=[one for i in corrupt for one in lease.told.tickets[i : i + 1]], bytes=1
+        )
         await client.ask(store.METHOD_RELEASE, request)
         assert lease.number not in client.visitor.leases._leases, "released, and leased"
 
@@ -234,8 +244,8 @@ class Rig:
     def stick(self, client: Client, lease: Lease) -> None:
         """A peer in the middle of a touch never comes back: what it may touch is kept for good."""
         own = client.visitor.leases._leases.get(lease.number)
-        if own is not None and own.grant.slot not in self.ground.stuck:
-            self.ground.stuck.add(own.grant.slot)
+        if own is not None and own.granted is not None and own.granted[1].slot not in self.ground.stuck:
+            self.ground.stuck.add(own.granted[1].slot)
             self.stuck_bytes += own.bytes
 
     # ---- puts. failing: "" or how the source fails

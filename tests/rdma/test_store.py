@@ -79,6 +79,22 @@ def test_put_and_get_move_by_rdma_and_are_counted(node: NodeProcess, client: Cli
     assert (node.holds(), node.tier()["reserved"]) == (0, 0)
 
 
+def test_what_is_held_is_got_layer_by_layer(node: NodeProcess, client: Client) -> None:
+    ns = client.namespace(layout())
+    check(ns, seed=2)
+    chain, part = ns.chain(tokens(BLOCKS, 2)), SIZE // 4
+    eventually(lambda: moved(node, "served") == BLOCKS * SIZE)
+    with ns.hold(chain) as held:
+        assert (held.blocks, node.holds()) == (BLOCKS, 1)
+        for first, end in ((2, 4), (0, 1), (1, 2)):
+            into = np.zeros((BLOCKS, (end - first) * part), np.uint8)
+            assert ns.get(chain, into, parts=(first, end)).ended is Ended.COMPLETE
+            assert np.array_equal(into, blocks_of(chain)[:, first * part : end * part])
+    assert way_of(client) is Way.RDMA
+    eventually(lambda: moved(node, "served") == 2 * BLOCKS * SIZE)
+    eventually(lambda: node.holds() == 0)
+
+
 def test_blocks_of_an_engine_lie_layer_by_layer(client: Client) -> None:
     ns = client.namespace(layout())
     chain, piece = ns.chain(tokens(6, seed=2)), SIZE // 4

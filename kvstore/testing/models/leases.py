@@ -2,6 +2,7 @@
 
 A lease and a pin end by release, by their owner's end, or by time; a view never by time. A mover's hold has no time
 either, and does not count for a restart. Deadlines are inclusive: what is due at `now` has lapsed.
+What an owner holds open for as long as it likes may have a limit, in which a slot counts once.
 """
 
 from __future__ import annotations
@@ -10,6 +11,8 @@ from dataclasses import dataclass, field
 from enum import IntEnum
 
 from kvstore.testing.models.lifecycle import Slot
+
+PAGE = 4096
 
 
 class HoldKind(IntEnum):
@@ -26,6 +29,7 @@ class Hold:
     kind: HoldKind
     deadline: int | None
     slots: list[Slot]
+    counted: bool = False  # towards what its owner may hold open
 
 
 @dataclass(slots=True)
@@ -42,6 +46,16 @@ class Holds:
 
     def of(self, owner: int) -> list[int]:
         return [number for number, hold in self.by_id.items() if hold.owner == owner]
+
+    def fitting(self, owner: int, run: list[Slot], open_max: int) -> list[Slot]:
+        """As much of the run as the owner may hold open beside what it does: each slot once, in whole pages."""
+        counted = [hold for hold in self.by_id.values() if hold.owner == owner and hold.counted]
+        taken = {slot.ticket.slot: slot.payload_bytes for hold in counted for slot in hold.slots}
+        for at, slot in enumerate(run):
+            taken[slot.ticket.slot] = slot.payload_bytes
+            if sum(-(-size // PAGE) * PAGE for size in taken.values()) > open_max:
+                return run[:at]
+        return run
 
     def due(self, now: int) -> list[int]:
         """Those whose time has come, earliest first; of one time, oldest first."""

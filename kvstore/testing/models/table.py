@@ -202,8 +202,11 @@ class TableModel:
         hint: Hint = NO_HINT,
         now: int = 0,
         lapse_after: int = 0,
+        open_max: int = 0,
     ) -> tuple[int, list[Held]]:
-        """The longest run that is here: sealed, or, for a follower, reserved with parts published."""
+        """The longest run that is here: sealed, or, for a follower, reserved with parts published. open_max: it counts
+        towards what its owner holds open, and ends before that is more bytes; 0: it does not count.
+        """
         self.entries.begin()
         run: list[Slot] = []
         for key in keys if ns in self.spaces else ():
@@ -213,11 +216,12 @@ class TableModel:
             if slot.state != SlotState.SEALED and not (following and slot.checksums):
                 break
             run.append(slot)
+        run = self.holds.fitting(owner, run, open_max) if open_max else run
         if not run:
             return 0, []
         self.order.touched([slot.ticket.slot for slot in run], hint)
         deadline = None if kind == HoldKind.VIEW else now + lapse_after
-        return self._hold(Hold(owner, kind, deadline, run), viewed=kind == HoldKind.VIEW)
+        return self._hold(Hold(owner, kind, deadline, run, counted=open_max > 0), viewed=kind == HoldKind.VIEW)
 
     def hold_slots(self, owner: int, tickets: Sequence[Ticket]) -> tuple[int, list[Held]]:
         """A mover's: no time, no touch. What is not sealed under its ticket is left out."""

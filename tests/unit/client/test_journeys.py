@@ -9,12 +9,14 @@ import numpy as np
 import pytest
 
 from kvstore.client.buffers import Places
+from kvstore.client.held import Grip, Reach
 from kvstore.client.journeys import (
     Ended,
     Journey,
     Load,
     Shape,
     getting,
+    holding,
     looking_up,
     putting,
     reserving,
@@ -23,6 +25,8 @@ from kvstore.client.journeys import (
 from kvstore.client.steps import (
     Answer,
     Fetch,
+    Gripped,
+    Hold,
     Lent,
     Limits,
     Look,
@@ -238,3 +242,87 @@ def test_a_reservation_is_at_most_a_window() -> None:
     with pytest.raises(Rejected, match="chain: 5 blocks of 100 bytes, at most 4 a reservation") as refused:
         drive(reserving(SHAPE, Reserve(0, keys(5), HINT, b"", ())))
     assert refused.value.limit == "window_bytes"
+
+
+@pytest.mark.parametrize(("parts", "counts"), [(None, True), ((0, 1), True), ((0, 4), True), ((1, 4), False)])
+def test_blocks_got_by_parts_are_counted_with_the_first(parts: tuple[int, int] | None, counts: bool) -> None:
+    answers = ok(4, full=True), ok(1, corrupt=1)
+    got, steps = drive(getting(SHAPE, 0, keys(6), places(6), HINT, parts), *answers)
+    assert (got.blocks, got.ended) == (5, Ended.CORRUPT)
+    assert [step.parts for step in steps if isinstance(step, Fetch)] == [parts, parts]
+    report = steps[-1]
+    assert isinstance(report, Report)
+    assert report.moved == 5 * SIZE
+    assert (report.asked, report.by_tier, report.failed) == ((6, (0, 5, 0, 0), 1) if counts else (0, (0, 0, 0, 0), 0))
+
+
+# ---- holding --------------------------------------------------------------------------------------------------------
+
+
+class Windows:
+    """Holds as a node gives them. over: which of them have ended."""
+
+    def __init__(self) -> None:
+        self.over: list[int] = []
+        self.reach = Reach(object())  # type: ignore[arg-type]
+
+    def run(self, number: int, blocks: int, *, full: bool = False, expires_s: float = float("inf")) -> Gripped:
+        grip = Grip(self.reach, lambda _: self.over.append(number))
+        tiers = bytes([number]) * blocks
+        return Gripped(blocks=blocks, window_full=full, tiers=tiers, grip=grip, expires_s=expires_s)
+
+
+def test_a_hold_is_asked_for_window_after_window_and_is_no_hit() -> None:
+    windows = Windows()
+    answers = (
+        windows.run(1, 4, full=True, expires_s=9.0),
+        windows.run(2, 4, full=True, expires_s=7.0),
+        windows.run(3, 2),
+    )
+    held, steps = drive(holding(SHAPE, 1, keys(11), HINT), *answers)
+    del answers
+    assert (held.blocks, held.tokens, held.expires_s) == (10, 160, 7.0)
+    assert held.tiers.tolist() == [1] * 4 + [2] * 4 + [3] * 2
+    assert all(isinstance(step, Hold) for step in steps), "nothing is reported"
+    assert [(len(step.keys), step.hint.position, step.shard) for step in steps] == [(11, 0, 1), (7, 4, 1), (3, 8, 1)]  # type: ignore[union-attr]
+    assert not windows.over
+    held.close()
+    assert windows.over == [1, 2, 3]
+    held.close()
+    assert windows.over == [1, 2, 3]
+
+
+def test_what_was_held_before_a_restart_is_held_anew() -> None:
+    windows = Windows()
+    first = windows.run(1, 4, full=True)
+    held, steps = drive(
+        holding(SHAPE, 0, keys(6), HINT), first, GONE, SAME, windows.run(2, 4, full=True), windows.run(3, 2)
+    )
+    del first
+    assert [len(step.keys) for step in steps if isinstance(step, Hold)] == [6, 2, 6, 2]
+    assert (held.blocks, held.tiers.tolist()) == (6, [2] * 4 + [3] * 2)
+    assert windows.over == [1]
+
+
+def test_of_a_node_that_stays_away_nothing_is_held() -> None:
+    windows = Windows()
+    with pytest.raises(Unavailable):
+        drive(holding(SHAPE, 0, keys(6), HINT), windows.run(1, 4, full=True), GONE, GONE)
+    held, _ = drive(holding(SHAPE, 0, keys(6), HINT), windows.run(2, 4, full=True), STALE, CLEARED)
+    assert (held.blocks, held.closed) == (0, True)
+    assert windows.over == [1, 2]
+
+
+def test_windows_that_were_held_in_time_are_held() -> None:
+    windows = Windows()
+    held, _ = drive(holding(SHAPE, 0, keys(6), HINT), windows.run(1, 4, full=True), LATE)
+    assert held.blocks == 4
+    limited = Told(Status.REJECTED, field="holds_per_connection_max")
+    more, _ = drive(holding(SHAPE, 0, keys(6), HINT), windows.run(2, 4, full=True), limited)
+    assert more.blocks == 4
+    del held
+    assert windows.over == [1]
+    windows.reach.cut()
+    assert windows.over == [1, 2], "a client that is closed ends them all"
+    more.close()
+    assert windows.over == [1, 2]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from types import SimpleNamespace
 from typing import Any
 
@@ -10,9 +11,10 @@ import pytest
 
 from kvstore.client.buffers import Memory, Places, Registry
 from kvstore.client.calls import Times, times_of
+from kvstore.client.held import Reach
 from kvstore.client.journeys import Limits
 from kvstore.client.moving import Awaited, AwaySlots, Called, Mover, conduct_of, drive
-from kvstore.client.steps import Fetch, Put, PutOutcome, Reserve, Status, WireHint
+from kvstore.client.steps import Fetch, Hold, Put, PutOutcome, Reserve, Status, WireHint
 from kvstore.client.ways import Read
 from kvstore.errors import Poisoned, Unavailable
 from kvstore.wire import framed, store
@@ -61,7 +63,8 @@ class World:
     def __init__(self) -> None:
         self.session, self.ways = Session(), Ways()
         limits = Limits(1000, 1 << 20, 1024, 1.0)
-        line = SimpleNamespace(session=self.session, limits=limits, numbers=iter(range(1, 100)))
+        reach = Reach(self.session)  # type: ignore[arg-type]
+        line = SimpleNamespace(session=self.session, limits=limits, reach=reach, numbers=iter(range(1, 100)))
         self.mover: Any = Mover(self.ways, line, True)  # type: ignore[arg-type]
         known = SimpleNamespace(digest=bytes(32))
         self.space: Any = SimpleNamespace(
@@ -79,6 +82,9 @@ class World:
 
     def fetch(self) -> Any:
         return self.conduct(Fetch(0, KEYS, self.places, WireHint()))
+
+    def hold(self) -> Any:
+        return self.conduct(Hold(0, KEYS, WireHint()))
 
     def put(self) -> Any:
         return self.conduct(Put(0, KEYS, self.places, WireHint(), b"", ()))
@@ -283,3 +289,68 @@ def test_a_reservation_of_nothing_asks_the_node_nothing() -> None:
     told = [slots.write(0, world.places, 1.0), slots.publish(0, 1.0), slots.seal(1.0)]
     slots.abort()
     assert [one.status for one in told] == [Status.OK] * 3 and world.session.told == []
+
+
+def test_parts_are_read_and_their_bytes_told() -> None:
+    world = World()
+    conduct = world.conduct(Fetch(0, KEYS, world.places, WireHint(), (1, 2)))
+    next(conduct)
+    asked, given = conduct.send(lease(BLOCKS)), []
+    world.ways.read = lambda *told, **_: given.extend(told)  # type: ignore[attr-defined]
+    asked.work()
+    assert given[4] == range(1, 2)
+    told = ended(conduct, Read(BLOCKS))
+    assert (told.blocks, told.bytes) == (BLOCKS, BLOCKS * SIZE // 2)
+    assert [release.bytes for release in world.session.released()] == [BLOCKS * SIZE // 2]
+
+
+# ---- hold -----------------------------------------------------------------------------------------------------------
+
+
+def test_a_hold_asks_for_no_grant_and_ends_when_it_is_forgotten() -> None:
+    world = World()
+    conduct = world.hold()
+    asked = framed.LeaseRequest.FromString(next(conduct).body)
+    assert (asked.hold_only, asked.carrier, asked.lease) == (True, int(Carrier.TCP), 1)
+    told = ended(conduct, answer(framed.LeaseResponse(lease_ms=60_000, tiers=b"\1\2", window_full=True)))
+    assert (told.blocks, told.tiers, told.window_full) == (2, b"\1\2", True)
+    assert 50 < told.expires_s - world.times.began < 61
+    assert not world.session.released()
+    del told, conduct
+    gc.collect()  # the StopIteration that brought it
+    assert [release.lease for release in world.session.released()] == [1]
+
+
+def test_a_node_that_grants_what_is_only_to_be_held_is_understood() -> None:
+    world = World()
+    conduct = world.hold()
+    next(conduct)
+    assert ended(conduct, lease(3)).blocks == 3
+
+
+@pytest.mark.parametrize(
+    "told",
+    [
+        answer(framed.LeaseResponse()),
+        answer(framed.LeaseResponse(lease_ms=1, tiers=bytes(BLOCKS + 1))),
+        SimpleNamespace(status=Status.OK, field="", reason="", limit=0, body=b"\xff"),
+        answer(status=Status.LATE),
+        answer(status=Status.REJECTED),
+    ],
+)
+def test_what_holds_nothing_is_given_up(told: SimpleNamespace) -> None:
+    world = World()
+    conduct = world.hold()
+    next(conduct)
+    assert ended(conduct, told).blocks == 0
+    assert [release.lease for release in world.session.released()] == [1]
+
+
+def test_a_hold_that_is_interrupted_is_given_up() -> None:
+    world = World()
+    conduct = world.hold()
+    next(conduct)
+    with pytest.raises(KeyboardInterrupt) as caught:
+        conduct.throw(KeyboardInterrupt())
+    assert [release.lease for release in world.session.released()] == [1], "though somebody keeps the exception"
+    del caught
