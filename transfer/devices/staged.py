@@ -117,6 +117,11 @@ class StagedTransport:
     def find_region(self, region_id: int) -> Region | None:
         return self._regions.get(region_id) or self.inner.find_region(region_id)
 
+    @property
+    def plain(self) -> bool:
+        """Whether no device memory is registered."""
+        return not self.direct and not len(self._regions)
+
     def is_staged(self, region_id: int) -> bool:
         return region_id >= _FIRST_ID
 
