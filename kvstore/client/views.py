@@ -111,7 +111,8 @@ class LentSlots:
         return np.asarray(_Lent(self._reservation.array(index), self._kept))
 
     def write(self, part: int, places: Places, deadline_s: float) -> Answer:
-        if places.devices and self.filler is not None:
+        if places.devices:
+            assert self.filler is not None, "native code would read a device's addresses"
             return self.filler(self, part, places, deadline_s)
         return self._reservation.write(part, places.addresses, places.lengths)
 

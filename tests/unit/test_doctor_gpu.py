@@ -10,6 +10,8 @@ from typing import Any
 
 import pytest
 
+from kvstore import doctor
+from kvstore.config import TransferConfig
 from kvstore.doctor_gpu import gpu
 from kvstore.finding import Finding
 from transfer.devices import CudaError, CudaUnavailable, DeviceMemory, Way, WaySettings
@@ -97,6 +99,19 @@ def test_as_a_client_with_these_settings_would(tmp_path: Path) -> None:
         ways=WaySettings(frozenset({Way.DMA_BUF})),
     )[1]
     assert refused.state == "off" and "staged: not allowed by the settings" in refused.found
+
+
+def test_the_ways_are_those_of_the_settings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[WaySettings] = []
+    monkeypatch.setattr(doctor, "gpu", lambda _, *, ways: asked.append(ways) or [])
+    nowhere = tmp_path / "nothing"
+    chosen = TransferConfig(device_ways=("staged",), device_caller_synchronizes=True)
+    doctor.examine(tmp_path, nowhere, sysfs=nowhere, proc=nowhere, transfer=chosen)
+    assert asked == [WaySettings(frozenset({Way.STAGED}), caller_synchronizes=True)]
+    told = doctor.examine(
+        tmp_path, nowhere, sysfs=nowhere, proc=nowhere, transfer=TransferConfig(staging_bytes_max=1 << 16)
+    )
+    assert any(one.subject == "GPU" and "transfer.staging_bytes_max" in one.found for one in told)
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from types import SimpleNamespace
 from typing import Any
 
@@ -13,7 +14,7 @@ from hypothesis import strategies as st
 
 from kvstore.client import buffers
 from kvstore.client.buffers import Extents, Memory, Places, Registry, Wanted, memory_of, places
-from kvstore.client.crossing import windows_of
+from kvstore.client.crossing import fill, windows_of
 from kvstore.client.spans import device_of, spans_of
 from kvstore.client.ways import _verified
 from kvstore.config import TransferConfig
@@ -217,6 +218,27 @@ def test_streams_are_waited_for_to_their_end() -> None:
         assert done == [7, 8]
 
     run_virtual(body)
+
+
+async def test_a_slot_is_written_no_more_when_a_cancelled_filling_ends(monkeypatch: pytest.MonkeyPatch) -> None:
+    device, begun, ended = SimulatedDevice(), asyncio.Event(), []
+    loop = asyncio.get_running_loop()
+
+    def slow(*_: object) -> None:
+        loop.call_soon_threadsafe(begun.set)
+        time.sleep(0.05)
+        ended.append(1)
+
+    monkeypatch.setattr("kvstore.client.crossing._store", slow)
+    array, _ = device.array(1000)
+    pool = StagingPool(lambda n: np.zeros(n, np.uint8), staging_bytes_max=1 << 16, buffer_bytes=1 << 16)
+    source = places(array, Wanted("source", 1, 1000, writing=False), Registry())
+    filling = asyncio.ensure_future(fill(Stager(pool, device.open_stream), source, [np.zeros(1000, np.uint8)]))
+    await begun.wait()
+    filling.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await filling
+    assert ended and pool.free == 1
 
 
 async def test_a_cancelled_waiter_is_told_that_memory_is_poisoned() -> None:
