@@ -45,6 +45,8 @@ class Inner(Transport, Protocol):
 
     def find_region(self, region_id: int) -> Region | None: ...
 
+    async def register_lent(self, memory: object, *, name: str) -> Region: ...
+
 
 class StagedTransport:
     """See transfer.base.Transport. `inner`: any of this package's; it is closed with this one."""
