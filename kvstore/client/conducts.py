@@ -115,6 +115,8 @@ def ended_by(error: Exception, name: str, outcomes: bytes | bytearray = b"") -> 
     """What a step says of what was raised at it. name: of the argument whose memory was to move."""
     if isinstance(error, NotTaken):  # as what the caller got wrong: the argument, and what this process lacks
         return Told(Status.BAD_INPUT, field=name, reason=f"lies on a device: {error}", outcomes=bytes(outcomes))
+    if isinstance(error, Rejected):
+        return Told(Status.REJECTED, field=error.limit, reason=str(error), outcomes=bytes(outcomes))
     status = Status.LATE if isinstance(error, TooLate) else Status.UNAVAILABLE
     return Told(status, reason=str(error), outcomes=bytes(outcomes))
 

@@ -24,13 +24,14 @@ from kvstore.client import crossing
 from kvstore.client.buffers import Memory, Places
 from kvstore.client.spans import At, Span, array_of, device_of, spans_of
 from kvstore.config import TransferConfig
-from kvstore.errors import Misconfigured, Poisoned, Unavailable
+from kvstore.errors import Misconfigured, Poisoned, Rejected, Unavailable
 from kvstore.transfers import Transfers
 from kvstore.wire import framed
 from transfer.batch import EXTENTS_MAX, Batch
 from transfer.devices import CudaUnavailable, NoWay
 from transfer.devices import Way as DeviceWay
-from transfer.errors import Reason, RegionPoisoned, StillTouched, TransferError, TransferFault
+from transfer.errors import LimitReached, Reason, RegionPoisoned, StillTouched, TransferError, TransferFault
+from transfer.native import keep_forever
 from transfer.offers import Carrier, Offer
 from transfer.paths import Connection, Connector
 
@@ -201,7 +202,7 @@ class Ways:
     # ---- put ----------------------------------------------------------------------------------------------------
 
     async def lend(self, reached: Reached, places: Places, kept: frozenset[int], deadline_s: float) -> Loan:
-        """Grants the caller's blocks to the node. Raises Unavailable, NotTaken, TooLate, Poisoned."""
+        """Grants the caller's blocks to the node. Raises Unavailable, Rejected, NotTaken, TooLate, Poisoned."""
         way = reached.pulling
         local = _Local(self, way, kept, writable=False)
         grants: list[Grant] = []
@@ -246,7 +247,7 @@ class Ways:
 
     async def fill(self, places: Places, targets: Sequence[npt.NDArray[np.uint8]], deadline_s: float) -> None:
         """The caller's blocks, some of them of a device, into mapped slots: one target a block. Raises NotTaken,
-        TooLate, Unavailable, Poisoned; some of the targets may be written then.
+        TooLate, Unavailable, Rejected, Poisoned; some of the targets may be written then.
         """
         until = time.monotonic() + deadline_s
         try:
@@ -256,6 +257,9 @@ class Ways:
                 raise NoWay("staged: not allowed by the settings, and no NIC reaches a mapped slot")
             async with asyncio.timeout(until - time.monotonic()):
                 await crossing.fill(stager, places, targets)
+        except RegionPoisoned as error:
+            keep_forever(places.memories)  # as a transport keeps the memory of a region
+            raise Poisoned(str(error)) from error
         except (TransferFault, TimeoutError) as error:
             raise _as_told(error) from error
 
@@ -358,6 +362,8 @@ def _as_told(error: BaseException) -> BaseException:
         return NotTaken(str(error))
     if isinstance(error, RegionPoisoned):
         return Poisoned(str(error))
+    if isinstance(error, LimitReached):
+        return Rejected(str(error), limit=error.limit)
     if isinstance(error, TransferFault):
         return Unavailable(str(error))
     if isinstance(error, TimeoutError):

@@ -7,17 +7,19 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from itertools import pairwise
+from types import ModuleType
 
 import numpy as np
 import pytest
 
 from kvstore import AsyncClient, Client, Ended, Extents, Namespace, PutOutcome
 from kvstore.config import TransferConfig
-from kvstore.errors import Poisoned
+from kvstore.errors import Poisoned, Rejected, Unavailable
 from kvstore.transfers import device_settings
 from tests.integration.nodes import SIZE, NodeProcess, blocks_of, eventually, layout, tokens
-from transfer.devices import DeviceMemory
+from transfer.devices import CudaUnavailable, DeviceMemory
 from transfer.devices.process import Devices
 from transfer.testing.device import DeviceArray, SimulatedDevice, simulated_devices
 
@@ -25,6 +27,7 @@ LAYERS = 4
 PART = SIZE // LAYERS
 QUIESCE_S = 0.4
 SMALL = TransferConfig(staging_bytes_max=512 << 10, staging_buffer_bytes=64 << 10)  # many windows, few buffers
+VERBS = ["get", "put", "write"]
 Bytes = np.ndarray
 
 
@@ -234,6 +237,27 @@ def test_the_stream_that_an_array_names_is_waited_for(client: Client, ns: Namesp
     assert device.waited_for == [7, 8, 9]
 
 
+@pytest.mark.parametrize("verb", VERBS)
+def test_a_stream_that_does_not_end_makes_a_call_late(ns: Namespace, device: SimulatedDevice, verb: str) -> None:
+    """Nothing of ours has touched the memory: it is the caller's as before."""
+    chain = ns.chain(tokens(2))
+    if verb == "get":
+        ns.put(chain, blocks_of(chain))
+    array, content = device.array(2 * PART if verb == "write" else 2 * SIZE)
+    content[:] = 0x55
+    array.streams.append(7)
+    device.hung = True
+    try:
+        told = deadlined(some_verb(verb, ns, chain, array), ns)
+    except Unavailable:
+        assert verb == "write"
+    else:
+        assert told.ended is Ended.LATE  # type: ignore[attr-defined]
+    assert not device.copies and (content == 0x55).all()
+    device.hung = False
+    assert ns.lookup(chain).blocks == (2 if verb == "get" else 0)
+
+
 # ---- refusals -------------------------------------------------------------------------------------------------------
 
 
@@ -276,6 +300,43 @@ def test_what_a_process_lacks_is_told_with_the_argument(
         assert not content.any()
 
 
+def test_nothing_of_a_framework_is_asked_for_before_device_memory_comes(
+    address: str, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest
+) -> None:
+    asked: list[int] = []
+
+    def missing() -> ModuleType:
+        asked.append(1)
+        raise CudaUnavailable("no cupy")
+
+    monkeypatch.setattr("transfer.devices.cupy_bridge.cupy_module", missing)
+    with Client(address) as client:
+        ns = client.namespace(layout(request.node.name[:200]))
+        chain = ns.chain(tokens(2))
+        ns.put(chain, blocks_of(chain))
+        assert ns.get(chain, bytearray(2 * SIZE)).blocks == 2 and not asked
+        with pytest.raises(ValueError, match="into: lies on a device: no cupy"):
+            ns.get(chain, DeviceMemory(1 << 44, 2 * SIZE, 0))
+        assert asked
+
+
+def test_host_copies_of_device_memory_have_a_limit(
+    address: str, device: SimulatedDevice, request: pytest.FixtureRequest, way: str
+) -> None:
+    with Client(address, transfers=replace(SMALL, lent_bytes_max=SIZE)) as client:
+        ns = client.namespace(layout(request.node.name[:200]))
+        chain = ns.chain(tokens(2))
+        source, _ = holding(device, blocks_of(chain))
+        if way == "mapped":  # nothing is lent
+            assert ns.put(chain, source).stored == 2
+            return
+        with pytest.raises(Rejected, match="lent_bytes_max") as refused:
+            ns.put(chain, source)
+        assert refused.value.limit == "lent_bytes_max"
+        one = DeviceArray(DeviceMemory(source.memory.address, SIZE, 0))
+        assert ns.put(chain[:1], one).stored == 1
+
+
 # ---- failures -------------------------------------------------------------------------------------------------------
 
 
@@ -291,9 +352,6 @@ def some_verb(verb: str, ns: Namespace, chain: Bytes, array: object) -> Callable
             slots.write(0, array)
 
     return fill
-
-
-VERBS = ["get", "put", "write"]
 
 
 @pytest.mark.parametrize("verb", VERBS)
@@ -319,13 +377,40 @@ def test_memory_that_a_device_does_not_let_go_is_poisoned(
     assert np.array_equal(landed.reshape(2, SIZE), blocks_of(chain))
 
 
-def deadlined(verb: Callable[[], object], ns: Namespace) -> None:
+def deadlined(verb: Callable[[], object], ns: Namespace) -> object:
     """With little time."""
     ns._deadline_s = 0.5
     try:
-        verb()
+        return verb()
     finally:
         ns._deadline_s = 20
+
+
+@pytest.mark.parametrize("verb", ["get", "put"])
+def test_what_was_poisoned_moves_no_more(
+    client: Client, ns: Namespace, device: SimulatedDevice, verb: str, way: str
+) -> None:
+    """Registered memory that a device did not let go of: transports refuse it from then on, and take other memory."""
+    chain = ns.chain(tokens(2))
+    if verb == "get":
+        ns.put(chain, blocks_of(chain))
+    array, _ = device.array(2 * SIZE)
+    with client.register([array]):
+        device.hung = True
+        with pytest.raises(Poisoned):
+            deadlined(some_verb(verb, ns, chain, array), ns)
+        device.hung = False
+        copies = device.copies
+        if (verb, way) == ("put", "mapped"):  # no transport knows it, and it was only read
+            assert ns.put(ns.chain(tokens(2, seed=9)), array).stored == 2
+        else:
+            with pytest.raises(Poisoned):
+                some_verb(verb, ns, chain, array)()
+            assert device.copies == copies
+    other, content = holding(device, blocks_of(chain))
+    assert ns.put(chain, other).rejected == 0
+    content[:] = 0
+    assert ns.get(chain, other).blocks == 2 and np.array_equal(content.reshape(2, SIZE), blocks_of(chain))
 
 
 @pytest.mark.parametrize("verb", VERBS)
@@ -425,8 +510,9 @@ async def test_cancelling_leaves_quiet_memory(
             assert (await ns.lookup(chain)).blocks == 0
 
 
+@pytest.mark.parametrize("registered", [True, False])
 async def test_cancelling_what_hangs_tells_that_it_is_poisoned(
-    address: str, device: SimulatedDevice, request: pytest.FixtureRequest
+    address: str, device: SimulatedDevice, request: pytest.FixtureRequest, registered: bool
 ) -> None:
     async with AsyncClient(address, transfers=SMALL) as client:
         ns = await client.namespace(layout(request.node.name[:200]))
@@ -434,10 +520,11 @@ async def test_cancelling_what_hangs_tells_that_it_is_poisoned(
         await ns.put(chain, blocks_of(chain))
         array, _ = device.array(2 * SIZE)
         device.hung = True
-        call = asyncio.create_task(ns.get(chain, array))
-        while not device.copies:
-            await asyncio.sleep(0.01)
-        call.cancel()
-        with pytest.raises(Poisoned):
-            await call
+        with client.register([array] if registered else []):
+            call = asyncio.create_task(ns.get(chain, array))
+            while not device.copies:
+                await asyncio.sleep(0.01)
+            call.cancel()
+            with pytest.raises(Poisoned):
+                await call
         device.hung = False

@@ -158,6 +158,8 @@ class StagedTransport:
         """
         if self._regions.get(region.id) is not region:
             return await self.inner.grant(region, ranges, rights=rights, lifetime_s=lifetime_s)
+        if region.state is RegionState.POISONED:
+            raise RegionPoisoned(f"{region.name} is poisoned: something may still touch it")
         if region.state is not RegionState.OPEN:
             raise ValueError(f"{region.name} is not registered here")
         return await self._snapshots.grant(region, ranges, rights=rights, lifetime_s=lifetime_s)
