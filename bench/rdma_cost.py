@@ -1,5 +1,6 @@
 """What a request over RDMA costs us in CPU time: the whole way from a batch to its answer, over a provider that has no
-kernel and no device (stub_verbs.cpp) and completes at once. The devices' own part, and a real provider's, is not in it.
+kernel and no device and completes at once (native/tests/stub_verbs.cpp). The devices' own part, and a real provider's,
+is not in it.
 
 The engine's thread and Python's part (plan, job, submission, events) are both counted, as CPU time of this process.
 """
@@ -24,8 +25,8 @@ from transfer.rdma.config import RdmaConfig
 
 __all__ = ["Unavailable", "rows"]
 
-HERE = Path(__file__).parent
-BUILD = HERE.parent / "build" / "bench"
+STUB = Path(__file__).parent.parent / "native/tests/stub_verbs.cpp"
+BUILD = STUB.parents[2] / "build" / "bench"
 KIB, MIB = 1 << 10, 1 << 20
 BATCHES_OUT = 4  # in motion together
 PEER = 1
@@ -40,7 +41,7 @@ def stub() -> ctypes.CDLL:
         raise Unavailable(why)
     BUILD.mkdir(parents=True, exist_ok=True)
     library = BUILD / "libstub_verbs.so"
-    command = [os.environ.get("CXX", "c++"), "-O3", "-std=c++20", "-shared", "-fPIC", str(HERE / "stub_verbs.cpp")]
+    command = [os.environ.get("CXX", "c++"), "-O3", "-std=c++20", "-shared", "-fPIC", str(STUB)]
     done = subprocess.run([*command, "-o", str(library)], capture_output=True, text=True, timeout=120, check=False)
     if done.returncode:
         raise Unavailable(f"{done.stderr.strip().splitlines()[0]} (apt-get install libibverbs-dev)")
@@ -80,6 +81,7 @@ class Rig:
             False,
             [(1 << 40, self.span, True)],
             [[1]],
+            [1],  # near the one device
             [(1, 1 << 41, [1])],
             windows,
             cut.rows,

@@ -375,9 +375,11 @@ class MovePath(enum.IntEnum):
 
     PUT_TRANSFERRED = 4
 
-    HOLD_MEMORY = 5
+    PUT_GRPC = 5
 
-    HOLD_PARKED = 6
+    HOLD_MEMORY = 6
+
+    HOLD_PARKED = 7
 
 class WorkKind(enum.IntEnum):
     PROMOTE = 0
@@ -584,7 +586,7 @@ class NodeCore:
 
     def publish_part(self, owner: int, ticket: int, part: int, checksum: int) -> int: ...
 
-    def seal(self, tier: int, owner: int, tickets: Annotated[NDArray[numpy.uint64], dict(shape=(None,), order='C', device='cpu', writable=False)], checksums: Annotated[NDArray[numpy.uint64], dict(shape=(None,), order='C', device='cpu', writable=False)], now: int, path: int = 5, elapsed_ns: int = 0) -> NDArray[numpy.uint8]: ...
+    def seal(self, tier: int, owner: int, tickets: Annotated[NDArray[numpy.uint64], dict(shape=(None,), order='C', device='cpu', writable=False)], checksums: Annotated[NDArray[numpy.uint64], dict(shape=(None,), order='C', device='cpu', writable=False)], now: int, path: int = 6, elapsed_ns: int = 0) -> NDArray[numpy.uint8]: ...
 
     def abort(self, tier: int, owner: int, tickets: Annotated[NDArray[numpy.uint64], dict(shape=(None,), order='C', device='cpu', writable=False)]) -> None: ...
 
@@ -602,6 +604,8 @@ class NodeCore:
     def take_completions(self) -> list[FetchDone]: ...
 
     def fetched(self, ns: int, hint: Hint, blocks_asked: int, blocks_by_tier: tuple[int, int, int, int], blocks_failed: int, path: int, bytes: int, elapsed_ns: int) -> None: ...
+
+    def put_took(self, path: int, bytes: int, elapsed_ns: int) -> None: ...
 
     def report_corrupt(self, owner: int, ticket: int) -> None: ...
 

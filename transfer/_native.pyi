@@ -221,6 +221,11 @@ def rdma_connect(qp: int, *, gid: bytes, gid_index: int, is_global: bool, lid: i
     A fresh queue pair, to where it sends. May wait seconds. Raises OSError.
     """
 
+def rdma_destroy(qp: int) -> None:
+    """
+    May wait seconds. Nothing of it is out, and nobody else destroys it. Raises OSError.
+    """
+
 def rdma_register(pd: int, address: int, bytes: int, device_address: int, *, write_here: bool, peer_reads: bool, peer_writes: bool, dma_buf: int = -1) -> tuple[int, int, int]:
     """
     (handle, local key, remote key). May wait while memory is pinned. dma_buf: a descriptor; `address` is then an offset in that buffer. Raises OSError.

@@ -19,12 +19,21 @@ from transfer._native import (
 )
 
 if TYPE_CHECKING:
-    from transfer._native import RdmaEngine, RdmaJob, rdma_connect, rdma_deregister, rdma_missing, rdma_register
+    from transfer._native import (
+        RdmaEngine,
+        RdmaJob,
+        rdma_connect,
+        rdma_deregister,
+        rdma_destroy,
+        rdma_missing,
+        rdma_register,
+    )
 elif hasattr(_native, "RdmaEngine"):
     RdmaEngine = _native.RdmaEngine
     RdmaJob = _native.RdmaJob
     rdma_connect = _native.rdma_connect
     rdma_deregister = _native.rdma_deregister
+    rdma_destroy = _native.rdma_destroy
     rdma_missing = _native.rdma_missing
     rdma_register = _native.rdma_register
 else:  # built where there was no verbs.h: rdma_missing says so before anybody asks for the rest
@@ -32,7 +41,7 @@ else:  # built where there was no verbs.h: rdma_missing says so before anybody a
     def rdma_missing() -> str:
         return "built without RDMA: infiniband/verbs.h was not there (Debian: libibverbs-dev)"
 
-    RdmaEngine = RdmaJob = rdma_connect = rdma_deregister = rdma_register = None
+    RdmaEngine = RdmaJob = rdma_connect = rdma_deregister = rdma_destroy = rdma_register = None
 
 __all__ = [
     "CopyJob",
@@ -50,6 +59,7 @@ __all__ = [
     "keep_forever",
     "rdma_connect",
     "rdma_deregister",
+    "rdma_destroy",
     "rdma_missing",
     "rdma_register",
     "touches",

@@ -24,11 +24,14 @@ from dataclasses import dataclass
 from enum import Enum
 
 from transfer.base import Batch, Endpoint, Landed, Presented, Transfer, Transport
+from transfer.batch import Table
+from transfer.devices.staged_endpoint import StagedEndpoint
 from transfer.errors import PeerUnreachable, TransferError
 from transfer.offers import Carrier, Offer
 from transfer.pending import check_deadline
 from transfer.sockets import is_loopback, parse_address
 from transfer.tcp.config import path_of
+from transfer.tcp.endpoint import TcpEndpoint
 from transfer.topology import Nic
 
 __all__ = ["Chosen", "Connection", "Connector", "Path", "PathCounts", "Way", "fabrics", "ways"]
@@ -244,6 +247,23 @@ class Connection:
 
     def write(self, batch: Batch, *, deadline_s: float) -> Transfer:
         return _Counted(self.endpoint.write(batch, deadline_s=deadline_s), batch, self._counts, True)
+
+    def read_at_once(
+        self,
+        descriptor: bytes,
+        memory: Sequence[tuple[int, int]],
+        table: Table,
+        *,
+        deadline_s: float,
+        parts: Sequence[int] | None = None,
+    ) -> Landed | None:
+        """See TcpEndpoint.read_at_once; of host memory. None: not over this path. Of any thread."""
+        endpoint = self.endpoint.inner if isinstance(self.endpoint, StagedEndpoint) else self.endpoint
+        if not isinstance(endpoint, TcpEndpoint):
+            return None
+        landed = endpoint.read_at_once(descriptor, memory, table, deadline_s=deadline_s, parts=parts)
+        self._counts.bytes_read += landed.bytes
+        return landed
 
     async def close(self) -> None:
         if self._open:

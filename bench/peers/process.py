@@ -28,6 +28,11 @@ START_S = 300.0  # it puts what it will be asked for
 ANSWER_S = 120.0
 END_S = 10.0
 Command = Callable[[Spec], Sequence[str]]
+Bring = Callable[[Spec], str | None]
+
+
+def _there(_spec: Spec) -> str | None:
+    return None
 
 
 def alone() -> list[str]:
@@ -120,24 +125,25 @@ class Peer:
 
 
 class Peers:
-    """Those of a roster, each started when it is first needed and stopped with this."""
+    """Those of a roster, each brought (installed, where it is missing) and started when it is first needed, and stopped
+    with this. bring: why it cannot be had; None: it is there.
+    """
 
-    def __init__(self, roster: Sequence[Spec], say: Say, command: Command, folder: Path = FOLDER) -> None:
-        self._roster, self._say, self._command, self._folder = roster, say, command, folder
+    def __init__(
+        self, roster: Sequence[Spec], say: Say, command: Command, folder: Path = FOLDER, bring: Bring = _there
+    ) -> None:
+        self._roster, self._say, self._command, self._folder, self._bring = roster, say, command, folder, bring
         self._peers: dict[str, Peer | None] = {}
 
     @classmethod
     def installed(cls, say: Say) -> Peers:
-        """Installs what is missing; a peer that cannot be is left out of the running, not of the rows."""
-        missing = set()
-        for spec in ROSTER:
-            if reason := install(spec, say):
-                say(f"{spec.label} not installed: {reason}")
-                missing.add(spec.name)
+        """A peer that cannot be installed is left out of the running, not of the rows."""
         prefix = alone()
-        peers = cls(ROSTER, say, lambda spec: [*prefix, str(venv_python()), "-m", f"bench.peers.{spec.name}"])
-        peers._peers |= dict.fromkeys(missing)
-        return peers
+
+        def command(spec: Spec) -> Sequence[str]:
+            return [*prefix, str(venv_python()), "-m", f"bench.peers.{spec.name}"]
+
+        return cls(ROSTER, say, command, bring=lambda spec: install(spec, say))
 
     def of(self, work: str, note: str = "") -> dict[str, Figure | str]:
         """For the `peers` of a row: all that know this work. `note` says in their labels what they do otherwise."""
@@ -145,6 +151,10 @@ class Peers:
 
     def _figure(self, spec: Spec, work: str) -> Figure | str:
         if spec.name not in self._peers:
+            if reason := self._bring(spec):
+                self._peers[spec.name] = None
+                self._say(f"{spec.label} not installed: {reason}")
+                return NOT_INSTALLED
             try:
                 self._peers[spec.name] = Peer(self._command(spec), self._folder / f"{spec.name}.log")
             except PeerFailed as failed:

@@ -53,7 +53,7 @@ class Away:
             self._under_way += 1
             self._used = True
         try:
-            return drive(conduct, _caller(mover, left), lambda asked: _here(self._thread.loop, asked))
+            return drive(conduct, _caller(mover, left), self._wait)
         finally:
             with self._changed:
                 self._under_way -= 1
@@ -63,6 +63,10 @@ class Away:
         """For slots of this line's segment: fills parts of them from device memory, in the calling thread."""
         mover = Mover(self._ways, line, self._verify)
         return partial(_fill, mover, partial(self._run, mover), space.part_bytes[shard])
+
+    def _wait(self, asked: Awaited | Beside) -> Any:
+        told = asked.at_once() if isinstance(asked, Awaited) and asked.at_once is not None else None
+        return told if told is not None else _here(self._thread.loop, asked)
 
     def close(self) -> None:
         """After the session has ended. Waits for what still touches callers' memory."""

@@ -44,10 +44,13 @@ class Called:
 
 @dataclass(frozen=True, slots=True)
 class Awaited:
-    """Answered by what it returns. whole: not to be interrupted."""
+    """Answered by what it returns. whole: not to be interrupted. at_once: the same in the calling thread, for who has
+    one to spare; it answers None where it cannot, and `work` is to be done.
+    """
 
     work: Callable[[], Coroutine[Any, Any, Any]]
     whole: bool = False
+    at_once: Callable[[], Any] | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,10 +12,11 @@ from __future__ import annotations
 
 import time
 from functools import partial
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from google.protobuf.message import DecodeError
 
+from kvstore.client.at_once import read_at_once
 from kvstore.client.calls import times_of
 from kvstore.client.conducts import STOPPED, Awaited, Called, Conduct, Movable, Mover, Run, ended_by, failed
 from kvstore.client.placing import publishing
@@ -26,12 +27,14 @@ from transfer.batch import EXTENTS_MAX
 from transfer.offers import OfferInvalid, parse_offer
 
 if TYPE_CHECKING:
+    from collections.abc import Coroutine
+
     from google.protobuf.message import Message
 
     from kvstore.client.buffers import Places
     from kvstore.client.calls import Times
     from kvstore.client.space import Space
-    from kvstore.client.ways import Loan, Reached
+    from kvstore.client.ways import Loan, Reached, Read
     from kvstore.native import Result
 
 __all__ = ["conduct_of"]
@@ -103,19 +106,17 @@ def fetching(mover: Mover, space: Space, step: Fetch, times: Times) -> Conduct[A
             return Told(Status.UNAVAILABLE, field="lease", reason="the node's answer does not parse")
         if not lease.offsets:
             return Told()
-        left_s = min(times.left(), asked_at + lease.lease_ms / 1e3 - time.monotonic())
-        read = yield Awaited(
-            partial(
-                mover.ways.read,
-                reached,
-                lease,
-                step.places.of(0, len(lease.offsets)),
-                space.part_bytes[step.shard],
-                space.registry.kept,
-                verify=mover.verify,
-                deadline_s=max(0.0, left_s),
-            )
-        )
+        until = min(times.left() + time.monotonic(), asked_at + lease.lease_ms / 1e3)
+        told_read = reached, lease, step.places.of(0, len(lease.offsets)), space.part_bytes[step.shard]
+
+        def work() -> Coroutine[Any, Any, Read]:
+            left_s = max(0.0, until - time.monotonic())
+            return mover.ways.read(*told_read, space.registry.kept, verify=mover.verify, deadline_s=left_s)
+
+        def at_once() -> Read | None:
+            return read_at_once(*told_read, verify=mover.verify, deadline_s=max(0.0, until - time.monotonic()))
+
+        read = yield Awaited(work, at_once=at_once)
         release.bytes = read.blocks * space.shard_bytes[step.shard]
         if read.corrupt is not None:
             release.corrupt.append(lease.tickets[read.corrupt])
@@ -277,24 +278,22 @@ class AwaySlots:
 
     def publish(self, part: int, deadline_s: float) -> Answer:
         request = framed.PublishRequest(reservation=self._number, part=part)
-        return self._asked(store.METHOD_PUBLISH, request, deadline_s)
+        return self._asked(store.METHOD_PUBLISH, request, deadline_s) or Told()
 
     def seal(self, deadline_s: float) -> Answer:
-        if not self.granted:
-            return Told()
-        body = framed.SealRequest(reservation=self._number).SerializeToString()
-        told = self._mover.line.session.call(store.METHOD_SEAL, body, deadline_s)
-        if told.status != Status.OK:
-            return told
+        told = self._asked(store.METHOD_SEAL, framed.SealRequest(reservation=self._number), deadline_s)
+        if told is None or told.status != Status.OK:
+            return told or Told()
         return Told(outcomes=framed.SealResponse.FromString(told.body).outcomes)
 
     def abort(self) -> None:
         if self.granted:
             give_up(self._mover, self._number)
 
-    def _asked(self, method: int, request: Message, deadline_s: float) -> Answer:
+    def _asked(self, method: int, request: Message, deadline_s: float) -> Result | None:
+        """None where nothing was granted: the node knows of no such reservation."""
         if not self.granted:
-            return Told()
+            return None
         return self._mover.line.session.call(method, request.SerializeToString(), deadline_s)
 
 

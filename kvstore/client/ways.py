@@ -42,7 +42,7 @@ if TYPE_CHECKING:
     from transfer.base import Grant, Region
     from transfer.devices import Stager
 
-__all__ = ["Loan", "NotTaken", "Reached", "Read", "TooLate", "Ways"]
+__all__ = ["Loan", "NotTaken", "Reached", "Read", "TooLate", "Ways", "remote_starts", "verified"]
 
 CONNECT_S_MAX: Final = 5.0
 LIFE_MARGIN_S: Final = 1.0  # a grant outlives its call by this; it is revoked at the call's end anyway
@@ -168,10 +168,8 @@ class Ways:
         try:
             table = await local.table(places, deadline_s)
             (shown,) = await way.present([lease.descriptor], deadline_s=deadline_s, fresh=True)
-            lengths = table[:, 4].reshape(blocks, -1)
-            starts = np.array(lease.offsets, dtype=np.uint64).astype(np.int64)
             table[:, 2] = shown.handle
-            table[:, 3] = (starts[:, None] + np.cumsum(lengths, axis=1) - lengths).reshape(-1)
+            table[:, 3] = remote_starts(lease, table[:, 4])
             left_s = max(0.0, until - time.monotonic())
             landed = await way.read(Batch(table), deadline_s=left_s, parts=parts if verify else None)
         except TransferError as error:
@@ -181,7 +179,7 @@ class Ways:
                 self.lost(reached)
             whole = _leading(np.asarray(error.arrived.reshape(blocks, -1).all(axis=1)))
             late = any(failure.reason is Reason.LATE for failure in error.failures)
-            return _verified(whole, error.checksums, lease, verify=verify, late=late, failure=str(error))
+            return verified(whole, error.checksums, lease, verify=verify, late=late, failure=str(error))
         except asyncio.CancelledError as error:
             if isinstance(error.__cause__, TransferError):  # as Pending tells that memory is not quiet
                 raise Poisoned(str(error.__cause__)) from error
@@ -197,7 +195,7 @@ class Ways:
             return Read(0, failure=str(error))
         finally:
             await local.close()
-        return _verified(blocks, landed.checksums, lease, verify=verify)
+        return verified(blocks, landed.checksums, lease, verify=verify)
 
     # ---- put ----------------------------------------------------------------------------------------------------
 
@@ -371,11 +369,19 @@ def _as_told(error: BaseException) -> BaseException:
     return error
 
 
+def remote_starts(lease: framed.LeaseResponse, lengths: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+    """Where each piece of leased blocks begins at the node. lengths: (pieces of all blocks,)."""
+    lengths = lengths.reshape(len(lease.offsets), -1)
+    starts = np.array(lease.offsets, dtype=np.uint64).astype(np.int64)
+    told: npt.NDArray[np.int64] = (starts[:, None] + np.cumsum(lengths, axis=1) - lengths).reshape(-1)
+    return told
+
+
 def _leading(good: npt.NDArray[np.bool_]) -> int:
     return len(good) if good.all() else int(np.argmin(good))
 
 
-def _verified(
+def verified(
     whole: int,
     sums: npt.NDArray[np.uint64],
     lease: framed.LeaseResponse,

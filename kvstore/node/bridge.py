@@ -59,12 +59,15 @@ class CoreBridge:
         """The longest run of `keys` that is in memory after at most `wait_s`. Its hold is the caller's to release."""
         assert self._loop is not None, "open() first"
         token, now = next(self._tokens), self._clock.now_ns()
-        future = self._loop.create_future()
+        future: asyncio.Future[native.FetchDone] = self._loop.create_future()
         self._waiting[token] = (owner, future)
         deadline, lease = now + int(wait_s * 1e9), int(lease_s * 1e9)
         self.core.fetch(token, owner, ns, shard, keys, kind, following, hint, now, deadline, lease)
+        self._complete()  # what is in memory is answered already: that spares a turn of the loop
+        if future.done():
+            return future.result()
         try:
-            done: native.FetchDone = await future
+            done = await future
         except asyncio.CancelledError:
             # Settled and cancelled in the same turn of the loop: the answer would be lost, and its hold with it.
             if future.done() and not future.cancelled():

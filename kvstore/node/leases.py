@@ -4,6 +4,8 @@ Rules
 - A lease is a hold without an end of its own and a grant of exactly its blocks. It ends once: first the grant, then,
   when no peer touches the bytes any more, the hold. So a slot that has another block now is never read by an old lease.
 - Where a grant does not become quiet, its blocks stay held until the process ends, and the log says so.
+- The bytes of a lease count as leased until its hold goes: who releases what he still reads leases no more for that. A
+  lease for which others, that are ending, leave too little room waits for them first.
 """
 
 from __future__ import annotations
@@ -116,6 +118,11 @@ class Leases:
         carrier, region = self.host.region("carrier", request.carrier)
         parts = opened.shards[request.shard].part_bytes
         block_bytes, limits = sum(parts), self.host.limits
+        wait_s = min(request.wait_ms, limits.hold_wait_ms_max) / 1e3
+        if self._ending and self.allowance.left < len(prefix.keys) * block_bytes:
+            began = asyncio.get_running_loop().time()
+            await asyncio.wait(tuple(self._ending), timeout=wait_s)
+            wait_s = max(0.0, wait_s - (asyncio.get_running_loop().time() - began))
         room = self.allowance.left // block_bytes
         if room == 0:
             self.allowance.take(block_bytes)
@@ -127,7 +134,7 @@ class Leases:
             prefix.keys[:room],
             kind=native.HoldKind.VIEW,
             hint=prefix.hint(0),
-            wait_s=min(request.wait_ms, limits.hold_wait_ms_max) / 1e3,
+            wait_s=wait_s,
             lease_s=lease_s,
         )
         if run.status == native.Status.STALE_NAMESPACE:
@@ -196,7 +203,6 @@ class Leases:
         task.add_done_callback(self._ending.discard)
 
     async def _ended(self, lease: _Lease) -> None:
-        self.allowance.give(lease.bytes)
         try:
             await self.host.transfers.transport(lease.carrier).revoke([lease.grant])
         except StillTouched as error:
@@ -204,6 +210,7 @@ class Leases:
             self._kept += 1
             return
         self._release(lease.hold)
+        self.allowance.give(lease.bytes)
 
     def _release(self, hold: int) -> None:
         if hold:

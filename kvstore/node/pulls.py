@@ -177,13 +177,13 @@ class Slots:
         return outcomes
 
     def close(self) -> None:
-        """Gives back what was not sealed, unless something may still write there."""
-        self._allowance.give(self._taken)
-        self._taken = 0
+        """Gives back what was not sealed, unless something may still write there: that counts as being put for good."""
         if self._lost:
             log.error("slots of a put are kept: a transfer into them did not become quiet")
-        else:
-            self._core.owner_gone(self._owner)
+            return
+        self._allowance.give(self._taken)
+        self._taken = 0
+        self._core.owner_gone(self._owner)
 
 
 @dataclass(slots=True)

@@ -65,7 +65,9 @@ class Prefix:
 
 
 class PutStream:
-    """Takes the payload of keys[0..n) as it comes. Blocks are sealed one by one, in order."""
+    """Takes the payload of keys[0..n) as it comes. Blocks are sealed one by one, in order. One that stored something
+    counts itself once, when closed.
+    """
 
     def __init__(self, host: StreamHost, opened: Opened, header: store.PutHeader, prefix: Prefix) -> None:
         """ValueError names a field of the header that does not fit the chain or the namespace."""
@@ -87,6 +89,7 @@ class PutStream:
         self._statuses = bytearray()
         self._taken: list[NDArray[np.uint64]] = []
         self._ended = False
+        self._started = host.clock.now_ns()
 
     def _checksums(self, given: bytes) -> NDArray[np.uint64] | None:
         if not given:
@@ -184,6 +187,9 @@ class PutStream:
 
     def close(self) -> None:
         self._core.owner_gone(self._owner)
+        if self._taken:
+            stored = len(self._taken) * self._block_bytes
+            self._core.put_took(native.MovePath.PUT_GRPC, stored, self._host.clock.now_ns() - self._started)
 
 
 class GetStream:

@@ -46,13 +46,14 @@ class WaysBack:
     _users: Counter[tuple[Carrier, bytes]] = field(default_factory=Counter)
 
     async def to(self, key: tuple[Carrier, bytes], deadline_s: float) -> Connection:
-        """Raises PeerUnreachable."""
+        """Raises PeerUnreachable. The transport is asked each time: a way that nobody came back to, it has closed."""
+        endpoint = await self.host.transfers.back(*key, deadline_s=deadline_s)
         known = self._open.get(key)
-        if known is None:
-            endpoint = await self.host.transfers.back(*key, deadline_s=deadline_s)
-            known = self._open.get(key)  # of two that waited, both have the same endpoint
-            if known is None:
-                known = self._open[key] = self.host.transfers.counted(key[0], endpoint)
+        if known is None or known.endpoint is not endpoint:
+            self._open[key] = made = self.host.transfers.counted(key[0], endpoint)
+            if known is not None:
+                await known.close()
+            return made
         return known
 
     def used(self, key: tuple[Carrier, bytes]) -> None:

@@ -26,6 +26,7 @@ PATHS: Final = (
     "get_grpc",
     "put_mapped",
     "put_transferred",
+    "put_grpc",
     "hold_memory",
     "hold_parked",
 )

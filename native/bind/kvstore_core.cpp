@@ -26,6 +26,7 @@
 //     fetch(token, owner, ns, shard, keys, kind, following, hint, now, deadline, lease)
 //     completion_fd; take_completions() -> list[FetchDone]         # token status hold lease window_full tickets offsets parts_ready tiers checksums
 //     fetched(ns, hint, blocks_asked, blocks_by_tier, blocks_failed, path, bytes, elapsed_ns); report_corrupt(owner, ticket)
+//     put_took(path, bytes, elapsed_ns)
 //     owner_gone(owner); tick(now); next_deadline() -> int | None
 //     work_fd; take_work(max) -> list[Work]                        # kind ns shard wanted_now keys (n,32) ticket position; kinds: PROMOTE WRITE_BEHIND CORRUPT PROBE
 //     promoted(ns, shard, keys, now)

@@ -154,6 +154,10 @@ void bind_calls(nb::class_<CoreClass>& core) {
              const auto [none, memory, file, object] = by_tier;
              self.core.fetched({ns, hint, asked, {none, memory, file, object}, failed, static_cast<MovePath>(path), bytes, elapsed});
            }, "ns"_a, "hint"_a, "blocks_asked"_a, "blocks_by_tier"_a, "blocks_failed"_a, "path"_a, "bytes"_a, "elapsed_ns"_a)
+      .def("put_took", [](CoreClass& self, int path, std::uint64_t bytes, Nanos elapsed) {
+             if (path != static_cast<int>(MovePath::kPutGrpc)) throw nb::value_error("path: MovePath.PUT_GRPC");
+             self.core.put_took(static_cast<MovePath>(path), bytes, elapsed);
+           }, "path"_a, "bytes"_a, "elapsed_ns"_a)
       .def("report_corrupt", [](CoreClass& self, OwnerId owner, std::uint64_t ticket) { self.core.report_corrupt(owner, ticket_of(ticket)); },
            "owner"_a, "ticket"_a)
       .def("owner_gone", [](CoreClass& self, OwnerId owner) { self.core.owner_gone(owner); }, Release(), "owner"_a)

@@ -51,7 +51,7 @@ void bind_core_config(nb::module_& m) {
       .value("FULL", ReserveStatus::kFull).value("TOO_LARGE", ReserveStatus::kTooLarge);
   nb::enum_<MovePath>(m, "MovePath", nb::is_arithmetic())
       .value("GET_MAPPED", MovePath::kGetMapped).value("GET_TRANSFERRED", MovePath::kGetTransferred).value("GET_GRPC", MovePath::kGetGrpc)
-      .value("PUT_MAPPED", MovePath::kPutMapped).value("PUT_TRANSFERRED", MovePath::kPutTransferred)
+      .value("PUT_MAPPED", MovePath::kPutMapped).value("PUT_TRANSFERRED", MovePath::kPutTransferred).value("PUT_GRPC", MovePath::kPutGrpc)
       .value("HOLD_MEMORY", MovePath::kHoldMemory).value("HOLD_PARKED", MovePath::kHoldParked);
   nb::enum_<Work::Kind>(m, "WorkKind", nb::is_arithmetic())
       .value("PROMOTE", Work::Kind::kPromote).value("WRITE_BEHIND", Work::Kind::kWriteBehind).value("CORRUPT", Work::Kind::kCorrupt)

@@ -6,7 +6,8 @@
 //     "namespaces": {ns: {"open", "tenant", "block_tokens", "digest", "gets", "asked", "by_tier", "failed", "lookups", "lookup_keys",
 //                         "lookup_found", "stored", "stored_bytes"}},
 //     "families": [{"family", "ns", "gets", "asked", "by_tier", "failed", "error"}],
-//     "paths": {"get_mapped" | "get_transferred" | "get_grpc" | "put_mapped" | "put_transferred" | "hold_memory" | "hold_parked":
+//     "paths": {"get_mapped" | "get_transferred" | "get_grpc" | "put_mapped" | "put_transferred" | "put_grpc" | "hold_memory" |
+//               "hold_parked":
 //               {"counts": [int], "sum_ns": int, "bytes": int}},
 //     "bounds_s": [float] }                        # upper bounds of the counts but the last, which has none
 #include <nanobind/stl/string.h>
@@ -64,7 +65,8 @@ nb::list families_of(const CountersCopy& copy) {
 }
 
 nb::dict paths_of(const CoreCounters& totals) {
-  static constexpr const char* kNames[kMovePaths] = {"get_mapped", "get_transferred", "get_grpc", "put_mapped", "put_transferred", "hold_memory", "hold_parked"};
+  static constexpr const char* kNames[kMovePaths] = {"get_mapped", "get_transferred", "get_grpc", "put_mapped", "put_transferred", "put_grpc",
+                                                      "hold_memory", "hold_parked"};
   nb::dict paths;
   for (std::size_t i = 0; i < kMovePaths; ++i) {
     const Histogram& histogram = totals.paths[i];

@@ -103,6 +103,18 @@ void bind_calls(nb::module_& m) {
       "qp"_a, nb::kw_only(), "gid"_a, "gid_index"_a, "is_global"_a, "lid"_a, "peer_qpn"_a, "peer_psn"_a, "psn"_a, "mtu"_a, "reads"_a,
       "timeout"_a, "retries"_a, "serving"_a, "A fresh queue pair, to where it sends. May wait seconds. Raises OSError.");
   m.def(
+      "rdma_destroy",
+      [](std::uint64_t qp) {
+        const Verbs* v = verbs();
+        int error = ENOSYS;
+        if (v != nullptr) {
+          const nb::gil_scoped_release release;
+          error = v->destroy_qp(thing<ibv_qp>(qp));
+        }
+        if (error != 0) raise_os_error(error, "a queue pair");
+      },
+      "qp"_a, "May wait seconds. Nothing of it is out, and nobody else destroys it. Raises OSError.");
+  m.def(
       "rdma_register",
       [](std::uint64_t pd, std::uint64_t address, std::uint64_t bytes, std::uint64_t device_address, bool write_here, bool peer_reads,
          bool peer_writes, int dma_buf) {

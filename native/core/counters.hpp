@@ -25,10 +25,11 @@ enum class MovePath : std::uint8_t {
   kGetGrpc = 2,         // seen by the node, inside messages
   kPutMapped = 3,       // told by clients: from reserve to seal
   kPutTransferred = 4,  // seen by the node: from reserve to seal
-  kHoldMemory = 5,      // seen by the node: a hold answered at once
-  kHoldParked = 6,      // and one that waited for a promotion
+  kPutGrpc = 5,         // seen by the node: a whole put, inside messages
+  kHoldMemory = 6,      // seen by the node: a hold answered at once
+  kHoldParked = 7,      // and one that waited for a promotion
 };
-inline constexpr std::size_t kMovePaths = 7;
+inline constexpr std::size_t kMovePaths = 8;
 
 // Bucket i counts what took less than 1 us << i; the last one the rest.
 struct Histogram {

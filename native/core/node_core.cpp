@@ -372,6 +372,11 @@ void NodeCore::fetched(const FetchedReport& report) {
   impl_->rates.observe(report);
 }
 
+void NodeCore::put_took(MovePath path, std::uint64_t bytes, Nanos elapsed) {
+  std::lock_guard lock(impl_->mutex);
+  impl_->counters.paths[static_cast<std::size_t>(path)].add(elapsed, bytes);
+}
+
 void NodeCore::count_failed_reads(Tier tier, std::uint64_t blocks) {
   std::lock_guard lock(impl_->mutex);
   impl_->counters.read_failed[static_cast<std::size_t>(tier)] += blocks;

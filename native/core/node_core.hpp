@@ -186,6 +186,7 @@ class NodeCore {
   void fetch(const FetchRequest& request, std::span<const Key> keys, Nanos now, FetchDone done);
   Outcome release(Tier tier, OwnerId owner, HoldId hold);
   void fetched(const FetchedReport& report);
+  void put_took(MovePath path, std::uint64_t bytes, Nanos elapsed);  // of a put whose blocks were sealed one by one
   void report_corrupt(OwnerId owner, Ticket ticket);
   void owner_gone(OwnerId owner);  // its parked fetches are answered empty
   void tick(Nanos now);            // lapses leases and reservations, answers fetches past their deadline

@@ -164,7 +164,7 @@ struct LookupAnswerHead {  // 8, then one byte a block: its tier
   std::uint32_t fetch_us = 0;  // estimate
 };
 
-enum ReserveFlags : std::uint16_t { kHasParent = 1, kHasMeta = 2, kInPlace = 4 };
+enum ReserveFlags : std::uint16_t { kHasParent = 1, kHasMeta = 2 };
 struct ReserveRequest {  // 80, keys, [u16 length of each meta, metas]
   std::uint32_t ns = kNoNamespace;
   std::uint16_t shard = 0;

@@ -141,6 +141,7 @@ bool Door::Impl::reserve(Connection& peer, const FrameHeader& header, Reader bod
   std::span<const Key> keys;
   if (!body.read(asked) || !body.keys(asked.keys, keys)) return malformed(peer, header, "keys", "do not match the frame");
   if (!hint_is_good(asked.hint)) return malformed(peer, header, "hint", "priority is -1 to 1, end 0 or 1");
+  if ((asked.flags & ~(kHasParent | kHasMeta)) != 0) return malformed(peer, header, "flags", "unknown");
   meta_list.clear();
   if ((asked.flags & kHasMeta) != 0) {
     std::span<const std::uint8_t> lengths;

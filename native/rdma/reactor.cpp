@@ -2,35 +2,16 @@
 
 #include <fcntl.h>
 #include <sys/epoll.h>
-#include <sys/eventfd.h>
 #include <unistd.h>
 
 #include <algorithm>
 #include <array>
-#include <cerrno>
 #include <stdexcept>
-#include <system_error>
 #include <utility>
 
 namespace kvstore::rdma {
 
 namespace {
-
-int new_event_fd() {
-  const int fd = ::eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
-  if (fd < 0) throw std::system_error(errno, std::generic_category(), "eventfd");
-  return fd;
-}
-
-void signal_fd(int fd) {
-  const std::uint64_t one = 1;
-  [[maybe_unused]] const auto written = ::write(fd, &one, sizeof one);
-}
-
-void drain_fd(int fd) {
-  std::uint64_t count = 0;
-  [[maybe_unused]] const auto got = ::read(fd, &count, sizeof count);
-}
 
 constexpr std::uint64_t kInboxTag = ~std::uint64_t{0};
 constexpr auto kLookEvery = std::chrono::milliseconds(1);
@@ -47,44 +28,21 @@ void watch(int epoll, int fd, std::uint64_t tag) {
 }  // namespace
 
 Reactor::Reactor(const EngineConfig& config)
-    : config_(config), epoll_(::epoll_create1(EPOLL_CLOEXEC)), inbox_fd_(new_event_fd()), event_fd_(new_event_fd()) {
+    : config_(config), epoll_(::epoll_create1(EPOLL_CLOEXEC)) {
   std::string why;
   verbs_ = verbs(&why);
   if (verbs_ == nullptr) throw std::runtime_error(why);
   epoll_event event{};
   event.events = EPOLLIN;
   event.data.u64 = kInboxTag;
-  ::epoll_ctl(epoll_, EPOLL_CTL_ADD, inbox_fd_, &event);
+  ::epoll_ctl(epoll_, EPOLL_CTL_ADD, orders_.fd(), &event);
 }
 
-Reactor::~Reactor() {
-  for (const int fd : {epoll_, inbox_fd_, event_fd_}) ::close(fd);
-}
-
-void Reactor::post(Order order) {
-  bool first = false;
-  {
-    const std::lock_guard lock(mutex_);
-    first = orders_.empty();
-    orders_.push_back(std::move(order));
-  }
-  if (first) signal_fd(inbox_fd_);
-}
-
-void Reactor::tell(Event event) {
-  bool first = false;
-  {
-    const std::lock_guard lock(mutex_);
-    first = events_.empty();
-    events_.push_back(event);
-  }
-  if (first) signal_fd(event_fd_);
-}
+Reactor::~Reactor() { ::close(epoll_); }
 
 std::vector<Event> Reactor::take_events() {
-  drain_fd(event_fd_);
-  const std::lock_guard lock(mutex_);
-  return std::exchange(events_, {});
+  events_.heard();
+  return events_.take();
 }
 
 EngineStats Reactor::stats() const { return {requests_, bytes_, again_, flushes_}; }
@@ -121,12 +79,7 @@ void Reactor::run() {
 }
 
 void Reactor::obey() {
-  std::vector<Order> orders;
-  {
-    const std::lock_guard lock(mutex_);
-    orders.swap(orders_);
-  }
-  for (const Order& order : orders) order(*this);
+  for (const Order& order : orders_.take()) order(*this);
 }
 
 // What completes after the arming wakes the thread; what had completed before is found by this look.
@@ -147,7 +100,7 @@ void Reactor::look(int patience_ms) {
   for (int i = 0; i < count; ++i) {
     const std::uint64_t tag = events[static_cast<std::size_t>(i)].data.u64;
     if (tag == kInboxTag) {
-      drain_fd(inbox_fd_);
+      orders_.heard();
     } else if (tag >= kNewsTag) {
       read_news(static_cast<std::size_t>(tag - kNewsTag));
     } else {

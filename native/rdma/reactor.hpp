@@ -8,8 +8,10 @@
 #include <mutex>
 #include <span>
 #include <unordered_map>
+#include <utility>
 
 #include "engine.hpp"
+#include "transfer/box.hpp"
 
 namespace kvstore::rdma {
 
@@ -21,10 +23,10 @@ class Reactor {
   using Clock = std::chrono::steady_clock;
 
   // From any thread.
-  void post(Order order);
+  void post(Order order) { orders_.put(std::move(order)); }
   std::vector<Event> take_events();
   EngineStats stats() const;
-  int event_fd() const noexcept { return event_fd_; }
+  int event_fd() const noexcept { return events_.fd(); }
   bool wait_ended(std::chrono::nanoseconds wait);
 
   void run();  // the thread
@@ -89,7 +91,7 @@ class Reactor {
   void row_done(const std::shared_ptr<Job>& job, std::uint32_t slice, std::uint32_t rows, Reason reason);
   void drain_queue(Peer& peer, Reason reason);
 
-  void tell(Event event);
+  void tell(Event event) { events_.put(event); }
   void obey();
   void flush_lingering();
   void look(int patience_ms);  // at what descriptors tell
@@ -100,7 +102,9 @@ class Reactor {
 
   const EngineConfig config_;
   const Verbs* verbs_;
-  int epoll_, inbox_fd_, event_fd_;
+  int epoll_;
+  transfer::Box<Order> orders_;
+  transfer::Box<Event> events_;
   std::vector<ibv_cq*> cqs_;
   std::map<std::uint64_t, Peer> peers_;
   std::unordered_map<std::uint32_t, std::unique_ptr<Open>> lanes_;  // by generation
@@ -110,9 +114,7 @@ class Reactor {
   std::uint32_t next_generation_ = 1;
   bool closing_ = false;
 
-  mutable std::mutex mutex_;  // of all below
-  std::vector<Order> orders_;
-  std::vector<Event> events_;
+  std::mutex mutex_;  // of what follows
   bool ended_ = false;
   std::condition_variable end_;
   std::atomic<std::uint64_t> requests_{0}, bytes_{0}, again_{0}, flushes_{0};

@@ -170,7 +170,7 @@ void Reactor::failed(Open& lane, Flight flight, std::uint32_t status) {
   const bool path = lane.status != 0 && lane.status != IBV_WC_REM_ACCESS_ERR;
   const std::uint32_t tries = flight.tries + (path ? 1 : 0);
   if (flight.job->stopped() != Reason::kNone) return row_done(flight.job, flight.slice, 1, Reason::kNone);
-  if (peer.gone || tries >= config_.tries_max) return row_done(flight.job, flight.slice, 1, Reason::kPeerGone);
+  if (peer.gone || closing_ || tries >= config_.tries_max) return row_done(flight.job, flight.slice, 1, Reason::kPeerGone);
   ++again_;
   peer.queues[flight.job->near(flight.row)].push_front({flight.job, flight.slice, flight.row, flight.row + 1, tries});
 }

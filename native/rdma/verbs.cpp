@@ -27,6 +27,7 @@ struct Loaded {
       return;
     }
     find(library, "ibv_modify_qp", verbs.modify_qp);
+    find(library, "ibv_destroy_qp", verbs.destroy_qp);
     find(library, "ibv_dereg_mr", verbs.dereg_mr);
     find(library, "ibv_get_cq_event", verbs.get_cq_event);
     find(library, "ibv_ack_cq_events", verbs.ack_cq_events);

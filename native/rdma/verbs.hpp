@@ -2,8 +2,9 @@
 //
 // Rules
 // - Posting, polling and arming are inline in verbs.h and go straight to the provider; the rest is looked up by name.
-// - Objects are pyverbs's (queue pairs, completion queues, protection domains); only memory regions are made here, since making
-//   one pins memory, which may take seconds that pyverbs would hold the interpreter for.
+// - Objects are pyverbs's (queue pairs, completion queues, protection domains); memory regions are made here, since making
+//   one pins memory, and queue pairs end here, since a kernel may wait for a link that is gone: seconds for which pyverbs would hold the
+//   interpreter.
 // - Nothing here throws for what a device says: a call gives an errno.
 #pragma once
 #include <infiniband/verbs.h>
@@ -16,6 +17,7 @@ namespace kvstore::rdma {
 
 struct Verbs {
   decltype(&::ibv_modify_qp) modify_qp = nullptr;
+  decltype(&::ibv_destroy_qp) destroy_qp = nullptr;
   decltype(&::ibv_dereg_mr) dereg_mr = nullptr;
   decltype(&::ibv_get_cq_event) get_cq_event = nullptr;
   decltype(&::ibv_ack_cq_events) ack_cq_events = nullptr;

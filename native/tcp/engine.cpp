@@ -1,13 +1,9 @@
 #include "engine.hpp"
 
 #include <pthread.h>
-#include <sys/eventfd.h>
-#include <unistd.h>
 
-#include <cerrno>
 #include <csignal>
 #include <stdexcept>
-#include <system_error>
 #include <thread>
 #include <utility>
 
@@ -17,61 +13,10 @@
 
 namespace kvstore::tcp {
 
-namespace {
-
-int new_event_fd() {
-  const int fd = ::eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
-  if (fd < 0) throw std::system_error(errno, std::generic_category(), "eventfd");
-  return fd;
-}
-
-void signal_fd(int fd) {
-  const std::uint64_t one = 1;
-  [[maybe_unused]] const auto written = ::write(fd, &one, sizeof one);  // cannot fail before 2^64 - 1 of them
-}
-
-void drain_fd(int fd) {
-  std::uint64_t count = 0;
-  [[maybe_unused]] const auto got = ::read(fd, &count, sizeof count);
-}
-
-}  // namespace
-
 // ---- what is shared
 
-Inbox::Inbox() : fd_(new_event_fd()) {}
-Inbox::~Inbox() { ::close(fd_); }
-
-void Inbox::post(Order order) {
-  bool first = false;
-  {
-    const std::lock_guard lock(mutex_);
-    first = orders_.empty();
-    orders_.push_back(std::move(order));
-  }
-  if (first) signal_fd(fd_);
-}
-
-std::vector<Inbox::Order> Inbox::take() {
-  drain_fd(fd_);
-  const std::lock_guard lock(mutex_);
-  return std::exchange(orders_, {});
-}
-
-Shared::Shared(const EngineConfig& config_) : config(config_), grants(config_.grants_max), event_fd(new_event_fd()) {
+Shared::Shared(const EngineConfig& config_) : config(config_), grants(config_.grants_max) {
   for (std::uint32_t i = 0; i < config.workers; ++i) inboxes.push_back(std::make_unique<Inbox>());
-}
-
-Shared::~Shared() { ::close(event_fd); }
-
-void Shared::tell(Event event) {
-  bool first = false;
-  {
-    const std::lock_guard lock(mutex);
-    first = events.empty();
-    events.push_back(std::move(event));
-  }
-  if (first) signal_fd(event_fd);
 }
 
 void Shared::settled(const std::shared_ptr<Job>& job, std::size_t slice, Reason reason) {
@@ -110,7 +55,7 @@ void Shared::lost(std::uint64_t peer, const std::shared_ptr<Job>& job, std::size
     if (!stopping && tries + 1 < kTriesMax && found != lanes.end()) lane = found->second[slice % found->second.size()];
   }
   if (lane.connection == 0) return settled(job, slice, Reason::kPeerGone);
-  inboxes[lane.worker]->post([=](Worker& worker) { worker.ask(lane, job, {slice}, tries + 1); });
+  inboxes[lane.worker]->put([=](Worker& worker) { worker.ask(lane, job, {slice}, tries + 1); });
 }
 
 void Shared::lane_opened(const Lane& lane) {
@@ -154,12 +99,11 @@ Engine::Engine(const EngineConfig& config) {
 
 Engine::~Engine() { close(std::chrono::seconds(0)); }
 
-int Engine::fd() const noexcept { return shared_->event_fd; }
+int Engine::fd() const noexcept { return shared_->events.fd(); }
 
 std::vector<Event> Engine::events() {
-  drain_fd(shared_->event_fd);
-  const std::lock_guard lock(shared_->mutex);
-  return std::exchange(shared_->events, {});
+  shared_->events.heard();
+  return shared_->events.take();
 }
 
 EngineStats Engine::stats() const {
@@ -168,18 +112,18 @@ EngineStats Engine::stats() const {
 
 void Engine::add(std::uint64_t connection, std::uint64_t peer, std::unique_ptr<Stream> stream) {
   const auto held = std::make_shared<std::unique_ptr<Stream>>(std::move(stream));  // orders are copied about, streams are not
-  shared_->inboxes[connection % shared_->config.workers]->post(
+  shared_->inboxes[connection % shared_->config.workers]->put(
       [=](Worker& worker) { worker.add(connection, peer, std::move(*held)); });
 }
 
 void Engine::set_peer(std::uint64_t connection, std::uint64_t peer) {
   const auto worker = static_cast<std::uint32_t>(connection % shared_->config.workers);
   if (peer != 0) shared_->lane_opened({peer, connection, worker});  // here, so that what is submitted next finds it
-  shared_->inboxes[worker]->post([=](Worker& own) { own.set_peer(connection, peer); });
+  shared_->inboxes[worker]->put([=](Worker& own) { own.set_peer(connection, peer); });
 }
 
 void Engine::drop(std::uint64_t connection) {
-  shared_->inboxes[connection % shared_->config.workers]->post([=](Worker& worker) { worker.drop(connection); });
+  shared_->inboxes[connection % shared_->config.workers]->put([=](Worker& worker) { worker.drop(connection); });
 }
 
 void Engine::issue(std::shared_ptr<Served> grant) { shared_->grants.issue(std::move(grant)); }
@@ -187,7 +131,7 @@ void Engine::issue(std::shared_ptr<Served> grant) { shared_->grants.issue(std::m
 void Engine::end(std::uint32_t slot) {
   shared_->grants.end(slot);
   if (shared_->grants.quiet(slot)) return;
-  for (const auto& inbox : shared_->inboxes) inbox->post([](Worker& worker) { worker.detach_ended(); });
+  for (const auto& inbox : shared_->inboxes) inbox->put([](Worker& worker) { worker.detach_ended(); });
 }
 
 bool Engine::quiet(std::uint32_t slot) const { return shared_->grants.quiet(slot); }
@@ -214,7 +158,7 @@ void Engine::deal(const std::shared_ptr<Job>& job, const std::vector<Lane>& lane
     const Lane lane = lanes[i];
     // A small request goes out from here, if the worker has nothing to do: that spares the wake of a thread.
     if (job->small() && workers_[lane.worker]->ask_now(lane, job, dealt[i])) continue;
-    shared_->inboxes[lane.worker]->post(
+    shared_->inboxes[lane.worker]->put(
         [lane, job, some = std::move(dealt[i])](Worker& worker) { worker.ask(lane, job, some, 0); });
   }
 }
@@ -239,12 +183,12 @@ void Engine::stop(std::uint64_t token, Reason reason) {
     job = found->second;
   }
   job->stop(reason);
-  for (const auto& inbox : shared_->inboxes) inbox->post([job](Worker& worker) { worker.withdraw(*job); });
+  for (const auto& inbox : shared_->inboxes) inbox->put([job](Worker& worker) { worker.withdraw(*job); });
 }
 
 bool Engine::close(std::chrono::nanoseconds wait) {
   shared_->stopping = true;
-  for (const auto& inbox : shared_->inboxes) inbox->post([](Worker&) {});
+  for (const auto& inbox : shared_->inboxes) inbox->put([](Worker&) {});
   std::unique_lock lock(shared_->mutex);
   return shared_->idle.wait_for(lock, wait, [this] { return shared_->threads == 0; });
 }

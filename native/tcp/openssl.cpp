@@ -35,7 +35,7 @@ OpenSsl load() {
   find(library, "SSL_CTX_set_num_tickets", found.ctx_set_num_tickets);
   find(library, "SSL_new", found.ssl_new);
   find(library, "SSL_free", found.ssl_free);
-  find(library, "SSL_set_fd", found.set_fd);
+  find(library, "SSL_set_bio", found.set_bio);
   find(library, "SSL_set_verify", found.set_verify);
   find(library, "SSL_set_accept_state", found.set_accept_state);
   find(library, "SSL_set_connect_state", found.set_connect_state);
@@ -50,6 +50,18 @@ OpenSsl load() {
   find(library, "SSL_shutdown", found.shutdown);
   find(library, "SSL_get_verify_result", found.get_verify_result);
   find(library, "X509_verify_cert_error_string", found.verify_error_string);
+  find(library, "BIO_get_new_index", found.bio_new_index);
+  find(library, "BIO_meth_new", found.bio_meth_new);
+  find(library, "BIO_meth_set_write", found.bio_meth_set_write);
+  find(library, "BIO_meth_set_read", found.bio_meth_set_read);
+  find(library, "BIO_meth_set_ctrl", found.bio_meth_set_ctrl);
+  find(library, "BIO_new", found.bio_new);
+  find(library, "BIO_set_init", found.bio_set_init);
+  find(library, "BIO_set_data", found.bio_set_data);
+  find(library, "BIO_get_data", found.bio_get_data);
+  find(library, "BIO_set_flags", found.bio_set_flags);
+  find(library, "BIO_clear_flags", found.bio_clear_flags);
+  find(library, "BIO_test_flags", found.bio_test_flags);
   find(library, "SSL_get1_peer_certificate", found.get1_peer_certificate);
   find(library, "X509_free", found.certificate_free);
   find(library, "X509_get_ext_d2i", found.certificate_extension);

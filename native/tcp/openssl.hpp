@@ -9,6 +9,8 @@ namespace kvstore::tcp {
 struct OpenSsl {
   using Ctx = void;
   using Ssl = void;
+  using Bio = void;
+  using BioMethod = void;
 
   const void* (*tls_method)();
   Ctx* (*ctx_new)(const void* method);
@@ -22,7 +24,7 @@ struct OpenSsl {
   int (*ctx_set_num_tickets)(Ctx*, std::size_t count);
   Ssl* (*ssl_new)(Ctx*);
   void (*ssl_free)(Ssl*);
-  int (*set_fd)(Ssl*, int fd);
+  void (*set_bio)(Ssl*, Bio* reads, Bio* writes);
   void (*set_verify)(Ssl*, int mode, void* callback);
   void (*set_accept_state)(Ssl*);
   void (*set_connect_state)(Ssl*);
@@ -37,6 +39,19 @@ struct OpenSsl {
   int (*shutdown)(Ssl*);
   long (*get_verify_result)(const Ssl*);
   const char* (*verify_error_string)(long error);
+  // A source and sink of one's own.
+  int (*bio_new_index)();
+  BioMethod* (*bio_meth_new)(int type, const char* name);
+  int (*bio_meth_set_write)(BioMethod*, int (*write)(Bio*, const char* from, int bytes));
+  int (*bio_meth_set_read)(BioMethod*, int (*read)(Bio*, char* into, int bytes));
+  int (*bio_meth_set_ctrl)(BioMethod*, long (*control)(Bio*, int what, long number, void* pointer));
+  Bio* (*bio_new)(const BioMethod*);
+  void (*bio_set_init)(Bio*, int ready);
+  void (*bio_set_data)(Bio*, void* data);
+  void* (*bio_get_data)(Bio*);
+  void (*bio_set_flags)(Bio*, int flags);
+  void (*bio_clear_flags)(Bio*, int flags);
+  int (*bio_test_flags)(const Bio*, int flags);
   // A peer's certificate and the names in it.
   void* (*get1_peer_certificate)(const Ssl*);
   void (*certificate_free)(void* certificate);

@@ -6,13 +6,14 @@
 #include <memory>
 #include <mutex>
 #include <optional>
-#include <string>
 #include <unordered_map>
+#include <utility>
 #include <vector>
 
 #include "engine.hpp"
 #include "job.hpp"
 #include "served_grants.hpp"
+#include "transfer/box.hpp"
 
 namespace kvstore::tcp {
 
@@ -20,20 +21,7 @@ class Connection;
 class Worker;
 
 // What other threads ask of a worker, done in order, between two looks at its sockets.
-class Inbox {
- public:
-  Inbox();
-  ~Inbox();
-  using Order = std::function<void(Worker&)>;
-  void post(Order order);
-  std::vector<Order> take();
-  int fd() const noexcept { return fd_; }
-
- private:
-  std::mutex mutex_;
-  std::vector<Order> orders_;
-  int fd_;
-};
+using Inbox = transfer::Box<std::function<void(Worker&)>>;
 
 struct Lane {  // an open connection to a peer
   std::uint64_t peer, connection;
@@ -42,9 +30,8 @@ struct Lane {  // an open connection to a peer
 
 struct Shared {
   explicit Shared(const EngineConfig& config);
-  ~Shared();
 
-  void tell(Event event);
+  void tell(Event event) { events.put(std::move(event)); }
   void settled(const std::shared_ptr<Job>& job, std::size_t slice, Reason reason);
   void ended(const std::shared_ptr<Job>& job);  // its last slice is settled, or it has none
   // A connection that was to move the slice has ended: another lane of the peer takes it over, or it is settled.
@@ -57,10 +44,9 @@ struct Shared {
   const EngineConfig config;
   ServedGrants grants;
   std::vector<std::unique_ptr<Inbox>> inboxes;
-  int event_fd;
+  transfer::Box<Event> events;  // that Python has not taken
 
   std::mutex mutex;  // of all below
-  std::vector<Event> events;
   std::unordered_map<std::uint64_t, std::vector<Lane>> lanes;  // by peer
   std::unordered_map<std::uint64_t, std::shared_ptr<Job>> jobs;
   std::uint32_t threads = 0;

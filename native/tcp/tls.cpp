@@ -11,6 +11,7 @@
 #include <stdexcept>
 
 #include "peer_names.hpp"
+#include "tls_socket.hpp"
 
 namespace kvstore::tcp {
 
@@ -27,7 +28,7 @@ class Tls final : public Stream {
   Tls(std::shared_ptr<const TlsContext> context, int fd) : ssl_(OpenSsl::get()), context_(std::move(context)), fd_(fd) {
     fcntl(fd, F_SETFL, fcntl(fd, F_GETFL) | O_NONBLOCK);
     handle_ = ssl_.ssl_new(context_->raw());
-    if (handle_ == nullptr || ssl_.set_fd(handle_, fd) != 1) {
+    if (handle_ == nullptr || !put_on_socket(ssl_, handle_, fd)) {
       ssl_.ssl_free(handle_);
       ::close(fd);
       throw std::runtime_error("TLS: " + ssl_.complaint());

@@ -69,7 +69,9 @@ int Worker::await(std::span<epoll_event> events, bool more) {
 }
 
 void Worker::obey() {
-  for (const Inbox::Order& order : shared_->inboxes[index_]->take()) order(*this);
+  Inbox& inbox = *shared_->inboxes[index_];
+  inbox.heard();
+  for (const auto& order : inbox.take()) order(*this);
 }
 
 Connection* Worker::find(std::uint64_t id) {
@@ -128,7 +130,7 @@ bool Worker::drive(const Lane& lane, const std::shared_ptr<Job>& job, std::int64
   if (connection == nullptr) return true;
   connection->driven = false;
   arm(*connection);
-  if (connection->holds_input()) shared_->inboxes[index_]->post([](Worker&) {});  // nothing else would tell the worker
+  if (connection->holds_input()) shared_->inboxes[index_]->put([](Worker&) {});  // nothing else would tell the worker
   return true;
 }
 

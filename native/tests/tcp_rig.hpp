@@ -98,7 +98,7 @@ struct Side {
     shared.grants.issue(made);
     return made;
   }
-  std::vector<Event> told() { return std::exchange(shared.events, {}); }
+  std::vector<Event> told() { return shared.events.take(); }
   bool finished(std::uint64_t token) {
     for (Event& event : told())
       if (event.kind == EventKind::kFinished) done.push_back(event.id);

@@ -172,6 +172,7 @@ def lookup(ns: int, keys: int, said: int | None = None) -> bytes:
         (RESERVE, bytes(79), None, "keys"),
         (RESERVE, struct.pack("<IHHII", 0, 0, 2, 1, 0) + bytes(64 + 32) + struct.pack("<H", 1025), None, "meta"),
         (RESERVE, struct.pack("<IHHII24xbB6x", 0, 0, 0, 0, 0, 5, 0) + bytes(32), None, "hint"),
+        (RESERVE, struct.pack("<IHHII", 0, 0, 4, 0, 0) + bytes(64), None, "flags"),
         (SEAL, struct.pack("<IIQ", 1 << 31, 0, 0), None, "tickets"),
         (SEAL, struct.pack("<IIQ", 2, 1, 0) + bytes(24), None, "checksums"),
         (HOLD, struct.pack("<IHBBIIII", 0, 0, 2, 0, 0, 0, 0, 0) + bytes(32), None, "kind"),

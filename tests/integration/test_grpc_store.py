@@ -87,6 +87,21 @@ async def test_a_prompt_is_published_found_and_fetched(node: Node, stub: service
     assert idle(node)
 
 
+async def test_a_put_is_counted_once_with_what_it_stored(node: Node, stub: services.StoreAsyncStub) -> None:
+    def counted() -> tuple[int, int]:
+        path = node.core.counters()["paths"]["put_grpc"]
+        return sum(path["counts"]), path["bytes"]
+
+    ns = await opened(stub)
+    keys = keys_for(ns.seed, 5)
+    await put(stub, ns.digest, keys[:3])
+    assert counted() == (1, 3 * BLOCK)
+    await put(stub, ns.digest, keys[:3])
+    assert counted() == (1, 3 * BLOCK), "what is held already moved nothing into the store"
+    await put(stub, ns.digest, keys)
+    assert counted() == (2, 5 * BLOCK)
+
+
 async def test_tokens_name_the_same_blocks_as_keys(stub: services.StoreAsyncStub) -> None:
     ns = await opened(stub)
     tokens = list(range(50))

@@ -7,12 +7,13 @@ import contextlib
 import socket
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
+from functools import partial
 
 import numpy as np
 import pytest
 
-from transfer.base import Rights
-from transfer.errors import GrantInvalid, PeerUnreachable, Reason, TransferFailed
+from transfer.base import Landed, Rights
+from transfer.errors import GrantInvalid, PeerUnreachable, Reason, TransferFailed, TransferLate
 from transfer.tcp import TcpConfig, TcpEndpoint, TcpTransport
 from transfer.tcp.config import parse_address
 from transfer.testing.parties import OwnerHere, Pair, pairs, pattern
@@ -197,6 +198,74 @@ def test_reads_in_the_calling_thread() -> None:
             memory[:] = 0xA5
             await asyncio.sleep(0.1)
             assert (memory == 0xA5).all()
+
+    run(main)
+
+
+def test_reads_at_once_by_a_grant_that_was_never_presented() -> None:
+    async def main() -> None:
+        async with proxied(2) as (pair, _, endpoint):
+            owner = pair.owner
+            await owner.memory("m", SIZE, seed=3)
+            descriptor = await owner.grant("m", [(0, MIB)], rights=Rights.READ, lifetime_s=60.0)
+            loop, memory = asyncio.get_running_loop(), np.zeros(MIB, np.uint8)
+            at, half = int(memory.ctypes.data), MIB // 2
+
+            async def read(rows: list[tuple[int, int, int]], deadline_s: float = 20.0) -> Landed:
+                table = np.array([(span, offset, 0, remote, 4096) for span, offset, remote in rows], np.int64)
+                spans, parts = [(at, half), (at + half, half)], [4096] * len(rows)
+                ask = partial(endpoint.read_at_once, descriptor, spans, table, deadline_s=deadline_s, parts=parts)
+                return await loop.run_in_executor(None, ask)
+
+            landed = await read([(0, 5, 9), (1, 0, 5000)])
+            assert landed.bytes == 8192 and len(landed.checksums) == 2
+            assert (memory[5:4101] == pattern(SIZE, 3)[9:4105]).all()
+            assert (memory[half : half + 4096] == pattern(SIZE, 3)[5000:9096]).all()
+            with pytest.raises(ValueError, match="out of bounds"):
+                await read([(0, half - 1, 0)])
+            with pytest.raises(TransferFailed, match="out_of_bounds"):
+                await read([(0, 0, MIB)])
+            with pytest.raises(TransferLate):
+                await read([(0, 0, 0)] * 64, deadline_s=0.0)
+            await owner.revoke(descriptor)
+            with pytest.raises(TransferFailed, match="revoked"):
+                await read([(0, 0, 0)])
+            memory[:] = 0xA5
+            await asyncio.sleep(0.1)
+            assert (memory == 0xA5).all()
+            with pytest.raises(GrantInvalid, match="of another peer"):
+                others = descriptor[:8] + bytes(16) + descriptor[24:]
+                endpoint.read_at_once(others, [(at, 1)], np.zeros((1, 5), np.int64), deadline_s=1.0)
+            await endpoint.close()
+            with pytest.raises(TransferFailed, match="peer_gone"):
+                await read([(0, 0, 0)])
+
+    run(main)
+
+
+def test_a_way_back_that_nobody_comes_back_to_ends() -> None:
+    """By time, and by number where there are as many as connections may come in."""
+
+    async def main() -> None:
+        node = TcpTransport(TcpConfig(reconnect_s=0.3, connections_max=3))
+
+        async def visit(client: TcpTransport) -> TcpEndpoint:
+            there = await client.connect(node.address, deadline_s=10.0)
+            back = await node.back(client.incarnation, deadline_s=10.0)
+            assert back.lanes == 1 and not back.closing
+            await there.close()
+            await until(lambda: back.lanes == 0)
+            return back
+
+        clients = [TcpTransport(TcpConfig(listens=False, lanes=1)) for _ in range(5)]
+        first = await visit(clients[0])
+        assert await visit(clients[0]) is first, "it came back in time"
+        rest = [await visit(client) for client in clients[1:]]
+        assert [back.closing for back in (first, *rest)] == [True, True, False, False, False]
+        await until(lambda: all(back.closing for back in rest))
+        assert await visit(clients[4]) is not rest[-1]
+        for one in (*clients, node):
+            await one.close()
 
     run(main)
 

@@ -8,17 +8,25 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Coroutine
+from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, rule
 
+from kvstore import native
+from kvstore.node.leases import Allowance
+from kvstore.node.pulls import Slots
+from kvstore.node.streams import Prefix
 from kvstore.tiers.base import Keys
-from kvstore.wire import store
+from kvstore.wire import framed, store
 from tests.model.visitor_parts import DEADLINE_S, Client, Filling, Lease
-from tests.model.visitor_rig import CHAINS, HOLDS_MAX, LIMITS, PARTS, Rig
+from tests.model.visitor_rig import BLOCK, CHAINS, HOLDS_MAX, LIMITS, PARTS, Rig
 from tests.storage import MEMORY, chain_of
+from transfer.errors import TransferFailed
+from transfer.offers import Carrier
 from transfer.testing.loop import VirtualLoop
 
 runs = st.tuples(st.integers(0, len(CHAINS) - 1), st.integers(1, 5))
@@ -339,6 +347,30 @@ def test_a_grant_that_is_refused_costs_nothing() -> None:
     run.close()
 
 
+def test_what_is_released_is_no_room_before_it_is_quiet() -> None:
+    """A visitor that releases what it still reads has no more under way for that; one that waits gets the room."""
+    run = Run(seed=1, clients=1)
+    rig, client = run.rig, run.rig.clients[0]
+    run(rig.pull(client, CHAINS[0], "", DEADLINE_S, 1.0))
+    for _ in range(4):
+        run(rig.lease(client, CHAINS[0][:3]))
+    first, second, *_ = client.leases.values()
+    assert client.visitor.allowance.left == 0
+
+    run(rig.release(client, first))
+    run(rig.lease(client, CHAINS[0][:3]))
+    assert rig.refused == 1 and client.visitor.allowance.left == 0
+
+    run(rig.elapse(0.05))
+    run(rig.release(client, second))
+    run(rig.lease(client, CHAINS[0][:3]))
+    assert len(client.leases[max(client.leases)].told.offsets) == 3, "room that had been there"
+    run(rig.lease(client, CHAINS[0][:3], wait_s=0.1))
+    assert len(client.leases[max(client.leases)].told.offsets) == 3, "room that came in time"
+    assert rig.refused == 1
+    run.close()
+
+
 def test_what_did_not_become_quiet_is_held_for_good() -> None:
     """Also when its connection ends later."""
     run = Run(seed=1, clients=1)
@@ -352,6 +384,47 @@ def test_what_did_not_become_quiet_is_held_for_good() -> None:
     at_once(run, lambda: rig.hang_up(client))
     run(rig.elapse(0.1))
     assert rig.core.stats(MEMORY)["holds"] == 1
+    run.close()
+
+
+def test_a_way_back_that_was_closed_is_found_anew() -> None:
+    """As a transport does that nobody came back to, while its visitor stays."""
+    run = Run(seed=1, clients=1)
+    rig, client = run.rig, run.rig.clients[0]
+    run(rig.pull(client, CHAINS[0], "", DEADLINE_S, 1.0))
+    run(rig.ways.backs[client.transport.incarnation].close())
+    run(rig.pull(client, CHAINS[1], "", DEADLINE_S, 1.0))
+    assert rig.stored == 10 and rig.ways.counts.endpoints == 1
+    run.close()
+
+
+class Poisoning:
+    """A visitor whose memory does not become quiet."""
+
+    async def way(self, *_: object) -> Poisoning:
+        return self
+
+    async def present(self, *_: object, **__: object) -> list[SimpleNamespace]:
+        return [SimpleNamespace(handle=1)]
+
+    async def read(self, *_: object, **__: object) -> None:
+        nothing = np.zeros(0, np.uint64)
+        raise TransferFailed("poisoned", failures=(), arrived=nothing > 0, checksums=nothing, poisoned=True)
+
+
+def test_slots_that_did_not_become_quiet_count_as_being_put_for_good() -> None:
+    run = Run(seed=1, clients=1)
+    rig, allowance = run.rig, Allowance(LIMITS.moving_bytes_max)
+    prefix = Prefix(CHAINS[0][:2], b"", lambda _: native.Hint())
+    source = framed.Source(
+        carrier=int(Carrier.TCP), descriptors=[b""], pieces=np.array([(0, 0, BLOCK)] * 2, "<i8").tobytes()
+    )
+    slots = Slots(rig.visitors.host, rig.opened, 0, allowance)
+    slots.reserve(prefix, ())
+    run(slots.read(Poisoning(), source, None, 1.0))  # type: ignore[arg-type]
+    slots.close()
+    assert allowance.taken == 2 * BLOCK and rig.core.stats(MEMORY)["slots_reserved"] == 2
+    run.broken = True  # they stay
     run.close()
 
 

@@ -88,6 +88,9 @@ class Ways:
         for address, one in self.own.network.transports.items():
             if one.incarnation != incarnation:
                 continue
+            known = self.backs.get(incarnation)
+            if known is not None and not known._closed:
+                return known
             made = await self.own.connect(address, deadline_s=deadline_s)
             known = self.backs.get(incarnation)
             if known is None or known._closed:

@@ -105,7 +105,11 @@ class LocalCache:
             return
         if local.owner is None or self._closed:
             self._forget(local)
-            await self._registrar.release(local.registered)
+            try:
+                await self._registrar.release(local.registered)
+            except OSError:  # the device still knows it, so nobody else may have it
+                keep_forever(local.memory)
+                raise
             return
         self._idle[local] = None
         self._idle_bytes += local.bytes

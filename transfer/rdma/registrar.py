@@ -4,6 +4,8 @@ Rules
 - What is registered is exactly the range asked for, with exactly the rights asked for: a device checks byte by byte.
 - When `release` has returned, the keys open nothing.
 - A registration that fails half-way leaves nothing behind.
+- One that a device will not let go stands in nobody's way: the others are let go all the same, and it alone stays
+  counted, since the device still has it.
 - What is held for later use only (transfer.rdma.kept) is let go before anything is refused for want of room.
 """
 
@@ -17,7 +19,7 @@ from dataclasses import dataclass
 
 from transfer.errors import LimitReached
 
-__all__ = ["Asked", "Mended", "Registered", "Registrar", "as_asked"]
+__all__ = ["Asked", "Mended", "NotLetGo", "Registered", "Registrar", "as_asked"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,6 +52,14 @@ class Registered:
     handle: int
     local_key: int
     remote_key: int
+
+
+class NotLetGo(OSError):
+    """The device still has what is `left`."""
+
+    def __init__(self, cause: OSError, left: Sequence[Registered]) -> None:
+        super().__init__(cause.errno or errno.EIO, cause.strerror or str(cause))
+        self.left = list(left)
 
 
 class Registrar:
@@ -106,7 +116,7 @@ class Registrar:
         try:
             made = await asyncio.shield(working)
         except OSError as error:
-            self._held -= most
+            self._held -= most - _left(error)
             if error.errno == errno.ENOMEM:
                 raise LimitReached(f"the device takes no more memory: {error.strerror}", limit="memlock") from error
             raise ValueError(f"memory cannot be registered with the device: {error.strerror}") from error
@@ -120,16 +130,33 @@ class Registrar:
         return made
 
     async def release(self, registered: Sequence[Registered]) -> None:
-        """Raises OSError where a device will not let go."""
-        kept = list(registered)
+        """Raises NotLetGo, when all others are."""
+        await asyncio.shield(asyncio.ensure_future(self._release(list(registered))))
 
+    async def _release(self, registered: list[Registered]) -> None:
         def work() -> list[Registered]:
-            for one in kept:
-                self._deregister(one.handle)
+            self._let_go(registered)
             return []
 
-        await asyncio.shield(asyncio.ensure_future(self._run(work)))
-        self._held -= len(kept)
+        try:
+            await self._run(work)
+        except NotLetGo as error:
+            self._held -= len(registered) - len(error.left)
+            raise
+        self._held -= len(registered)
+
+    def _let_go(self, registered: Sequence[Registered]) -> None:
+        """Of another thread. Raises NotLetGo."""
+        left: list[Registered] = []
+        cause = OSError()
+        for one in registered:
+            try:
+                self._deregister(one.handle)
+            except OSError as error:
+                left.append(one)
+                cause = error
+        if left:
+            raise NotLetGo(cause, left)
 
     def _all_of(
         self, asked: Sequence[Asked], source: Callable[[], contextlib.AbstractContextManager[Mended]]
@@ -139,17 +166,25 @@ class Registrar:
             with source() as mended:
                 for one in asked:
                     made += [self._register(mended(one))]  # what is made so far is let go if the next one fails
-        except Exception:
-            for one_made in made:
-                self._deregister(one_made.handle)
+        except Exception as error:
+            try:
+                self._let_go(made)
+            except NotLetGo as stuck:
+                cause = error if isinstance(error, OSError) else stuck
+                raise NotLetGo(cause, stuck.left) from error
             raise
         return made
 
     def _abandoned(self, work: asyncio.Future[list[Registered]], most: int) -> None:
         """Nobody waits for what has been registered."""
-        if work.cancelled() or work.exception() is not None:
-            self._held -= most
+        error = None if work.cancelled() else work.exception()
+        if work.cancelled() or error is not None:
+            self._held -= most - _left(error)
             return
         self._held -= most - len(work.result())
         task = asyncio.get_running_loop().create_task(self.release(work.result()))
         self._last = task  # a task that nobody holds may be collected
+
+
+def _left(error: BaseException | None) -> int:
+    return len(error.left) if isinstance(error, NotLetGo) else 0

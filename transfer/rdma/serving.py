@@ -15,7 +15,7 @@ import asyncio
 import contextlib
 import itertools
 import time
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -25,7 +25,7 @@ from transfer.rdma.control import Control
 from transfer.rdma.direct import source_of
 from transfer.rdma.frames import LANES_MAX, RAILS_MAX, Ended, Hello, Join, Joined, Present, Shown
 from transfer.rdma.lanes import NO_ROOM, connect_pair
-from transfer.rdma.registrar import Asked, Registered
+from transfer.rdma.registrar import Asked, NotLetGo, Registered
 from transfer.rdma.verbs import Domain, QueuePair, RdmaUnavailable
 from transfer.regions import Region
 
@@ -178,7 +178,8 @@ class Lent:
             await opened.ready
         try:
             await self._host.registrar.release(opened.registered)
-        except OSError:
+        except NotLetGo as error:
+            opened.registered = error.left
             return  # still open: it never becomes quiet, and whoever waits for that is told
         self._drop(opened)
 
@@ -259,15 +260,13 @@ class Guest:
         pairs, self._pairs = list(self._pairs.values()), {}
         self._host.lent.pairs -= len(pairs)
 
-        def close_pairs() -> None:
-            for pair in pairs:
-                pair.close()
-
-        await self._host.in_thread(close_pairs)
+        await self._host.in_thread(lambda: _close_all(pairs))
         await self._host.lent.leave(self)
+        await self._host.in_thread(lambda: _close_all(self.domains))
 
-        def close_domains() -> None:
-            for domain in self.domains:
-                domain.close()
 
-        await self._host.in_thread(close_domains)
+def _close_all(parts: Sequence[QueuePair | Domain]) -> None:
+    """What a device does not let go stands in no other's way; it goes with the process."""
+    for part in parts:
+        with contextlib.suppress(OSError):
+            part.close()

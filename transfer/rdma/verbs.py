@@ -3,7 +3,8 @@
 Rules
 - pyverbs is imported when a device is opened, never before. It must be of the same release as libibverbs (private
   symbols), so it is a system package; what is missing or mixed is said by `unavailable`.
-- pyverbs never lets other threads run while it waits, so what may wait (connecting, registering) is native.
+- pyverbs never lets other threads run while it waits, so what may wait (connecting, registering, and the end of a queue
+  pair, for which a kernel takes seconds after a link was lost) is native.
 - Objects handed to native code are kept by whoever handed them over until native code has let them go.
 """
 
@@ -21,7 +22,7 @@ from pathlib import Path
 from types import ModuleType
 
 from transfer.errors import TransferFault
-from transfer.native import rdma_missing
+from transfer.native import rdma_destroy, rdma_missing
 from transfer.rdma.frames import RailOffer
 from transfer.rdma.gids import GidEntry, choose
 
@@ -78,6 +79,8 @@ def _pyverbs(name: str) -> ModuleType:
         if "IBVERBS_PRIVATE" in str(error) or "undefined symbol" in str(error):
             raise RdmaUnavailable(f"pyverbs and libibverbs are of different releases: {error}") from error
         raise RdmaUnavailable(f"pyverbs cannot be imported ({error}); Debian: python3-pyverbs") from error
+    except Exception as error:  # what a package that is broken, or not the one we know, does when it is imported
+        raise RdmaUnavailable(f"pyverbs cannot be imported ({type(error).__name__}: {error})") from error
 
 
 def _enums() -> ModuleType:
@@ -93,6 +96,8 @@ def _told_as_os_error() -> Iterator[None]:
         yield
     except _pyverbs("pyverbs_error").PyverbsError as error:
         raise OSError(int(getattr(error, "error_code", 0)) or errno.EIO, str(error)) from error
+    except (AttributeError, TypeError) as error:
+        raise RdmaUnavailable(f"pyverbs is not of a release that is known here: {error}") from error
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -106,7 +111,18 @@ class QueuePair:
     cq: int
 
     def close(self) -> None:
-        self.held.close()  # type: ignore[attr-defined]
+        """Other threads run meanwhile. Raises OSError."""
+        field = ctypes.c_uint64.from_address(id(self.held) + _FIELD_OFFSET)
+        if field.value != self.address:  # laid out in another way: pyverbs must do it, and holds the interpreter
+            with _told_as_os_error():
+                self.held.close()  # type: ignore[attr-defined]
+            return
+        field.value = 0  # as pyverbs leaves it: it has nothing to destroy any more, whoever closes what the pair is of
+        try:
+            rdma_destroy(self.address)
+        except OSError:
+            field.value = self.address
+            raise
 
 
 class Domain:
@@ -130,7 +146,9 @@ class Domain:
         return QueuePair(made, address, int(made.qp_num), *_parts_of(address, int(made.qp_num)))
 
     def close(self) -> None:
-        self._pd.close()
+        """Raises OSError where something of it is left."""
+        with _told_as_os_error():
+            self._pd.close()
 
 
 class Device:
@@ -176,10 +194,12 @@ class Device:
         )
 
     def close(self) -> None:
+        """Raises OSError where something of it is left."""
         self.domain.close()
-        self.queue.close()
-        self._channel.close()
-        self.context.close()
+        with _told_as_os_error():
+            self.queue.close()
+            self._channel.close()
+            self.context.close()
 
 
 def forks_safely() -> bool:
@@ -212,11 +232,15 @@ def open_devices(names: tuple[str, ...], rails: int, cq_entries: int) -> list[De
                 raise
             refused = str(error)
             continue
-        if names or device.offer().active:
-            opened.append(device)
-        else:
-            device.close()
+        try:
+            if names or device.offer().active:
+                opened.append(device)
+                continue
             refused = f"{name}: its port is not active, or has no usable GID"
+        except (OSError, RdmaUnavailable) as error:
+            refused = f"{name}: {error}"
+        with contextlib.suppress(OSError):
+            device.close()
     if not opened:
         raise RdmaUnavailable(f"no RDMA device can be used; {refused}")
     return opened

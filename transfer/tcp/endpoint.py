@@ -17,13 +17,14 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from transfer.base import Landed
-from transfer.batch import Batch
+from transfer.batch import Batch, Table
 from transfer.errors import GrantInvalid, PeerUnreachable, Reason, TransferError
-from transfer.grants import Descriptor
+from transfer.grants import Descriptor, parse_descriptor
 from transfer.moving import AnotherPeer, MovingEndpoint, Work, turns
 from transfer.native import TcpJob
 from transfer.outcome import report_of
 from transfer.pending import Inline, Report, answer, check_deadline
+from transfer.plan import Plan
 from transfer.refusals import Reasons
 from transfer.tcp.shown import Access, Shown, access_of
 
@@ -144,15 +145,49 @@ class TcpEndpoint(MovingEndpoint[TcpJob, Shown]):
                 told = answer(Report(0, refused))
             else:
                 made = self._plan(batch, parts)
-                job = self._job(self._host.number(), self._work(False, regions, made))
-                self._host.engine.run(job, self.peer, deadline_ns)
-                told = answer(report_of(job, made))
+                told = self._ran(self._job(self._host.number(), self._work(False, regions, made)), made, deadline_ns)
         finally:
             for region in regions.values():
                 region.leave(moving)
         if isinstance(told, TransferError):
             raise told
         return told
+
+    def read_at_once(
+        self,
+        descriptor: bytes,
+        memory: Sequence[tuple[int, int]],
+        table: Table,
+        *,
+        deadline_s: float,
+        parts: Sequence[int] | None = None,
+    ) -> Landed:
+        """`read_now` by a grant that the caller has just been given, into memory that he holds till this returns:
+        nothing is registered or presented. Of any thread. memory: (address, bytes), which the local regions of a table
+        number from 0; its remote ones are not looked at. Raises GrantInvalid, TransferError.
+        """
+        check_deadline(deadline_s)
+        deadline_ns = time.monotonic_ns() + int(deadline_s * 1e9)
+        said = parse_descriptor(descriptor)
+        if said.incarnation != self.incarnation:
+            raise GrantInvalid("grant: of another peer, or of an earlier life of this one")
+        batch = Batch(table)
+        if self._closing:
+            told = answer(Report(0, np.full(len(batch), Reason.PEER_GONE, dtype=np.uint8)))
+        else:
+            made = self._plan(batch, parts)
+            spans = [(address, length, True) for address, length in memory]
+            access = access_of(said, descriptor)
+            job = TcpJob(self._host.number(), False, spans, [access], made.rows, made.slices, made.parts)
+            told = self._ran(job, made, deadline_ns)
+        if isinstance(told, TransferError):
+            raise told
+        return told
+
+    def _ran(self, job: TcpJob, made: Plan, deadline_ns: int) -> Landed | TransferError:
+        """In the calling thread."""
+        self._host.engine.run(job, self.peer, deadline_ns)
+        return answer(report_of(job, made))
 
     def _job(self, token: int, work: Work[Shown]) -> TcpJob:
         accesses = [shown.access for shown in work.shown]

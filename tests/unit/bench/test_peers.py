@@ -155,6 +155,24 @@ def test_installing_says_the_size_first_and_fails_with_a_reason(
     assert install.install(one, order.append, tmp_path) == "no such package"  # nothing was marked as installed
 
 
+def test_only_what_a_row_is_compared_with_is_installed(tmp_path: Path) -> None:
+    said: list[str] = []
+    brought: list[str] = []
+
+    def bring(one: Spec) -> str | None:
+        brought.append(one.name)
+        return "no such package" if one.name == "b" else None
+
+    does = {"a": "get", "b": "get", "c": "put"}
+    roster = [Spec(name, name.upper(), frozenset({one}), (), (), "") for name, one in does.items()]
+    some = Peers(roster, said.append, lambda _: [sys.executable, "-c", ANSWERS], tmp_path, bring)
+    assert brought == []
+    with some:
+        assert row(some.of("get")).peers == {"A": 3.0, "B": NOT_INSTALLED}
+        some.of("get")
+    assert (brought, said) == (["a", "b"], ["B not installed: no such package"])  # once each, and nothing else
+
+
 def test_only_benchmarks_that_have_peers_are_given_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     class With:
         @staticmethod

@@ -16,7 +16,7 @@ from kvstore.client import buffers
 from kvstore.client.buffers import Extents, Memory, Places, Registry, Wanted, memory_of, places
 from kvstore.client.crossing import fill, windows_of
 from kvstore.client.spans import device_of, spans_of
-from kvstore.client.ways import _verified
+from kvstore.client.ways import verified
 from kvstore.config import TransferConfig
 from kvstore.errors import Misconfigured, Poisoned
 from kvstore.quiet import quietly
@@ -264,7 +264,7 @@ def test_what_nobody_hashed_is_no_damage() -> None:
     lease: Any = SimpleNamespace(checksums=np.array([1, 2, 3, 4], "<u8").tobytes(), offsets=[0, 1])
 
     def told(*sums: int, failure: str = "late") -> tuple[int, int | None]:
-        read = _verified(2, np.array(sums, np.uint64), lease, verify=True, late=True, failure=failure)
+        read = verified(2, np.array(sums, np.uint64), lease, verify=True, late=True, failure=failure)
         return read.blocks, read.corrupt
 
     assert told(0, 0, 0, 0) == (0, None)

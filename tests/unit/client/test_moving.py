@@ -12,7 +12,7 @@ from kvstore.client.buffers import Memory, Places, Registry
 from kvstore.client.calls import Times, times_of
 from kvstore.client.conducts import Awaited, Called, Mover, drive
 from kvstore.client.journeys import Limits
-from kvstore.client.moving import conduct_of
+from kvstore.client.moving import AwaySlots, conduct_of
 from kvstore.client.steps import Fetch, Put, PutOutcome, Reserve, Status, WireHint
 from kvstore.client.ways import Read
 from kvstore.errors import Poisoned, Unavailable
@@ -275,3 +275,12 @@ def test_a_node_without_a_way_is_unavailable() -> None:
 
     told = drive(world.fetch(), lambda asked: answer(store.OfferResponse(offer=b"junk")), wait)
     assert told.status == Status.UNAVAILABLE and "offer" in told.reason
+
+
+def test_a_reservation_of_nothing_asks_the_node_nothing() -> None:
+    """Which knows of no such reservation."""
+    world = World()  # whose session answers no call
+    slots = AwaySlots(world.mover, world.space, 1, bytes((PutOutcome.HELD,)) * BLOCKS, lambda *_: None)  # type: ignore[arg-type, return-value]
+    told = [slots.write(0, world.places, 1.0), slots.publish(0, 1.0), slots.seal(1.0)]
+    slots.abort()
+    assert [one.status for one in told] == [Status.OK] * 3 and world.session.told == []

@@ -255,6 +255,20 @@ def test_a_device_that_does_not_let_go_keeps_the_memory() -> None:
     run_virtual(main)
 
 
+def test_nor_does_it_lose_memory_that_is_not_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def main() -> None:
+        device, memory = Device(pages=0), pages(1)
+        held: list[object] = []
+        monkeypatch.setattr(kept, "keep_forever", held.append)
+        local = await device.acquire(memory)
+        device.stuck = True
+        with pytest.raises(OSError, match="busy"):
+            await device.cache.release(local)
+        assert held[0] is memory and device.registrar.held == len(device.live) == 1
+
+    asyncio.run(main())
+
+
 def test_nothing_is_left_at_the_end() -> None:
     async def main() -> None:
         device = Device()

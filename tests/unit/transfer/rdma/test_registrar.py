@@ -9,7 +9,7 @@ from collections.abc import Callable
 import pytest
 
 from transfer.errors import LimitReached
-from transfer.rdma.registrar import Asked, Registered, Registrar
+from transfer.rdma.registrar import Asked, NotLetGo, Registered, Registrar
 from transfer.rdma.serving import base_of
 
 
@@ -19,6 +19,7 @@ class Device:
     def __init__(self, mrs_max: int = 8) -> None:
         self.live: dict[int, Asked] = {}
         self.refuse: dict[int, int] = {}  # address -> errno
+        self.keep: set[int] = set()  # addresses that are not let go
         self.gate: asyncio.Event | None = None
         self.registrar = Registrar(mrs_max, register=self.register, deregister=self.deregister, run=self.run)
 
@@ -30,6 +31,8 @@ class Device:
         return Registered(handle, handle, handle)
 
     def deregister(self, handle: int) -> None:
+        if self.live[handle].address in self.keep:
+            raise OSError(errno.EBUSY, "busy")
         del self.live[handle]
 
     async def run(self, work: Callable[[], list[Registered]]) -> list[Registered]:
@@ -77,6 +80,51 @@ def test_what_nobody_waits_for_any_more_is_let_go() -> None:
         task.cancel()
         await asyncio.wait([task])
         assert task.cancelled() and device.registrar.held == 2
+        device.gate.set()
+        for _ in range(10):
+            await asyncio.sleep(0)
+        assert device.registrar.held == len(device.live) == 0
+
+    asyncio.run(main())
+
+
+def test_one_that_is_not_let_go_stands_in_nobodys_way() -> None:
+    async def main() -> None:
+        device = Device(mrs_max=4)
+        made = await device.registrar.acquire(asked(1, 2, 3))
+        device.keep = {2}
+        with pytest.raises(NotLetGo) as caught:
+            await device.registrar.release(made)
+        assert caught.value.errno == errno.EBUSY and caught.value.left == [made[1]]
+        assert {one.address for one in device.live.values()} == {2} and device.registrar.held == 1
+        device.keep.clear()
+        await device.registrar.release(caught.value.left)
+        assert device.registrar.held == len(device.live) == 0
+
+    asyncio.run(main())
+
+
+@pytest.mark.parametrize(("code", "error"), [(errno.ENOMEM, LimitReached), (errno.EFAULT, ValueError)])
+def test_what_is_left_of_a_registration_that_failed_half_way_stays_counted(code: int, error: type[Exception]) -> None:
+    async def main() -> None:
+        device = Device()
+        device.refuse[4], device.keep = code, {2}
+        with pytest.raises(error):
+            await device.registrar.acquire(asked(1, 2, 3, 4))
+        assert {one.address for one in device.live.values()} == {2} and device.registrar.held == 1
+
+    asyncio.run(main())
+
+
+def test_a_release_that_nobody_waits_for_is_counted() -> None:
+    async def main() -> None:
+        device = Device()
+        made = await device.registrar.acquire(asked(1, 2))
+        device.gate = asyncio.Event()
+        task = asyncio.ensure_future(device.registrar.release(made))
+        await asyncio.sleep(0)
+        task.cancel()
+        await asyncio.wait([task])
         device.gate.set()
         for _ in range(10):
             await asyncio.sleep(0)
