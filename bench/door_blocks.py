@@ -73,10 +73,10 @@ class Held:
 
         return work
 
-    def put(self) -> Work:
+    def put(self, of: object = None) -> Work:
         self.fresh += 1
         chain = self.space.chain(np.arange(self.fresh << 20, (self.fresh << 20) + self.batch) % (1 << 31))
-        source = self.piece(self.source, int(self.random.integers(1 << 20)))
+        source = self.piece(self.source, int(self.random.integers(1 << 20))) if of is None else of
 
         def work() -> None:
             if self.space.put(chain, source).stored != self.batch:

@@ -1,5 +1,6 @@
 """Device memory: staged through pinned buffers beside bare copies of pinned memory, hashed where it lies beside a copy
-on the device, and read from another process. Needs a CUDA GPU and cupy (`pip install kvstore[gpu]`), else is skipped.
+on the device, read from another process, and moved by a client (gpu_client.py). Needs a CUDA GPU and cupy
+(`pip install kvstore[gpu]`), else is skipped.
 
 The bare copy is cudaMemcpyAsync of the same pinned buffers in a row, on one stream, waited for at the end: what the bus
 does with nothing else to do.
@@ -14,6 +15,7 @@ from typing import Any
 
 import numpy as np
 
+from bench.gpu_client import BLOCK_BYTES, COUNT, client_rows
 from bench.harness import Figure, Row, Skipped, measure, no_target, ratio_at_least, timed
 from transfer.base import Batch, Rights, Transport
 from transfer.devices import DeviceMemory, Stager, StagingPool, device_memory
@@ -57,11 +59,11 @@ class Staging:
             lambda: self.loop.run_until_complete(verb(self.memory, 0, BYTES, _nothing, deadline_s=DEADLINE_S))
         )
 
-    def bare(self, to_device: bool) -> Figure:
+    def bare(self, to_device: bool, size: int = BYTES) -> Figure:
         stream = CupyStream(self.memory.device)
 
         def copies() -> None:
-            for i in range(BYTES // BUFFER_BYTES):
+            for i in range(size // BUFFER_BYTES):
                 host, address = self.pinned[i % BUFFERS].memory, self.memory.address + i * BUFFER_BYTES
                 if to_device:
                     stream.to_device(address, host)
@@ -69,7 +71,7 @@ class Staging:
                     stream.to_host(host, address)
             stream.wait()
 
-        return self.rate(copies)
+        return lambda: size / GIB / timed(copies)
 
     def hashed(self, part_bytes: int) -> Figure:
         parts = [(start, part_bytes) for start in range(0, BYTES, part_bytes)]
@@ -123,7 +125,8 @@ def rows(quick: bool) -> list[Row]:
             made += loop.run_until_complete(_reads(kind, work, rounds))
     finally:
         loop.close()
-    return made
+    whole = COUNT * BLOCK_BYTES
+    return made + client_rows(cupy, work.bare(True, whole), work.bare(False, whole), rounds)
 
 
 async def _reads(kind: str, work: Staging, rounds: int) -> list[Row]:

@@ -19,30 +19,14 @@ from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Final
 
-from kvstore.allowed import (
-    GIB,
-    MIB,
-    Read,
-    a_path,
-    a_text,
-    address,
-    boolean,
-    count,
-    human,
-    matching,
-    multiple_of,
-    one_of,
-    power_of_two,
-    size,
-    tuple_of,
-)
+from kvstore.allowed import GIB, MIB, Read, human
 from kvstore.errors import Misconfigured
 from kvstore.security import SecurityConfig
+from kvstore.setting_rules import BY_TYPE, RULES
 
 SHM_DIR: Final = Path("/dev/shm")  # noqa: S108 - shared memory is what is meant
 CONFIG_VARIABLE: Final = "KVSTORE_CONFIG"  # the file, for those who cannot give a flag
 ADDRESS_VARIABLE: Final = "KVSTORE_ADDRESS"  # store-admin's node; no setting of the node's own
-POLICIES: Final = ("leaf_lru", "s3_fifo")
 
 
 @dataclass(frozen=True, slots=True)
@@ -221,6 +205,12 @@ class TransferConfig:
     rdma_devices: by name, in this order; none named: all whose port is active. rdma_rails: near takes those of the
     NICs near the memory, and others while none of them works; all takes all. rdma_cached_bytes_max: of callers'
     arrays that stay registered, and so are held, for 10 s after the call, in case that they come again; 0: none do.
+    Of those who hand over device memory, which are clients:
+    device_ways: how NICs may get at it, the best that works: dma_buf, peermem, or staged, which is by no NIC but
+    through pinned memory. device_caller_synchronizes: by NICs also where the driver does not promise that synchronous
+    copies are over when they say so; the caller then waits for its streams itself. staging_bytes_max: pinned memory,
+    in buffers of staging_buffer_bytes; staging_ahead_max: of them, what one transfer may have. lent_bytes_max: of
+    device memory that is put and that no NIC reaches, host copies for the node to read.
     """
 
     address: str = "127.0.0.1:0"
@@ -235,6 +225,12 @@ class TransferConfig:
     rdma_trusted_network: bool = False
     rdma_rails: str = "near"
     rdma_cached_bytes_max: int = 256 * MIB
+    device_ways: tuple[str, ...] = ("dma_buf", "peermem", "staged")
+    device_caller_synchronizes: bool = False
+    staging_bytes_max: int = 64 * MIB
+    staging_buffer_bytes: int = 2 * MIB
+    staging_ahead_max: int = 4
+    lent_bytes_max: int = GIB
 
 
 @dataclass(frozen=True, slots=True)
@@ -252,85 +248,6 @@ class Config:
 
 
 SECTIONS: Final = types.MappingProxyType({section.name: section for section in fields(Config)})
-
-# ---- what is allowed ------------------------------------------------------------------------------------------------
-
-_BY_TYPE: Final[Mapping[object, Read]] = types.MappingProxyType(
-    {
-        bool: boolean,
-        Path: a_path,
-        str: a_text,
-        tuple[str, ...]: tuple_of(a_text, "a list of texts"),
-        tuple[int, ...]: tuple_of(count(0, 2**32 - 1), "a list of numbers"),
-    }
-)
-
-_RULES: Final[Mapping[str, Read]] = types.MappingProxyType(
-    {
-        "cluster.family_blocks": count(1, 1_024, "blocks"),
-        "node.name": matching(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}", "1 to 64 letters, digits, dots, dashes, underscores"),
-        "node.address": address,
-        "memory.bytes": size(256 << 10),
-        "memory.slab_bytes": power_of_two(size(64 << 10, 64 * MIB)),
-        "memory.policy": one_of(POLICIES),
-        "file.bytes": size(1 * MIB),
-        "file.slab_bytes": multiple_of(4096, size(64 << 10, GIB)),
-        "file.policy": one_of(POLICIES),
-        "file.engine": one_of(("auto", "io_uring", "threads")),
-        "file.depth": count(1, 1_024, "requests"),
-        "file.pending_max": count(1, 1 << 24, "requests"),
-        "file.deadline_ms": count(1, 3_600_000, "milliseconds"),
-        "file.admission": one_of(("reuse", "always")),
-        "file.ghost_keys_max": count(1, 1 << 24, "keys"),
-        "file.write_behind_bytes_max": size(1 * MIB),
-        "file.checkpoint_ms": count(1, 3_600_000, "milliseconds"),
-        "object.url": matching(
-            r"none|[a-z0-9]+://\S+", "a URL such as s3://bucket/prefix or file:///directory, or none"
-        ),
-        "object.options": tuple_of(matching(r"[A-Za-z0-9_]+=.*", "NAME=VALUE"), "a list of options"),
-        "object.bytes_max": size(1 * MIB),
-        "object.sweep_ms": count(10, 86_400_000, "milliseconds"),
-        "object.timeout_ms": count(1, 3_600_000, "milliseconds"),
-        "object.retries": count(0, 100),
-        "object.concurrency": count(1, 1_024, "requests"),
-        "object.write_bytes_max": size(1 * MIB),
-        "object.blocks_max": count(1, 1 << 28, "blocks"),
-        "object.probe_again_ms": count(10, 86_400_000, "milliseconds"),
-        "object.flush_ms": count(0, 3_600_000, "milliseconds"),
-        "limits.keys_per_call_max": count(1, 1 << 20),
-        "limits.frame_bytes_max": size(64 << 10, GIB),
-        "limits.window_bytes": size(1 << 16, 1 << 40),
-        "limits.reserve_lapse_ms": count(1, 3_600_000, "milliseconds"),
-        "limits.lease_ms_max": count(1, 3_600_000, "milliseconds"),
-        "limits.hold_wait_ms_max": count(0, 600_000, "milliseconds"),
-        "limits.connections_max": count(1, 65_536),
-        "limits.door_spin_us_max": count(0, 10_000),
-        "limits.holds_per_connection_max": count(1, 1 << 24),
-        "limits.namespaces_max": count(1, 1 << 20),
-        "limits.parked_max": count(0, 1 << 20),
-        "limits.families_max": count(1, 1 << 20),
-        "limits.events_max": count(1, 1 << 24),
-        "limits.pinned_bytes_max": size(0),
-        "limits.held_bytes_max": size(1),
-        "limits.moving_bytes_max": size(1 << 16),
-        "grpc.address": address,
-        "grpc.message_bytes_max": size(64 << 10, 1 << 30),
-        "grpc.streams_max": count(1, 65_536),
-        "grpc.calls_max": count(1, 65_536),
-        "grpc.window_bytes": size(1 << 16, 1 << 40),
-        "metrics.address": address,
-        "metrics.families_told_max": count(0, 10_000),
-        "grpc.call_ms_max": count(1, 86_400_000, "milliseconds"),
-        "transfer.address": address,
-        "transfer.lanes": count(1, 64, "connections"),
-        "transfer.workers": count(1, 64, "threads"),
-        "transfer.rdma": one_of(("auto", "on", "none")),
-        "transfer.rdma_address": address,
-        "transfer.rdma_rails": one_of(("near", "all")),
-        "transfer.rdma_cached_bytes_max": size(0, 1 << 50),
-    }
-)
-
 
 # ---- reading --------------------------------------------------------------------------------------------------------
 
@@ -412,12 +329,12 @@ def _reader(section: str, name: str) -> Read | None:
     hint = typing.get_type_hints(made).get(name) if made is not None else None
     if hint is None:
         return None
-    rule = _RULES.get(f"{section}.{name}")
+    rule = RULES.get(f"{section}.{name}")
     if rule is not None:
         return rule
     kinds = [kind for kind in typing.get_args(hint) if kind is not types.NoneType]
     plain = kinds[0] if typing.get_origin(hint) in {types.UnionType, typing.Union} else hint
-    return _BY_TYPE[plain]
+    return BY_TYPE[plain]
 
 
 def _keys(section: str) -> list[str]:

@@ -17,12 +17,13 @@ from pathlib import Path
 
 from kvstore import native
 from kvstore.allowed import human
-from kvstore.config import ObjectConfig
+from kvstore.config import ObjectConfig, TransferConfig
 from kvstore.doctor_gpu import gpu
 from kvstore.doctor_rdma import rdma
 from kvstore.errors import Misconfigured
 from kvstore.finding import Finding
 from kvstore.tiers.object import ObjectTier
+from kvstore.transfers import device_settings
 
 SHM_MIN_BYTES = 256 << 20
 
@@ -34,6 +35,7 @@ def examine(
     proc: Path = Path("/proc"),
     dev: Path = Path("/dev"),
     objects: ObjectConfig | None = None,
+    transfer: TransferConfig | None = None,
 ) -> list[Finding]:
     """Every check, in the order in which a block travels. A check that fails itself is a finding, not an exception."""
     checks: list[tuple[str, Callable[[], Finding | list[Finding]]]] = [
@@ -44,7 +46,7 @@ def examine(
         ("direct I/O", partial(direct_io, data_dir)),
         ("object store", partial(object_store, objects or ObjectConfig(), data_dir)),
         ("open files", open_files),
-        ("GPU", partial(gpu, sysfs)),
+        ("GPU", lambda: gpu(sysfs, ways=device_settings(transfer or TransferConfig()).ways)),
         ("RDMA", partial(rdma, sysfs, dev, proc)),
     ]
     return [finding for subject, check in checks for finding in _guarded(subject, check)]
@@ -53,7 +55,7 @@ def examine(
 def _guarded(subject: str, check: Callable[[], Finding | list[Finding]]) -> list[Finding]:
     try:
         found = check()
-    except OSError as error:
+    except (OSError, Misconfigured) as error:
         return [Finding(subject, "off", f"could not look: {error}")]
     return found if isinstance(found, list) else [found]
 

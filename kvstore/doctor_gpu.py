@@ -2,7 +2,8 @@
 better one.
 
 The driver's half is tried for real, on a scratch allocation. The NICs' half is what their kernel drivers and modules
-are known for: opening a NIC takes pyverbs, which is not imported here (kvstore.doctor_rdma).
+are known for: opening a NIC takes pyverbs, which is not imported here (kvstore.doctor_rdma). Said is what a client with
+these settings would do: without cupy it can neither stage nor verify what it gets.
 """
 
 from __future__ import annotations
@@ -15,7 +16,18 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from kvstore.finding import Finding
-from transfer.devices import CudaError, CudaUnavailable, DmaBuf, LibCuda, Reached, Way, WaySettings, load_cuda, reach
+from transfer.devices import (
+    CudaError,
+    CudaUnavailable,
+    DmaBuf,
+    LibCuda,
+    NoWay,
+    Reached,
+    Way,
+    WaySettings,
+    load_cuda,
+    reach,
+)
 
 SCRATCH_BYTES = 2 << 20
 PEERMEM = ("nvidia_peermem", "nv_peer_mem")
@@ -66,6 +78,7 @@ def gpu(
     load: Callable[[], LibCuda] = load_cuda,
     cupy: Callable[[], bool] = lambda: importlib.util.find_spec("cupy") is not None,
     kernel: str = "",
+    ways: WaySettings | None = None,
 ) -> list[Finding]:
     """No framework is imported."""
     try:
@@ -75,7 +88,9 @@ def gpu(
     found = [Finding("GPU", "ok", f"{driver.devices} CUDA device(s)")]
     try:
         with driver.scratch(0, SCRATCH_BYTES) as memory:
-            reached = reach(memory, known_nics(sysfs), driver, WaySettings(), kernel=kernel)
+            reached = reach(memory, known_nics(sysfs), driver, ways or WaySettings(), kernel=kernel)
+    except NoWay as error:
+        return [*found, Finding("GPU memory", "off", f"refused: {error}", "transfer.device_ways")]
     except CudaError as error:
         return [*found, Finding("GPU memory", "off", f"cannot be tried: {error}", "nvidia-smi; is the device full?")]
     return [*found, _told(reached, cupy())]
@@ -83,10 +98,12 @@ def gpu(
 
 def _told(reached: Reached, cupy: bool) -> Finding:
     subject, why = "GPU memory", "; ".join(reached.why)
-    if reached.way is Way.DMA_BUF:
-        return Finding(subject, "ok", "NICs reach it by dma-buf")
-    if reached.way is Way.PEERMEM:
-        return Finding(subject, "ok", f"NICs reach it by peer memory ({why})")
+    if reached.way is not Way.STAGED:
+        told = "NICs reach it by dma-buf" if reached.way is Way.DMA_BUF else f"NICs reach it by peer memory ({why})"
+        if cupy:
+            return Finding(subject, "ok", told)
+        advice = "pip install kvstore[gpu] (cupy)"
+        return Finding(subject, "off", f"{told}, but cupy, to verify what lands in it, is not installed", advice)
     if not cupy:
         advice = "pip install kvstore[gpu] (cupy): it gives the pinned memory"
         return Finding(subject, "off", f"no NIC reaches it ({why}), and cupy, to stage it, is not installed", advice)

@@ -7,13 +7,17 @@ import contextlib
 from collections.abc import Callable
 from typing import TypeVar
 
+from kvstore.errors import Poisoned
+
 __all__ = ["quietly"]
 
 T = TypeVar("T")
 
 
 async def quietly(future: asyncio.Future[T], on_cancel: Callable[[], None] | None = None) -> T:
-    """Its result. Where the waiter is cancelled, however often, the cancellation goes through when `future` is done."""
+    """Its result. Where the waiter is cancelled, however often, the cancellation goes through when `future` is done.
+    That memory is not quiet is told all the same (Poisoned).
+    """
     try:
         return await asyncio.shield(future)
     except asyncio.CancelledError:
@@ -22,4 +26,6 @@ async def quietly(future: asyncio.Future[T], on_cancel: Callable[[], None] | Non
         while not future.done():
             with contextlib.suppress(asyncio.CancelledError):
                 await asyncio.wait([future])
+        if not future.cancelled() and isinstance(error := future.exception(), Poisoned):
+            raise error from None
         raise

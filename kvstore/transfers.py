@@ -22,7 +22,13 @@ from typing import TYPE_CHECKING, Final
 
 import numpy as np
 
+from kvstore.allowed import human
 from kvstore.errors import Misconfigured
+from transfer.devices import Way as DeviceWay
+from transfer.devices import WaySettings
+from transfer.devices.process import Devices, DeviceSettings
+from transfer.devices.staged import StagedTransport
+from transfer.devices.windows import BUFFER_BYTES_MIN
 from transfer.errors import LimitReached, PeerUnreachable, RegionPoisoned
 from transfer.local import LocalConfig, LocalTransport
 from transfer.native import MappedSegment
@@ -38,7 +44,7 @@ if TYPE_CHECKING:
     from kvstore.config import TransferConfig
     from transfer.base import Endpoint, Grant, Region, Transport
 
-__all__ = ["PROBE_BYTES", "Probe", "Transfers", "own_offer"]
+__all__ = ["PROBE_BYTES", "Probe", "Transfers", "device_settings", "devices_of", "own_offer"]
 
 log = logging.getLogger(__name__)
 
@@ -63,9 +69,11 @@ class Transfers:
     """From `start` to `close`. `path`: the Unix socket of the local transport; "": one in a new private directory.
     `lanes_path`: another, for those of this machine who may not map memory; "": none.
     listens: whether peers may come by TCP and RDMA. Who only connects is asked back over its connections.
+    takes_devices: whether device memory is handed over, and moves by every transport, staged where it must be.
     """
 
     connector: Connector
+    devices: Devices  # what the process has of CUDA; nothing of it is loaded before it is needed
 
     def __init__(
         self,
@@ -76,12 +84,15 @@ class Transfers:
         path: str = "",
         lanes_path: str = "",
         listens: bool = True,
+        takes_devices: bool = False,
         sysfs: Path = Path("/sys"),
     ) -> None:
         self._config, self._path, self._sysfs, self._now_ns = config, path, sysfs, now_ns
         self._lanes_path = lanes_path
         self._trusted = frozenset(trusted_uids)
         self._listens = listens
+        self._takes_devices = takes_devices
+        self._staged: dict[Carrier, StagedTransport] = {}
         self._transports: dict[Carrier, LocalTransport | TcpTransport | RdmaTransport] = {}
         self._pages: dict[Carrier, Region] = {}
         self._granted: dict[Carrier, Grant] = {}
@@ -92,6 +103,7 @@ class Transfers:
         """Raises Misconfigured, and has nothing open then but what `close` closes."""
         tcp = tcp_config(self._config, listens=self._listens, path=self._lanes_path)
         rdma = rdma_config(self._config, listens=self._listens)
+        self.devices = devices_of(self._config)
         try:
             self._transports[Carrier.LOCAL] = LocalTransport(
                 LocalConfig(
@@ -124,7 +136,12 @@ class Transfers:
             routes.insert(1, Route(Carrier.TCP, unix_address))
         found = nics(self._sysfs)
         offer = own_offer(routes, found, self._trusted, self._config, no_rdma=no_rdma)
-        self.connector = Connector(self._transports, offer)
+        if self._takes_devices:
+            self._staged = {
+                carrier: self._staged.get(carrier) or StagedTransport(one, self.devices)
+                for carrier, one in self._transports.items()
+            }
+        self.connector = Connector(self._staged or self._transports, offer)
 
     async def _start_rdma(self, rdma: RdmaConfig, data: bytes) -> str:
         """Why there is none; "" where there is. Raises Misconfigured for what the settings ask for in vain."""
@@ -134,7 +151,7 @@ class Transfers:
         if missing:
             return missing
         try:
-            transport = RdmaTransport(rdma, sysfs=self._sysfs)
+            transport = RdmaTransport(rdma, self.devices, sysfs=self._sysfs)
         except RdmaUnavailable as error:
             return str(error)
         except OSError as error:
@@ -157,7 +174,8 @@ class Transfers:
         self._offer(tcp.unix_address if isinstance(tcp, TcpTransport) else "", why)
 
     def transport(self, carrier: Carrier) -> Transport:
-        return self._transports[carrier]
+        """Where memory is registered for connections of this carrier."""
+        return self._staged.get(carrier) or self._transports[carrier]
 
     async def lend(self, memory: mmap.mmap, fd: int, name: str) -> dict[Carrier, Region]:
         """Shared memory and its descriptor, registered with every transport: until `close`. Bytes land in the mapping
@@ -215,11 +233,11 @@ class Transfers:
     async def close(self) -> None:
         """Idempotent. Memory that a peer may still touch is kept until the process ends, and the log says so."""
         async with contextlib.AsyncExitStack() as closing:
-            for transport in self._transports.values():
-                closing.push_async_callback(_closed, transport)
+            for carrier in self._transports:
+                closing.push_async_callback(_closed, self.transport(carrier))
 
 
-async def _closed(transport: LocalTransport | TcpTransport | RdmaTransport) -> None:
+async def _closed(transport: Transport) -> None:
     try:
         await transport.close()
     except RegionPoisoned as error:
@@ -236,6 +254,35 @@ async def _page(transport: Transport, data: bytes) -> Region:
     page = MappedSegment.create(len(data), name="probe")
     page.writable_array(0, len(data))[:] = np.frombuffer(data, dtype=np.uint8)
     return await transport.register(page, name="probe", writable=False)
+
+
+def devices_of(config: TransferConfig) -> Devices:
+    """Raises Misconfigured naming the setting."""
+    return Devices(device_settings(config))
+
+
+def device_settings(config: TransferConfig) -> DeviceSettings:
+    """Raises Misconfigured naming the setting."""
+    least = config.staging_buffer_bytes
+    if least < BUFFER_BYTES_MIN:
+        raise Misconfigured(f"transfer.staging_buffer_bytes = {human(least)}: at least {human(BUFFER_BYTES_MIN)}")
+    if config.staging_bytes_max < least:
+        raise Misconfigured(
+            f"transfer.staging_bytes_max = {human(config.staging_bytes_max)}: must hold a buffer of {human(least)} "
+            "(transfer.staging_buffer_bytes)"
+        )
+    try:
+        ways = WaySettings(frozenset(map(DeviceWay, config.device_ways)), config.device_caller_synchronizes)
+    except ValueError as error:
+        raise Misconfigured(f"transfer.device_ways = {', '.join(config.device_ways) or 'none'}: {error}") from None
+    return DeviceSettings(
+        ways=ways,
+        staging_bytes_max=config.staging_bytes_max,
+        buffer_bytes=least,
+        ahead_max=config.staging_ahead_max,
+        lent_bytes_max=config.lent_bytes_max,
+        quiesce_max_s=QUIESCE_MAX_S,
+    )
 
 
 def tcp_config(config: TransferConfig, *, listens: bool, path: str = "") -> TcpConfig:

@@ -83,6 +83,12 @@ class Lender:
             return await self.register_device(device_memory(memory), name=name, writable=writable, on_poison=on_poison)
         return self._regions.add(memory, name=name, writable=writable, on_poison=on_poison)
 
+    async def register_lent(self, memory: object, *, name: str) -> Region:
+        """Host memory that peers read, and no transfer of our own: nothing of it is shown to a NIC but what is granted.
+        It may have holes, which a NIC would fill with pages.
+        """
+        return self._regions.add(memory, name=name, writable=False)
+
     async def register_device(
         self,
         memory: DeviceMemory,

@@ -25,6 +25,7 @@ from enum import Enum
 
 from transfer.base import Batch, Endpoint, Landed, Presented, Transfer, Transport
 from transfer.batch import Table
+from transfer.devices.staged_endpoint import StagedEndpoint
 from transfer.errors import PeerUnreachable, TransferError
 from transfer.offers import Carrier, Offer
 from transfer.pending import check_deadline
@@ -256,10 +257,11 @@ class Connection:
         deadline_s: float,
         parts: Sequence[int] | None = None,
     ) -> Landed | None:
-        """See TcpEndpoint.read_at_once. None: not over this path. Of any thread."""
-        if not isinstance(self.endpoint, TcpEndpoint):
+        """See TcpEndpoint.read_at_once; of host memory. None: not over this path. Of any thread."""
+        endpoint = self.endpoint.inner if isinstance(self.endpoint, StagedEndpoint) else self.endpoint
+        if not isinstance(endpoint, TcpEndpoint):
             return None
-        landed = self.endpoint.read_at_once(descriptor, memory, table, deadline_s=deadline_s, parts=parts)
+        landed = endpoint.read_at_once(descriptor, memory, table, deadline_s=deadline_s, parts=parts)
         self._counts.bytes_read += landed.bytes
         return landed
 

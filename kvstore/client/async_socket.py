@@ -13,10 +13,11 @@ from functools import partial
 
 from kvstore import native
 from kvstore.client.away import AwayAsync
-from kvstore.client.calls import Asked, Line, Times, as_call, body_of, own_loop, report, told
+from kvstore.client.calls import Asked, Line, Times, as_call, body_of, by_transfers, own_loop, report, told
 from kvstore.client.socket import DONE, GONE, NOT_OPEN, SocketChannel, as_told, place
 from kvstore.client.space import Space
-from kvstore.client.steps import Answer, Limits, Lookup, Reopen, Reopened, Report, Reserve, Step
+from kvstore.client.steps import Answer, Limits, Reopen, Reopened, Report, Reserve, Step, Taken
+from kvstore.client.views import LentSlots
 from kvstore.errors import KvStoreError
 from kvstore.quiet import quietly
 from kvstore.wire import store
@@ -84,12 +85,15 @@ class AsyncSocketChannel:
         return await self._asked(line, handle, space, step, times)
 
     async def _asked(self, line: Line, handle: int, space: Space, step: Asked, times: Times) -> Answer:
-        if not line.maps and not isinstance(step, Lookup):
+        if by_transfers(step, line):
             return await self._away.perform(line, space, step, times, partial(self._call_on, line))
         name, arguments = as_call(line, handle, step, times)
         if isinstance(step, Reserve):
             reserve: Callable[..., native.Reservation] = line.session.reserve
-            return told(line, step, await asyncio.to_thread(reserve, *arguments), space.shard_bytes)
+            answer = told(line, step, await asyncio.to_thread(reserve, *arguments), space.shard_bytes)
+            if isinstance(answer, Taken) and isinstance(answer.held, LentSlots):
+                answer.held.filler = self._away.filler(line, space, step.shard)
+            return answer
         return told(line, step, await self._wait(line, "submit_" + name, arguments), space.shard_bytes)
 
     async def _wait(self, line: Line, name: str, arguments: tuple[object, ...]) -> native.Result:

@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Final
 
 import numpy as np
 
-from kvstore.client.ways import Read, remote_starts, spans_of, verified
+from kvstore.client.spans import spans_of
+from kvstore.client.ways import Read, remote_starts, verified
 from transfer.errors import TransferFault
 
 if TYPE_CHECKING:
@@ -39,6 +40,8 @@ def read_at_once(
     deadline_s: float,
 ) -> Read | None:
     """As Ways.read does. None: not in this way, and nothing touches the memory."""
+    if places.devices:  # which native code cannot touch
+        return None
     blocks, parts = len(lease.offsets), part_bytes[wanted.start : wanted.stop]
     if blocks * sum(parts) > BYTES_MAX or blocks * places.pieces > PIECES_MAX:
         return None

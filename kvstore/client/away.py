@@ -8,16 +8,21 @@ from collections.abc import Awaitable, Callable
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
+from kvstore.client.calls import times_of
+from kvstore.client.conducts import Awaited, Beside, Called, Conduct, Movable, Mover, Run, drive, drive_async
 from kvstore.client.loop_thread import LoopThread, run_on
-from kvstore.client.moving import Awaited, Called, Conduct, Movable, Mover, conduct_of, drive, drive_async
+from kvstore.client.moving import conduct_of
+from kvstore.client.placing import placing
 from kvstore.client.ways import Ways
 from kvstore.quiet import quietly
 
 if TYPE_CHECKING:
+    from kvstore.client.buffers import Places
     from kvstore.client.calls import Line, Times
     from kvstore.client.space import Space
-    from kvstore.client.steps import Answer
+    from kvstore.client.steps import Answer, Reservation
     from kvstore.client.tls import Tls
+    from kvstore.client.views import Filler
     from kvstore.config import TransferConfig
     from kvstore.native import Result
 
@@ -54,9 +59,14 @@ class Away:
                 self._under_way -= 1
                 self._changed.notify_all()
 
-    def _wait(self, asked: Awaited) -> Any:
-        told = asked.at_once() if asked.at_once is not None else None
-        return told if told is not None else run_on(self._thread.loop, asked.work, whole=asked.whole)
+    def filler(self, line: Line, space: Space, shard: int) -> Filler:
+        """For slots of this line's segment: fills parts of them from device memory, in the calling thread."""
+        mover = Mover(self._ways, line, self._verify)
+        return partial(_fill, mover, partial(self._run, mover), space.part_bytes[shard])
+
+    def _wait(self, asked: Awaited | Beside) -> Any:
+        told = asked.at_once() if isinstance(asked, Awaited) and asked.at_once is not None else None
+        return told if told is not None else _here(self._thread.loop, asked)
 
     def close(self) -> None:
         """After the session has ended. Waits for what still touches callers' memory."""
@@ -80,21 +90,50 @@ class AwayAsync:
         mover = Mover(self._ways, line, self._verify)
         loop = asyncio.get_running_loop()
 
-        def run(conduct: Conduct[T], left: Callable[[], float]) -> T:  # in a thread beside the loop
-            return drive(conduct, _caller(mover, left), lambda asked: run_on(loop, asked.work, whole=asked.whole))
-
+        run = partial(_beside, loop, mover)
         conduct = conduct_of(mover, space, step, times, run)
         return await drive_async(conduct, lambda asked: submit(asked.method, asked.body, times.left()), _awaited)
 
+    def filler(self, line: Line, space: Space, shard: int) -> Filler:
+        """As Away's, to be called in a thread beside the event loop."""
+        mover = Mover(self._ways, line, self._verify)
+        run = partial(_beside, asyncio.get_running_loop(), mover)
+        return partial(_fill, mover, run, space.part_bytes[shard])
+
     async def close(self) -> None:
         await self._ways.close()
+
+
+def _fill(
+    mover: Mover,
+    run: Run,
+    part_bytes: list[int],
+    held: Reservation,
+    part: int,
+    places: Places,
+    deadline_s: float,
+) -> Answer:
+    times, begin = times_of(deadline_s, None), sum(part_bytes[:part])
+    filling = placing(mover, held, places, times, name="sources", begin=begin, count=part_bytes[part])
+    return run(filling, times.left)
+
+
+def _here(loop: asyncio.AbstractEventLoop, asked: Awaited | Beside) -> object:
+    """In a thread that is not the loop's."""
+    return asked.work() if isinstance(asked, Beside) else run_on(loop, asked.work, whole=asked.whole)
+
+
+def _beside(loop: asyncio.AbstractEventLoop, mover: Mover, conduct: Conduct[T], left: Callable[[], float]) -> T:
+    return drive(conduct, _caller(mover, left), partial(_here, loop))
 
 
 def _caller(mover: Mover, left: Callable[[], float]) -> Callable[[Called], Result]:
     return lambda asked: mover.line.session.call(asked.method, asked.body, left())
 
 
-async def _awaited(asked: Awaited) -> Any:
+async def _awaited(asked: Awaited | Beside) -> Any:
+    if isinstance(asked, Beside):
+        return await quietly(asyncio.get_running_loop().run_in_executor(None, asked.work))
     task = asyncio.ensure_future(asked.work())
     task.add_done_callback(_looked_at)
 

@@ -4,45 +4,57 @@
     list      one buffer a block
     Extents   k places a block: row j of table[i] says (buffer, offset, length) of its j-th piece
 
+Device memory (CUDA's) is told by its addresses, as host memory is: a process has one address space for both. Which is
+which say the memories.
+
 Errors are ValueError or TypeError that begin with the name of the argument ("into[3]: ..."). Nothing here copies.
 What is made anew for each call is a NamedTuple here and in its neighbours: made in a third of a dataclass's time.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import lru_cache
+from functools import cache, lru_cache
 from typing import Final, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
-from kvstore.client import dlpack
+from transfer.devices import DeviceMemory, LibCuda, device_memory, load_cuda
+from transfer.dlpack import HOST_KINDS, Kind, kind_name, kind_of, lying
+from transfer.errors import TransferFault
 
 Addresses = npt.NDArray[np.uint64]
 PIECES_PER_BLOCK_MAX: Final = 65_536
 
 
 class Memory(NamedTuple):
-    """A contiguous piece of the caller's memory. `owner` keeps it where it is."""
+    """A contiguous piece of the caller's memory. `owner` keeps it where it is. device: the CUDA device that it lies on;
+    None: the host's. stream: where work that touches it may be queued, as its array said (see `streams_of`).
+    """
 
     address: int
     length: int
     writable: bool
     owner: object
+    device: int | None = None
+    stream: int | None = None
 
 
 class Places(NamedTuple):
     """Where n blocks lie: `pieces` places each, block after block. `memories`: what they lie in, which keeps it there.
 
     addresses: (n * pieces,); lengths: (pieces,) where all blocks are cut alike, else (n * pieces,)
+    devices: whether some of it lies on a device; streams: (device, stream) whose work until now is to be over first
     """
 
     addresses: Addresses
     lengths: Addresses
     pieces: int
     memories: Sequence[Memory]
+    devices: bool = False
+    streams: tuple[tuple[int, int], ...] = ()
 
     def of(self, first: int, end: int) -> Places:
         """Of blocks first..end."""
@@ -51,7 +63,7 @@ class Places(NamedTuple):
         cut = slice(first * self.pieces, end * self.pieces)
         alike = self.lengths.shape[0] == self.pieces
         lengths = self.lengths if alike else self.lengths[cut]
-        return Places(self.addresses[cut], lengths, self.pieces, self.memories)
+        return self._replace(addresses=self.addresses[cut], lengths=lengths)
 
     def pick(self, blocks: Sequence[int]) -> Places:
         """Of these blocks only, in the order given."""
@@ -60,7 +72,7 @@ class Places(NamedTuple):
         if lengths.shape[0] != self.pieces:
             lengths = lengths.reshape(-1, self.pieces)[chosen].reshape(-1)
         addresses = self.addresses.reshape(-1, self.pieces)[chosen].reshape(-1)
-        return Places(addresses, lengths, self.pieces, self.memories)
+        return self._replace(addresses=addresses, lengths=lengths)
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,20 +132,17 @@ class Registry:
 
 
 def memory_of(buffer: object, name: str) -> Memory:
-    """Where a buffer lies. Takes what has the buffer protocol, __dlpack__ or __cuda_array_interface__."""
+    """Where a buffer lies. Takes what has the buffer protocol, __dlpack__ or __cuda_array_interface__; of devices,
+    CUDA's. Neither cupy nor a framework is imported for it.
+    """
     if isinstance(buffer, np.ndarray):
         return _of_array(buffer, name)
-    try:
-        if hasattr(buffer, "__dlpack__"):
-            device = dlpack.device_of(buffer)
-            if device is not None:
-                raise ValueError(f"lies on a device ({device}); copy it to host memory first")
-            lies = dlpack.lying(buffer)
-            return Memory(lies.address, lies.length, lies.writable, lies.capsule)
-        if hasattr(buffer, "__cuda_array_interface__"):
-            raise ValueError("lies on a device (CUDA); copy it to host memory first")
-    except ValueError as error:
-        raise ValueError(f"{name}: {error}") from error
+    if isinstance(buffer, DeviceMemory):
+        return _of_device(buffer, None, name)
+    if hasattr(buffer, "__dlpack__"):
+        return _of_dlpack(buffer, name)
+    if hasattr(buffer, "__cuda_array_interface__"):
+        return _of_device(buffer, _ordinal(buffer, name), name)
     try:
         view = memoryview(buffer)  # type: ignore[arg-type]
     except TypeError:
@@ -144,6 +153,70 @@ def memory_of(buffer: object, name: str) -> Memory:
         return Memory(0, 0, not view.readonly, view)
     flat = np.frombuffer(view, dtype=np.uint8)
     return Memory(flat.__array_interface__["data"][0], flat.nbytes, not view.readonly, flat)
+
+
+def _of_dlpack(buffer: object, name: str) -> Memory:
+    if not hasattr(buffer, "__dlpack_device__"):
+        raise ValueError(f"{name}: has __dlpack__ and no __dlpack_device__")
+    kind, _ = kind_of(buffer)
+    if kind == Kind.CUDA:
+        return _of_device(buffer, None, name)
+    if kind not in HOST_KINDS:
+        raise ValueError(f"{name}: lies in {kind_name(kind)}; taken are the host's and CUDA devices'")
+    try:
+        lies = lying(buffer)
+    except TypeError as error:
+        raise ValueError(f"{name}: {error}") from error
+    except (BufferError, RuntimeError) as error:  # what torch says of tensors that need grad
+        raise ValueError(f"{name}: cannot be lent: {error}") from error
+    if not lies.contiguous:
+        raise ValueError(f"{name}: is not contiguous; name its pieces with Extents")
+    return Memory(lies.address, lies.bytes, lies.writable, lies.capsule)
+
+
+def _of_device(buffer: object, ordinal: int | None, name: str) -> Memory:
+    try:
+        taken = device_memory(buffer, device=ordinal)
+    except (ValueError, TypeError) as error:
+        raise type(error)(f"{name}: {error}") from error
+    except (BufferError, RuntimeError) as error:
+        raise ValueError(f"{name}: cannot be lent: {error}") from error
+    return Memory(taken.address, taken.bytes, taken.writable, taken.owner or taken, taken.device, taken.stream)
+
+
+def _ordinal(buffer: object, name: str) -> int | None:
+    """Of the device that an array lies on which does not say it: the driver knows."""
+    if hasattr(buffer, "__dlpack_device__"):
+        return None
+    try:
+        address = int(buffer.__cuda_array_interface__["data"][0] or 0)  # type: ignore[attr-defined]
+    except (KeyError, TypeError, ValueError, IndexError):
+        return 0  # device_memory says what is wrong with it
+    if not address:
+        return 0
+    try:
+        return _driver().device_of(address)
+    except TransferFault as error:
+        raise ValueError(f"{name}: does not say on which device it lies, and nobody here knows: {error}") from error
+
+
+@cache
+def _driver() -> LibCuda:
+    """Raises CudaUnavailable, which is not kept."""
+    return load_cuda()
+
+
+def streams_of(given: Sequence[tuple[object, Memory]]) -> tuple[tuple[int, int], ...]:
+    """The streams that arrays name now: a registered one may be used on another stream than when it was looked at."""
+    found: dict[tuple[int, int], None] = {}
+    for buffer, memory in given:
+        if memory.device is None or memory.stream is None:
+            continue
+        told = getattr(buffer, "__cuda_array_interface__", None)
+        stream = told.get("stream", memory.stream) if isinstance(told, Mapping) else memory.stream
+        if stream is not None:
+            found[memory.device, int(stream)] = None
+    return tuple(found)
 
 
 def _of_array(array: npt.NDArray[np.generic], name: str) -> Memory:
@@ -181,7 +254,8 @@ def places(given: object, wanted: Wanted, registry: Registry) -> Places:
     _check(memory, wanted, wanted.name, blocks)
     end = memory.address + blocks * shard_bytes
     addresses = np.arange(memory.address, end, shard_bytes, dtype=np.uint64)
-    return Places(addresses, _one_length(shard_bytes), 1, (memory,))
+    found = Places(addresses, _one_length(shard_bytes), 1, (memory,))
+    return found if memory.device is None else _on_devices(found, (given,))
 
 
 @lru_cache(maxsize=64)
@@ -190,6 +264,13 @@ def _one_length(length: int) -> Addresses:
     lengths = np.array([length], dtype=np.uint64)
     lengths.flags.writeable = False
     return lengths
+
+
+def _on_devices(found: Places, buffers: Sequence[object]) -> Places:
+    """With what is to be known of devices, where some of it lies on one."""
+    if all(memory.device is None for memory in found.memories):
+        return found
+    return found._replace(devices=True, streams=streams_of(list(zip(buffers, found.memories, strict=True))))
 
 
 def _check(memory: Memory, wanted: Wanted, name: str, blocks: int) -> None:
@@ -211,7 +292,7 @@ def _listed(given: Sequence[object], wanted: Wanted, registry: Registry) -> Plac
     for i, memory in enumerate(found):
         _check(memory, wanted, f"{name}[{i}]", 1)
     addresses = np.array([memory.address for memory in found], dtype=np.uint64)
-    return Places(addresses, _one_length(wanted.shard_bytes), 1, found)
+    return _on_devices(Places(addresses, _one_length(wanted.shard_bytes), 1, found), given)
 
 
 def _scattered(given: Extents, wanted: Wanted, registry: Registry) -> Places:
@@ -234,7 +315,7 @@ def _scattered(given: Extents, wanted: Wanted, registry: Registry) -> Places:
     bases = np.array([memory.address for memory in found], dtype=np.uint64)
     addresses = (bases[index] + offset.astype(np.uint64)).reshape(-1) if blocks else bases[:0]
     lengths = length.reshape(-1).astype(np.uint64)
-    return Places(addresses, lengths, max(pieces, 1), found)
+    return _on_devices(Places(addresses, lengths, max(pieces, 1), found), given.buffers)
 
 
 def _checked_table(table: object, name: str, blocks: int) -> npt.NDArray[np.int64]:

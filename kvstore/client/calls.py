@@ -8,7 +8,7 @@ import os
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Final, NamedTuple
+from typing import Final, NamedTuple, TypeGuard
 
 from kvstore import native
 from kvstore.client.held import Grip, Reach
@@ -80,6 +80,15 @@ class Times(NamedTuple):
 
 
 Asked = Lookup | Put | Fetch | Hold | Look | Reserve
+
+
+def by_transfers(step: Asked, line: Line) -> TypeGuard[Put | Fetch | Look | Reserve]:
+    """Whether a step goes the way of kvstore.client.moving: nothing is mapped, or native code would have to touch
+    device memory.
+    """
+    if isinstance(step, Lookup):
+        return False
+    return not line.maps or (isinstance(step, Put | Fetch) and step.places.devices)
 
 
 def as_call(line: Line, handle: int, step: Asked, times: Times) -> tuple[str, tuple[object, ...]]:

@@ -1,33 +1,33 @@
-"""The steps of a client that maps no segment of its node: bytes move by transfers, control over the framed connection.
+"""The steps of a client that maps no segment of its node, or that moves device memory: bytes move by transfers, control
+over the framed connection.
 
-Written once for both faces, as generators that ask for two things: a rare verb of the node, and something awaited on
-the event loop of the client's transports. What is awaited may be interrupted; what gives memory back may not.
+Written once for both faces (conducts.py).
 
   hold  LEASE, without a grant -> RELEASE when it is closed
   get   LEASE -> read one-sidedly, compare -> RELEASE (nobody waits for it)
   put   grant our memory -> PULL: the node reads it -> revoke
+        of device memory, where the segment is mapped: placing.py
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Awaitable, Callable, Coroutine, Generator
-from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, Any, Final, TypeVar
+from typing import TYPE_CHECKING, Any, Final
 
 from google.protobuf.message import DecodeError
 
 from kvstore.client.at_once import read_at_once
 from kvstore.client.calls import times_of
+from kvstore.client.conducts import STOPPED, Awaited, Called, Conduct, Movable, Mover, Run, ended_by, failed
 from kvstore.client.held import Grip
+from kvstore.client.placing import publishing
 from kvstore.client.steps import (
     Answer,
     Fetch,
     Gripped,
     Hold,
     Keys,
-    Look,
     Put,
     PutOutcome,
     Reserve,
@@ -42,15 +42,17 @@ from transfer.batch import EXTENTS_MAX
 from transfer.offers import OfferInvalid, parse_offer
 
 if TYPE_CHECKING:
+    from collections.abc import Coroutine
+
     from google.protobuf.message import Message
 
     from kvstore.client.buffers import Places
-    from kvstore.client.calls import Line, Times
+    from kvstore.client.calls import Times
     from kvstore.client.space import Space
-    from kvstore.client.ways import Loan, Reached, Read, Ways
+    from kvstore.client.ways import Loan, Reached, Read
     from kvstore.native import Result
 
-__all__ = ["Awaited", "Called", "Conduct", "Movable", "Mover", "conduct_of", "drive", "drive_async"]
+__all__ = ["conduct_of"]
 
 PIECES_MAX: Final = EXTENTS_MAX // 4  # of one pull: a grant's ranges are sorted and travel
 NO_VIEWS: Final = Told(
@@ -58,77 +60,12 @@ NO_VIEWS: Final = Told(
 )
 
 
-@dataclass(frozen=True, slots=True)
-class Called:
-    """A rare verb, answered by its Result."""
-
-    method: int
-    body: bytes
-
-
-@dataclass(frozen=True, slots=True)
-class Awaited:
-    """Answered by what it returns. whole: not to be interrupted. at_once: the same in the calling thread, for who has
-    one to spare; it answers None where it cannot, and `work` is to be done.
-    """
-
-    work: Callable[[], Coroutine[Any, Any, Any]]
-    whole: bool = False
-    at_once: Callable[[], Any] | None = None
-
-
-T = TypeVar("T")
-Conduct = Generator[Called | Awaited, Any, T]
-Run = Callable[[Conduct[Answer], Callable[[], float]], Answer]
-Movable = Fetch | Hold | Put | Reserve | Look
-
-
-@dataclass(frozen=True, slots=True)
-class Mover:
-    """What a step has at hand. verify: off only to show why it is on."""
-
-    ways: Ways
-    line: Line
-    verify: bool
-
-
-def drive(conduct: Conduct[T], call: Callable[[Called], object], wait: Callable[[Awaited], object]) -> T:
-    """In the calling thread. What interrupts a step is told to the conduct: which gives memory back."""
-    try:
-        asked = next(conduct)
-        while True:
-            try:
-                answer = call(asked) if isinstance(asked, Called) else wait(asked)
-            except BaseException as error:
-                asked = conduct.throw(error)
-            else:
-                asked = conduct.send(answer)
-    except StopIteration as stop:
-        result: T = stop.value
-        return result
-
-
-async def drive_async(
-    conduct: Conduct[T], call: Callable[[Called], Awaitable[object]], wait: Callable[[Awaited], Awaitable[object]]
-) -> T:
-    try:
-        asked = next(conduct)
-        while True:
-            try:
-                answer = await (call(asked) if isinstance(asked, Called) else wait(asked))
-            except BaseException as error:
-                asked = conduct.throw(error)
-            else:
-                asked = conduct.send(answer)
-    except StopIteration as stop:
-        result: T = stop.value
-        return result
-
-
 def conduct_of(mover: Mover, space: Space, step: Movable, times: Times, run: Run) -> Conduct[Answer]:
     """run: drives what a reservation asks later, in the calling thread, within so many seconds."""
     if isinstance(step, Fetch):
         return (yield from fetching(mover, space, step, times))
+    if isinstance(step, Put) and mover.line.maps:
+        return (yield from publishing(mover, space, step, times))
     if isinstance(step, Put):
         return (yield from putting(mover, space, step, times))
     if isinstance(step, Hold):
@@ -173,7 +110,7 @@ def fetching(mover: Mover, space: Space, step: Fetch, times: Times) -> Conduct[A
     try:
         told = yield Called(store.METHOD_LEASE, request.SerializeToString())
         if told.status != Status.OK:
-            return _failed(told)
+            return failed(told)
         lease = _lease_of(told, len(keys), len(space.part_bytes[step.shard]))
         if lease is None:
             return Told(Status.UNAVAILABLE, field="lease", reason="the node's answer does not parse")
@@ -195,8 +132,8 @@ def fetching(mover: Mover, space: Space, step: Fetch, times: Times) -> Conduct[A
         release.bytes = read.blocks * sum(part_bytes[parts.start : parts.stop])
         if read.corrupt is not None:
             release.corrupt.append(lease.tickets[read.corrupt])
-    except (Unavailable, Rejected) as error:
-        return Told(Status.UNAVAILABLE, reason=str(error))
+    except STOPPED as error:
+        return ended_by(error, "into")
     finally:
         mover.line.session.tell_call(store.METHOD_RELEASE, release.SerializeToString())
     status = Status.OK
@@ -231,7 +168,7 @@ def holding(mover: Mover, space: Space, step: Hold, times: Times) -> Conduct[Ans
         grip.release()  # whatever the node answers yet
         raise
     if told.status != Status.OK:
-        return _failed(told)
+        return failed(told)
     try:
         lease = framed.LeaseResponse.FromString(told.body)
     except DecodeError:
@@ -295,10 +232,10 @@ def putting(mover: Mover, space: Space, step: Put, times: Times) -> Conduct[Answ
         try:
             told = yield from _pulled(mover, space, step.places.of(at, end), times, request)
             if told.status != Status.OK:
-                return _failed(told, outcomes)
+                return failed(told, outcomes)
             response = framed.PullResponse.FromString(told.body)
-        except (Unavailable, Rejected) as error:
-            return Told(Status.UNAVAILABLE, reason=str(error), outcomes=bytes(outcomes))
+        except STOPPED as error:
+            return ended_by(error, "source", outcomes)
         except DecodeError:
             return Told(Status.UNAVAILABLE, field="pull", reason="the node's answer does not parse")
         if len(response.outcomes) != end - at:
@@ -351,7 +288,7 @@ def reserving(mover: Mover, space: Space, step: Reserve, run: Run) -> Conduct[An
     if told.status == Status.LATE:
         give_up(mover, request.reservation)
     if told.status != Status.OK:
-        return _failed(told)
+        return failed(told)
     try:
         response = framed.ReserveResponse.FromString(told.body)
     except DecodeError:
@@ -367,10 +304,10 @@ def filling(mover: Mover, space: Space, request: framed.FillRequest, places: Pla
     try:
         told = yield from _pulled(mover, space, places, times, request)
         if told.status != Status.OK:
-            return _failed(told)
+            return failed(told)
         failure = framed.FillResponse.FromString(told.body).failure
-    except (Unavailable, Rejected) as error:
-        return Told(Status.UNAVAILABLE, reason=str(error))
+    except STOPPED as error:
+        return ended_by(error, "sources")
     return Told(Status.UNAVAILABLE, reason=failure) if failure else Told()
 
 
@@ -420,11 +357,6 @@ class AwaySlots:
 
 
 # ---- words ----------------------------------------------------------------------------------------------------------
-
-
-def _failed(told: Answer, outcomes: bytes | bytearray = b"") -> Told:
-    """An answer without what only another kind of answer has."""
-    return Told(told.status, told.field, told.reason, told.limit, outcomes=bytes(outcomes))
 
 
 def hints_of(hint: WireHint) -> store.Hints:

@@ -17,11 +17,11 @@ from typing import TYPE_CHECKING, Final
 from kvstore import native
 from kvstore.client.address import TcpAddress, UnixAddress
 from kvstore.client.away import Away
-from kvstore.client.calls import Line, Times, as_call, body_of, check_usable, report, told
+from kvstore.client.calls import Line, Times, as_call, body_of, by_transfers, check_usable, report, told
 from kvstore.client.held import Reach
 from kvstore.client.space import Known, Space
-from kvstore.client.steps import Answer, Limits, Lookup, Reopen, Reopened, Report, Status, Step, Told
-from kvstore.client.views import Lending
+from kvstore.client.steps import Answer, Limits, Reopen, Reopened, Report, Reserve, Status, Step, Taken, Told
+from kvstore.client.views import Lending, LentSlots
 from kvstore.errors import KvStoreError, Rejected, Unavailable
 from kvstore.wire import store
 
@@ -173,11 +173,14 @@ class SocketChannel:
             if label is not None:  # whatever is answered: without it the family goes by its number
                 line.session.call(store.METHOD_LABEL, label, times.left())
             return DONE
-        if not line.maps and not isinstance(step, Lookup):
+        if by_transfers(step, line):
             return self._away.perform(line, space, step, times)
         name, arguments = as_call(line, handle, step, times)
         call: Callable[..., native.Result | native.Reservation] = getattr(line.session, name)
-        return told(line, step, call(*arguments), space.shard_bytes)
+        answer = told(line, step, call(*arguments), space.shard_bytes)
+        if isinstance(step, Reserve) and isinstance(answer, Taken) and isinstance(answer.held, LentSlots):
+            answer.held.filler = self._away.filler(line, space, step.shard)
+        return answer
 
     def call(self, method: int, body: bytes, times: Times) -> bytes:
         """A rare verb. Raises what its answer says."""

@@ -75,6 +75,12 @@ class Namespace(NamespaceFace):
     What verbs share: `chain` is what chain() gives, or a slice of it. `shard`: of which rank's bytes it speaks.
     `parent`, `position`: for a chain cut out of the middle, the key before its first block and how many blocks come
     before it. `hints`: shift the order in which blocks leave. `deadline_s`: how long the call may take.
+
+    Buffers may lie on CUDA devices. Work that still writes a source, or uses a destination, must be over before the
+    call, or be queued on the stream that the array itself names then (`__cuda_array_interface__`, version 3, as cupy's;
+    not torch's, and not DLPack): that one is waited for. After the call nothing copies to or from the memory any more;
+    where that cannot be made sure of, Poisoned is raised, and the memory must be neither reused nor freed. ValueError
+    names the argument where this process cannot move device memory (no cupy, no driver, ways that are not allowed).
     """
 
     def __init__(self, channel: Channel, space: Space, deadline_s: float) -> None:

@@ -22,6 +22,7 @@ from kvstore.client.buffers import Places
 from kvstore.client.steps import Answer, Lent
 
 Block = npt.NDArray[np.uint8]
+Filler = Callable[["LentSlots", int, Places, float], Answer]  # the slots, a part of theirs, its places, deadline_s
 
 
 class Lending:
@@ -96,17 +97,23 @@ def lend(lending: Lending, hold: int, offsets: Sequence[int], shard_bytes: int) 
 
 
 class LentSlots:
-    """A native reservation whose arrays are counted as being out. As kvstore.client.steps.Reservation."""
+    """A native reservation whose arrays are counted as being out. As kvstore.client.steps.Reservation. filler: who
+    fills parts from device memory, which native code does not read.
+    """
 
     def __init__(self, reservation: native.Reservation, lending: Lending) -> None:
         self._reservation = reservation
         self._kept = Kept(lending, 0)
+        self.filler: Filler | None = None
         self.granted: Sequence[int] = reservation.granted
 
     def array(self, index: int) -> Block:
         return np.asarray(_Lent(self._reservation.array(index), self._kept))
 
-    def write(self, part: int, places: Places, deadline_s: float) -> Answer:  # noqa: ARG002 - a copy is not waited for
+    def write(self, part: int, places: Places, deadline_s: float) -> Answer:
+        if places.devices:
+            assert self.filler is not None, "native code would read a device's addresses"
+            return self.filler(self, part, places, deadline_s)
         return self._reservation.write(part, places.addresses, places.lengths)
 
     def publish(self, part: int, deadline_s: float) -> Answer:

@@ -4,11 +4,14 @@ Rules
 - Everything here runs on one event loop: the caller's own, or that of a thread (loop_thread.py) for the sync face.
 - Nothing answers while a peer or a transport may still touch a caller's memory: what is lent is revoked before a put
   answers.
+- Device memory is registered as it lies: the transports stage what no NIC reaches (transfer.devices.staged). Streams
+  that arrays name are waited for before anything else.
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import time
 from collections.abc import Sequence
@@ -17,27 +20,40 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 
 import numpy as np
 
+from kvstore.client import crossing
 from kvstore.client.buffers import Memory, Places
+from kvstore.client.spans import At, Span, array_of, device_of, spans_of
 from kvstore.config import TransferConfig
-from kvstore.errors import Misconfigured, Poisoned, Unavailable
+from kvstore.errors import Misconfigured, Poisoned, Rejected, Unavailable
 from kvstore.transfers import Transfers
 from kvstore.wire import framed
 from transfer.batch import EXTENTS_MAX, Batch
-from transfer.errors import Reason, RegionPoisoned, StillTouched, TransferError, TransferFault
+from transfer.devices import CudaUnavailable, NoWay
+from transfer.devices import Way as DeviceWay
+from transfer.errors import LimitReached, Reason, RegionPoisoned, StillTouched, TransferError, TransferFault
+from transfer.native import keep_forever
 from transfer.offers import Carrier, Offer
 from transfer.paths import Connection, Connector
-from transfer.regions import owner_of
 
 if TYPE_CHECKING:
     import numpy.typing as npt
 
     from kvstore.client.tls import Tls
     from transfer.base import Grant, Region
+    from transfer.devices import Stager
 
-__all__ = ["Loan", "Reached", "Read", "Ways", "remote_starts", "spans_of", "verified"]
+__all__ = ["Loan", "NotTaken", "Reached", "Read", "TooLate", "Ways", "remote_starts", "verified"]
 
 CONNECT_S_MAX: Final = 5.0
 LIFE_MARGIN_S: Final = 1.0  # a grant outlives its call by this; it is revoked at the call's end anyway
+
+
+class NotTaken(Exception):
+    """This process cannot move the device memory that its caller handed over, and why. Nothing was touched."""
+
+
+class TooLate(Unavailable):
+    """The call's time was over before anything moved."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,27 +82,6 @@ class Loan(NamedTuple):
     grants: Sequence[Grant]
     regions: Sequence[Region]  # of this call only
     way: Connection
-
-
-class _Span(NamedTuple):
-    start: int
-    end: int
-    memories: list[Memory]
-
-
-class _At:
-    """Raw memory as numpy takes it. Keeps what it lies in."""
-
-    __slots__ = ("__array_interface__", "_memories")
-
-    def __init__(self, span: _Span, writable: bool) -> None:
-        self._memories = span.memories
-        self.__array_interface__ = {
-            "version": 3,
-            "data": (span.start, not writable),
-            "shape": (span.end - span.start,),
-            "typestr": "|u1",
-        }
 
 
 class Ways:
@@ -133,7 +128,9 @@ class Ways:
 
     async def _started(self) -> Transfers:
         if self._transfers is None:
-            made = Transfers(self._config, trusted_uids=_trusted_uids(), now_ns=time.monotonic_ns, listens=False)
+            made = Transfers(
+                self._config, trusted_uids=_trusted_uids(), now_ns=time.monotonic_ns, listens=False, takes_devices=True
+            )
             try:
                 await made.start()
             except Misconfigured as error:
@@ -173,7 +170,7 @@ class Ways:
         parts = list(part_bytes[wanted.start : wanted.stop]) * blocks
         local = _Local(self, way, kept, writable=True)
         try:
-            table = await local.table(places)
+            table = await local.table(places, deadline_s)
             (shown,) = await way.present([lease.descriptor], deadline_s=deadline_s, fresh=True)
             table[:, 2] = shown.handle
             table[:, 3] = remote_starts(lease, table[:, 4], skipped)
@@ -187,6 +184,16 @@ class Ways:
             whole = _leading(np.asarray(error.arrived.reshape(blocks, -1).all(axis=1)))
             late = any(failure.reason is Reason.LATE for failure in error.failures)
             return verified(whole, error.checksums, lease, wanted, verify=verify, late=late, failure=str(error))
+        except asyncio.CancelledError as error:
+            if isinstance(error.__cause__, TransferError):  # as Pending tells that memory is not quiet
+                raise Poisoned(str(error.__cause__)) from error
+            raise
+        except TooLate as error:
+            return Read(0, late=True, failure=str(error))
+        except (CudaUnavailable, NoWay) as error:
+            raise NotTaken(str(error)) from error
+        except RegionPoisoned as error:
+            raise Poisoned(str(error)) from error
         except TransferFault as error:
             self.lost(reached)
             return Read(0, failure=str(error))
@@ -197,27 +204,27 @@ class Ways:
     # ---- put ----------------------------------------------------------------------------------------------------
 
     async def lend(self, reached: Reached, places: Places, kept: frozenset[int], deadline_s: float) -> Loan:
-        """Grants the caller's blocks to the node. Raises Unavailable."""
+        """Grants the caller's blocks to the node. Raises Unavailable, Rejected, NotTaken, TooLate, Poisoned."""
         way = reached.pulling
         local = _Local(self, way, kept, writable=False)
         grants: list[Grant] = []
         try:
-            table = await local.table(places)
+            until = time.monotonic() + deadline_s
+            table = await local.table(places, deadline_s)
             regions = {region.id: region for region in local.regions}
             of = np.zeros(len(table), dtype=np.int64)
             for number, region_id in enumerate(np.unique(table[:, 0]).tolist()):
                 rows = table[:, 0] == region_id
                 of[rows] = number
                 ranges = list(map(tuple, table[rows][:, (1, 4)].tolist()))
-                grants.append(
-                    await way.transport.grant(regions[region_id], ranges, lifetime_s=deadline_s + LIFE_MARGIN_S)
-                )
+                async with asyncio.timeout(until - time.monotonic()):  # granting copies what no NIC reaches
+                    grants.append(
+                        await way.transport.grant(regions[region_id], ranges, lifetime_s=deadline_s + LIFE_MARGIN_S)
+                    )
         except BaseException as error:
             await way.transport.revoke(grants)
             await local.close()
-            if isinstance(error, TransferFault):
-                raise Unavailable(str(error)) from error
-            raise
+            raise _as_told(error) from error
         pieces = np.stack((of, table[:, 1], table[:, 4]), axis=1)
         carrier = way.chosen.path.carrier
         assert self._transfers is not None
@@ -238,16 +245,53 @@ class Ways:
         except (StillTouched, RegionPoisoned) as error:
             raise Poisoned(f"{error}; its bytes must stay as they are") from error
 
+    # ---- slots that this process maps -----------------------------------------------------------------------------
+
+    async def fill(self, places: Places, targets: Sequence[npt.NDArray[np.uint8]], deadline_s: float) -> None:
+        """The caller's blocks, some of them of a device, into mapped slots: one target a block. Raises NotTaken,
+        TooLate, Unavailable, Rejected, Poisoned; some of the targets may be written then.
+        """
+        until = time.monotonic() + deadline_s
+        try:
+            await self.streams_over(places, deadline_s)
+            stager = await self._stager()
+            if DeviceWay.STAGED not in (await self._started()).devices.settings.ways.ways:
+                raise NoWay("staged: not allowed by the settings, and no NIC reaches a mapped slot")
+            async with asyncio.timeout(until - time.monotonic()):
+                await crossing.fill(stager, places, targets)
+        except RegionPoisoned as error:
+            keep_forever(places.memories)  # as a transport keeps the memory of a region
+            raise Poisoned(str(error)) from error
+        except (TransferFault, TimeoutError) as error:
+            raise _as_told(error) from error
+
+    async def _stager(self) -> Stager:
+        return await (await self._started()).devices.stager()
+
     # ---- memory -------------------------------------------------------------------------------------------------
+
+    async def streams_over(self, places: Places, deadline_s: float) -> None:
+        """Waits for what is queued on the streams that the caller's arrays name. Raises TooLate, TransferFault."""
+        if not places.streams:
+            return
+        streams: dict[int, list[int]] = {}
+        for device, stream in places.streams:
+            streams.setdefault(device, []).append(stream)
+        stager = await self._stager()
+        try:
+            async with asyncio.timeout(deadline_s):
+                await stager.wait_for(streams)
+        except TimeoutError as error:
+            raise TooLate("the stream that the array names did not come to its end in time") from error
 
     async def kept_region(self, way: Connection, memory: Memory) -> Region:
         """Of memory that the caller has registered: made once."""
         key = id(memory), way.chosen.path.carrier
         found = self._kept.get(key)
         if found is None:
-            span = _Span(memory.address, memory.address + memory.length, [memory])
-            array = np.asarray(_At(span, memory.writable))
-            region = await way.transport.register(array, name="registered", writable=memory.writable)
+            span = Span(memory.address, memory.address + memory.length, [memory], memory.device)
+            held = np.asarray(At(span, memory.writable)) if memory.device is None else device_of(span)
+            region = await way.transport.register(held, name="registered", writable=memory.writable)
             found = self._kept[key] = memory, region
         return found[1]
 
@@ -256,7 +300,8 @@ class Ways:
         assert self._transfers is not None
         for key in [key for key in self._kept if key[0] not in kept]:
             _, region = self._kept.pop(key)
-            await self._transfers.transport(key[1]).deregister(region)
+            with contextlib.suppress(RegionPoisoned):  # which was told when it came about
+                await self._transfers.transport(key[1]).deregister(region)
 
     async def close(self) -> None:
         former, self._reached = self._reached, None
@@ -280,18 +325,19 @@ class _Local:
         self.regions: list[Region] = []
         self.temporary: list[Region] = []
 
-    async def table(self, places: Places) -> npt.NDArray[np.int64]:
+    async def table(self, places: Places, deadline_s: float) -> npt.NDArray[np.int64]:
         """(pieces, 5) with the local columns and lengths filled in. Raises Unavailable, TransferFault."""
         if len(places.addresses) > EXTENTS_MAX:
             raise Unavailable(f"{len(places.addresses)} pieces in one transfer, at most {EXTENTS_MAX}")
+        await self._ways.streams_over(places, deadline_s)
         await self._ways.forget_others(self._keeps)
         spans = spans_of(places.memories)
         for span in spans:
             if len(span.memories) == 1 and id(span.memories[0]) in self._keeps:
                 self.regions.append(await self._ways.kept_region(self._way, span.memories[0]))
                 continue
-            array = _array_of(span, self._writable)
-            region = await self._way.transport.register(array, name="caller's", writable=self._writable)
+            held = array_of(span, self._writable) if span.device is None else device_of(span)
+            region = await self._way.transport.register(held, name="caller's", writable=self._writable)
             self.regions.append(region)
             self.temporary.append(region)
         addresses = places.addresses.astype(np.int64)
@@ -312,29 +358,19 @@ class _Local:
             raise Poisoned(f"{error}; it must be neither reused nor freed") from error
 
 
-def spans_of(memories: Sequence[Memory]) -> list[_Span]:
-    """What lies side by side or one over the other is one. Sorted."""
-    spans: list[_Span] = []
-    for memory in sorted(memories, key=lambda one: one.address):
-        end = memory.address + memory.length
-        if spans and memory.address <= spans[-1].end:
-            former = spans[-1]
-            spans[-1] = _Span(former.start, max(former.end, end), [*former.memories, memory])
-        elif memory.length:
-            spans.append(_Span(memory.address, end, [memory]))
-    return spans
-
-
-def _array_of(span: _Span, writable: bool) -> npt.NDArray[np.uint8]:
-    """The span as a view of the array that owns all of it, so that transports can tell whose it is; else raw."""
-    owners = [owner_of(memory.owner) for memory in span.memories]
-    owner = owners[0]
-    if owner is None or any(one is not owner for one in owners) or not owner.flags.c_contiguous:
-        return np.asarray(_At(span, writable))
-    if (writable and not owner.flags.writeable) or owner.nbytes == 0:
-        return np.asarray(_At(span, writable))
-    start = span.start - int(owner.ctypes.data)
-    return owner.reshape(-1).view(np.uint8)[start : start + span.end - span.start]
+def _as_told(error: BaseException) -> BaseException:
+    """What a step says of it; what is none of ours goes through."""
+    if isinstance(error, CudaUnavailable | NoWay):
+        return NotTaken(str(error))
+    if isinstance(error, RegionPoisoned):
+        return Poisoned(str(error))
+    if isinstance(error, LimitReached):
+        return Rejected(str(error), limit=error.limit)
+    if isinstance(error, TransferFault):
+        return Unavailable(str(error))
+    if isinstance(error, TimeoutError):
+        return TooLate("the deadline passed before the device's bytes were there")
+    return error
 
 
 def remote_starts(lease: framed.LeaseResponse, lengths: npt.NDArray[np.int64], skipped: int) -> npt.NDArray[np.int64]:
@@ -365,7 +401,13 @@ def verified(
         return Read(whole, None, late, failure)
     expected = np.frombuffer(lease.checksums, dtype="<u8").reshape(len(lease.offsets), -1)[:whole]
     expected = expected[:, wanted.start : wanted.stop]
-    good = (sums.reshape(len(lease.offsets), -1)[:whole] == expected).all(axis=1)
+    found = sums.reshape(len(lease.offsets), -1)[:whole]
+    if failure:  # 0: of what arrived, nobody has said what it is (transfer.devices.hashed)
+        whole = _leading(((found == expected) | (found != 0)).all(axis=1))
+        if whole == 0:
+            return Read(0, None, late, failure)
+        expected, found = expected[:whole], found[:whole]
+    good = (found == expected).all(axis=1)
     blocks = _leading(good)
     return Read(blocks, None if blocks == whole else blocks, late, failure)
 

@@ -6,7 +6,10 @@ from pathlib import Path
 
 import pytest
 
+from tests.integration.conftest import WAYS, address
 from transfer.devices.cupy_bridge import unavailable
+
+__all__ = ["address"]
 
 HERE = Path(__file__).parent
 
@@ -18,3 +21,9 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         item.add_marker(pytest.mark.gpu)
         if why:
             item.add_marker(pytest.mark.skip(reason=why))
+
+
+@pytest.fixture(params=WAYS)
+def way(request: pytest.FixtureRequest) -> str:
+    """As in tests/integration: a test that asks for `address` is run by each."""
+    return str(request.param)

@@ -7,7 +7,10 @@ from __future__ import annotations
 
 import pytest
 
+from kvstore.transfers import device_settings
+from tests.integration.device_rig import QUIESCE_S
 from tests.integration.nodes import NodeProcess
+from transfer.testing.device import SimulatedDevice, simulated_devices
 
 WAYS = ("mapped", "host", "lanes", "tcp")
 
@@ -25,3 +28,12 @@ def address(node: NodeProcess, way: str, monkeypatch: pytest.MonkeyPatch) -> str
     if way == "tcp":  # as if it were another machine's
         monkeypatch.setattr("transfer.offers.Home.same_files", lambda *_: False)
     return node.address if way == "mapped" else str(node.facts["address"])
+
+
+@pytest.fixture
+def device(monkeypatch: pytest.MonkeyPatch) -> SimulatedDevice:
+    """That every client of the test has. What it does not let go of is given up soon."""
+    made = SimulatedDevice()
+    monkeypatch.setattr("kvstore.transfers.QUIESCE_MAX_S", QUIESCE_S)
+    monkeypatch.setattr("kvstore.transfers.devices_of", lambda config: simulated_devices(made, device_settings(config)))
+    return made

@@ -12,9 +12,11 @@ import pytest
 from kvstore import AsyncClient, Client, Ended, Extents, Namespace
 from kvstore.client.sync import Client as SyncClient
 from kvstore.config import TransferConfig
+from kvstore.transfers import device_settings
 from tests.integration.nodes import SIZE, NodeProcess, blocks_of, eventually, layout, tokens
 from tests.rdma.rails import Rail
 from transfer.paths import Path as Way
+from transfer.testing.device import SimulatedDevice, simulated_devices
 
 OURS = TransferConfig(rdma="on", rdma_devices=("rxe_a0", "rxe_a1"))
 BLOCKS = 24
@@ -106,6 +108,28 @@ def test_blocks_of_an_engine_lie_layer_by_layer(client: Client) -> None:
         assert ns.get(chain, Extents.strided(into, back * piece, piece)).blocks == 6
     for source, arrived in zip(layers, into, strict=True):
         assert np.array_equal(source[rows], arrived[back])
+
+
+def test_device_memory_is_staged_where_no_nic_reaches_it(node: NodeProcess, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A simulated device's, registered for the calls of an engine: layers, and as much around them as a cache has."""
+    device = SimulatedDevice()
+    monkeypatch.setattr("kvstore.transfers.devices_of", lambda told: simulated_devices(device, device_settings(told)))
+    with Client(node.facts["address"], transfers=OURS, deadline_s=60) as client:
+        ns = client.namespace(layout())
+        chain, piece = ns.chain(tokens(6, seed=20)), SIZE // 4
+        expected, at = blocks_of(chain), (np.arange(6) * 5 + 1) * piece
+        sources, targets = ([device.array(40 * piece) for _ in range(4)] for _ in range(2))
+        for part, (_, content) in enumerate(sources):
+            for block, offset in enumerate(at):
+                content[offset : offset + piece] = expected[block, part * piece : (part + 1) * piece]
+        with client.register([array for array, _ in (*sources, *targets)]):
+            assert ns.put(chain, Extents.strided([one for one, _ in sources], at, piece)).stored == 6
+            assert ns.get(chain, Extents.strided([one for one, _ in targets], at, piece)).blocks == 6
+        assert way_of(client) is Way.RDMA
+        for (_, there), (_, here) in zip(sources, targets, strict=True):
+            assert np.array_equal(there, here)
+        whole = np.zeros_like(expected)
+        assert ns.get(chain, whole).blocks == 6 and np.array_equal(whole, expected)
 
 
 def test_slots_are_filled_part_by_part(client: Client) -> None:

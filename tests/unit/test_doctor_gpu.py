@@ -10,9 +10,11 @@ from typing import Any
 
 import pytest
 
+from kvstore import doctor
+from kvstore.config import TransferConfig
 from kvstore.doctor_gpu import gpu
 from kvstore.finding import Finding
-from transfer.devices import CudaError, CudaUnavailable, DeviceMemory
+from transfer.devices import CudaError, CudaUnavailable, DeviceMemory, Way, WaySettings
 
 BASE = 0x7F00_0000_0000
 
@@ -75,6 +77,41 @@ def test_the_best_way_there_is(tmp_path: Path) -> None:
     assert second.state == "ok" and "by peer memory (dma_buf: the CUDA driver does not export" in second.found
     old = looked(sysfs, Driver(), kernel="5.4.0")
     assert "peer memory (dma_buf: kernel 5.4.0 is older than 5.12" in old.found
+
+
+def test_as_a_client_with_these_settings_would(tmp_path: Path) -> None:
+    sysfs = machine(tmp_path, {"mlx5_0": "mlx5_core"}, "nvidia_peermem")
+    blind = looked(sysfs, Driver(), cupy=False)
+    assert blind.state == "off" and "by dma-buf, but cupy, to verify what lands in it" in blind.found
+
+    def told(*ways: Way) -> Finding:
+        settings = WaySettings(frozenset(ways))
+        _, memory = gpu(sysfs, load=Driver, cupy=lambda: True, kernel="6.1.0", ways=settings)  # type: ignore[arg-type]
+        return memory
+
+    assert "by peer memory (dma_buf: not allowed by the settings)" in told(Way.PEERMEM, Way.STAGED).found
+    assert told(Way.STAGED).state == "slow"
+    refused = gpu(
+        machine(tmp_path / "other", {}),
+        load=Driver,  # type: ignore[arg-type]
+        cupy=lambda: True,
+        kernel="6.1.0",
+        ways=WaySettings(frozenset({Way.DMA_BUF})),
+    )[1]
+    assert refused.state == "off" and "staged: not allowed by the settings" in refused.found
+
+
+def test_the_ways_are_those_of_the_settings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[WaySettings] = []
+    monkeypatch.setattr(doctor, "gpu", lambda _, *, ways: asked.append(ways) or [])
+    nowhere = tmp_path / "nothing"
+    chosen = TransferConfig(device_ways=("staged",), device_caller_synchronizes=True)
+    doctor.examine(tmp_path, nowhere, sysfs=nowhere, proc=nowhere, transfer=chosen)
+    assert asked == [WaySettings(frozenset({Way.STAGED}), caller_synchronizes=True)]
+    told = doctor.examine(
+        tmp_path, nowhere, sysfs=nowhere, proc=nowhere, transfer=TransferConfig(staging_bytes_max=1 << 16)
+    )
+    assert any(one.subject == "GPU" and "transfer.staging_bytes_max" in one.found for one in told)
 
 
 @pytest.mark.parametrize(

@@ -71,12 +71,7 @@ class Crossing:
 
     async def drained(self) -> None:
         """Waits for what was queued. Raises what a device says: then nobody knows what it still touches."""
-        marks: list[Mark] = [self._streams.on(device).mark() for device in self._devices]
-        polls = 0
-        for mark in marks:
-            while not mark.done():
-                polls += 1
-                await self._sleep(0 if polls <= _EAGER_POLLS else min(_POLL_MAX_S, 1e-5 * (polls - _EAGER_POLLS)))
+        await _passed([self._streams.on(device).mark() for device in self._devices], self._sleep)
         self._devices.clear()
 
     async def _breathe(self) -> None:
@@ -197,7 +192,19 @@ class Stager:
             await work()
         else:
             await _together([asyncio.ensure_future(work()) for _ in range(workers)])
-        for device, stream in streams.opened.items():  # only of transfers that ended well
+        self._keep(streams)
+
+    async def wait_for(self, streams: After) -> None:
+        """Until what these streams have queued until now is over. Touches no memory, so it may be given up at any time.
+        Raises what a device says.
+        """
+        ours = _Streams(self._open, streams)
+        await _passed([ours.on(device).mark() for device in streams], self._sleep)
+        self._keep(ours)
+
+    def _keep(self, streams: _Streams) -> None:
+        """Of those that ended well only."""
+        for device, stream in streams.opened.items():
             kept = self._idle.setdefault(device, [])
             if len(kept) < _STREAMS_KEPT:
                 kept.append(stream)
@@ -237,6 +244,14 @@ class _Streams:
                 stream.after(producer)
             self.opened[device] = stream
         return stream
+
+
+async def _passed(marks: Sequence[Mark], sleep: _Sleep) -> None:
+    polls = 0
+    for mark in marks:
+        while not mark.done():
+            polls += 1
+            await sleep(0 if polls <= _EAGER_POLLS else min(_POLL_MAX_S, 1e-5 * (polls - _EAGER_POLLS)))
 
 
 async def _together(tasks: Sequence[asyncio.Future[None]]) -> None:

@@ -8,17 +8,15 @@ Rules
 
 from __future__ import annotations
 
-import ctypes
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from math import prod
 
+from transfer.dlpack import Kind, kind_name, kind_of, lies_contiguous, lying
+
 __all__ = ["DeviceMemory", "device_memory", "on_device"]
 
-_CUDA = 2  # kDLCUDA
-_KINDS = {1: "the CPU's", 3: "pinned host", 10: "ROCm", 11: "pinned ROCm host", 13: "CUDA managed"}
-_READ_ONLY = 1  # DLPACK_FLAG_BITMASK_READ_ONLY
 _TYPE = re.compile(r"[<>|=]?([?a-zA-Z])(\d+)")
 _ADDRESSES = 1 << 64
 
@@ -76,9 +74,8 @@ def on_device(memory: object) -> bool:
     """Whether this is memory of a CUDA device, as far as it says itself."""
     if isinstance(memory, DeviceMemory):
         return True
-    kind = getattr(memory, "__dlpack_device__", None)
-    if kind is not None:
-        return int(kind()[0]) == _CUDA
+    if getattr(memory, "__dlpack_device__", None) is not None:
+        return kind_of(memory)[0] == Kind.CUDA
     return _has(memory, "__cuda_array_interface__")
 
 
@@ -91,12 +88,11 @@ def _has(memory: object, name: str) -> bool:
 
 
 def _told_device(memory: object, given: int | None) -> int | None:
-    asked = getattr(memory, "__dlpack_device__", None)
-    if asked is None:
+    if getattr(memory, "__dlpack_device__", None) is None:
         return given
-    kind, ordinal = (int(part) for part in asked())
-    if kind != _CUDA:
-        raise TypeError(f"memory is {_KINDS.get(kind, f'of DLPack device type {kind}')} memory, not a CUDA device's")
+    kind, ordinal = kind_of(memory)
+    if kind != Kind.CUDA:
+        raise TypeError(f"memory is {kind_name(kind)}, not a CUDA device's")
     return ordinal
 
 
@@ -161,77 +157,19 @@ def _refuse_empty() -> int:
 def _require_contiguous(shape: Sequence[int], strides: Sequence[int], size: int) -> None:
     if len(shape) != len(strides):
         raise ValueError("memory has strides of another number than its dimensions")
-    if 0 in shape:
-        return
-    expected = size
-    for length, stride in zip(reversed(shape), reversed(strides), strict=True):
-        if length != 1 and stride != expected:  # a dimension of one is never stepped over
-            raise ValueError("memory must be contiguous")
-        expected *= length
+    if not lies_contiguous(shape, strides, size):
+        raise ValueError("memory must be contiguous")
 
 
-# -- DLPack (dlpack.h)
-
-
-class _Tensor(ctypes.Structure):
-    _fields_ = (
-        ("data", ctypes.c_uint64),
-        ("device_type", ctypes.c_int32),
-        ("device_id", ctypes.c_int32),
-        ("ndim", ctypes.c_int32),
-        ("code", ctypes.c_uint8),
-        ("bits", ctypes.c_uint8),
-        ("lanes", ctypes.c_uint16),
-        ("shape", ctypes.POINTER(ctypes.c_int64)),
-        ("strides", ctypes.POINTER(ctypes.c_int64)),
-        ("byte_offset", ctypes.c_uint64),
-    )
-
-
-class _Versioned(ctypes.Structure):
-    _fields_ = (
-        ("major", ctypes.c_uint32),
-        ("minor", ctypes.c_uint32),
-        ("manager", ctypes.c_void_p),
-        ("deleter", ctypes.c_void_p),
-        ("flags", ctypes.c_uint64),
-        ("tensor", _Tensor),
-    )
+# -- DLPack
 
 
 def _by_dlpack(memory: object) -> DeviceMemory:
-    producer = memory.__dlpack__  # type: ignore[attr-defined]
-    try:
-        capsule = producer(stream=-1, max_version=(1, 0))  # -1: order nothing
-    except TypeError:
-        capsule = producer(stream=-1)  # older than version 1, which cannot say that memory is read-only
-    if address := _capsule(capsule, b"dltensor_versioned"):
-        told = _Versioned.from_address(address)
-        if told.major != 1:
-            raise TypeError(f"DLPack of version {told.major} is not known")
-        return _of_tensor(told.tensor, not told.flags & _READ_ONLY, (memory, capsule))
-    if address := _capsule(capsule, b"dltensor"):
-        return _of_tensor(_Tensor.from_address(address), True, (memory, capsule))
-    raise TypeError("__dlpack__ must return a capsule that nobody has consumed")
-
-
-def _of_tensor(tensor: _Tensor, writable: bool, owner: object) -> DeviceMemory:
-    kind = int(tensor.device_type)
-    if kind != _CUDA:
-        raise TypeError(f"memory is {_KINDS.get(kind, f'of DLPack device type {kind}')} memory, not a CUDA device's")
-    if tensor.bits * tensor.lanes % 8:
+    lies = lying(memory, stream=-1)  # -1: order nothing
+    if lies.kind != Kind.CUDA:
+        raise TypeError(f"memory is {kind_name(lies.kind)}, not a CUDA device's")
+    if lies.bits % 8:
         raise TypeError("memory must hold items of whole bytes")
-    size = tensor.bits * tensor.lanes // 8
-    shape = [int(tensor.shape[i]) for i in range(tensor.ndim)]
-    if tensor.strides:  # in items
-        _require_contiguous(shape, [int(tensor.strides[i]) * size for i in range(tensor.ndim)], size)
-    count = prod(shape) * size or _refuse_empty()
-    return DeviceMemory(int(tensor.data + tensor.byte_offset), count, int(tensor.device_id), writable, owner)
-
-
-def _capsule(capsule: object, name: bytes) -> int:
-    """The pointer in a capsule of this name; 0 where it is not one."""
-    valid, pointer = ctypes.pythonapi.PyCapsule_IsValid, ctypes.pythonapi.PyCapsule_GetPointer
-    valid.argtypes, valid.restype = (ctypes.py_object, ctypes.c_char_p), ctypes.c_int
-    pointer.argtypes, pointer.restype = (ctypes.py_object, ctypes.c_char_p), ctypes.c_void_p
-    return int(pointer(capsule, name) or 0) if valid(capsule, name) else 0
+    if not lies.contiguous:
+        raise ValueError("memory must be contiguous")
+    return DeviceMemory(lies.address, lies.bytes or _refuse_empty(), lies.device, lies.writable, (memory, lies.capsule))

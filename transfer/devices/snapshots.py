@@ -86,7 +86,7 @@ class Snapshots:
         try:
             segment = _sparse(region.bytes, allowed)
             await self._fill(region, segment, allowed)
-            copy = await self._inner.register(segment, name=f"{region.name}, lent", writable=False)
+            copy = await self._inner.register_lent(segment, name=f"{region.name}, lent")
             try:
                 granted = await self._inner.grant(copy, allowed, rights=rights, lifetime_s=lifetime_s)
             except BaseException:

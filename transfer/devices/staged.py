@@ -45,6 +45,8 @@ class Inner(Transport, Protocol):
 
     def find_region(self, region_id: int) -> Region | None: ...
 
+    async def register_lent(self, memory: object, *, name: str) -> Region: ...
+
 
 class StagedTransport:
     """See transfer.base.Transport. `inner`: any of this package's; it is closed with this one."""
@@ -117,6 +119,11 @@ class StagedTransport:
     def find_region(self, region_id: int) -> Region | None:
         return self._regions.get(region_id) or self.inner.find_region(region_id)
 
+    @property
+    def plain(self) -> bool:
+        """Whether no device memory is registered."""
+        return not self.direct and not len(self._regions)
+
     def is_staged(self, region_id: int) -> bool:
         return region_id >= _FIRST_ID
 
@@ -151,6 +158,8 @@ class StagedTransport:
         """
         if self._regions.get(region.id) is not region:
             return await self.inner.grant(region, ranges, rights=rights, lifetime_s=lifetime_s)
+        if region.state is RegionState.POISONED:
+            raise RegionPoisoned(f"{region.name} is poisoned: something may still touch it")
         if region.state is not RegionState.OPEN:
             raise ValueError(f"{region.name} is not registered here")
         return await self._snapshots.grant(region, ranges, rights=rights, lifetime_s=lifetime_s)

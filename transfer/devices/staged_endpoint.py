@@ -76,6 +76,8 @@ class StagedEndpoint:
         return found
 
     def read(self, batch: Batch, *, deadline_s: float, parts: Sequence[int] | None = None) -> Transfer:
+        if self._host.plain:
+            return self.inner.read(batch, deadline_s=deadline_s, parts=parts)
         if parts is not None and (hashed := self._hashed(batch, deadline_s, parts)) is not None:
             return hashed
         if not self._staged(batch, parts):

@@ -8,7 +8,7 @@ import asyncio
 import random
 from collections import deque
 from collections.abc import Callable, Coroutine
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 import numpy as np
@@ -35,14 +35,16 @@ _Digests = npt.NDArray[np.uint64]
 
 @dataclass(frozen=True, slots=True, eq=False)
 class DeviceArray:
-    """As a framework's array shows itself."""
+    """As a framework's array shows itself. `streams`: the one that it names now, if any, is the last."""
 
     memory: DeviceMemory
+    streams: list[int] = field(default_factory=list)
 
     @property
     def __cuda_array_interface__(self) -> dict[str, object]:
-        one = self.memory
-        return {"shape": (one.bytes,), "typestr": "|u1", "data": (one.address, not one.writable), "version": 3}
+        one, stream = self.memory, self.streams[-1] if self.streams else None
+        place = (one.address, not one.writable)
+        return {"shape": (one.bytes,), "typestr": "|u1", "data": place, "version": 3, "stream": stream}
 
     def __dlpack_device__(self) -> tuple[int, int]:
         return 2, self.memory.device
@@ -58,7 +60,9 @@ class SimulatedDevice:
         self.broken = False  # a fault to inject: marks raise, as after an illegal address
         self.copies = 0
         self.hashed = 0  # leaves, by its kernel
+        self.hung = False  # another: no copy that is under way or begins ends
         self.waited_for: list[int] = []
+        self.producers: dict[int, list[Callable[[], None]]] = {}  # by stream: work that ends when somebody waits for it
         self._allocations: list[tuple[int, Bytes]] = []
         self._next = _BASE
 
@@ -84,6 +88,11 @@ class SimulatedDevice:
         leaves = [self.at(start, count) for start, count in zip(starts.tolist(), lengths.tolist(), strict=True)]
         return np.array([xxhash.xxh3_64_intdigest(leaf.tobytes()) for leaf in leaves], dtype=np.uint64)
 
+    def finish(self, stream: int) -> None:
+        """What a kernel of that stream had to do."""
+        for work in self.producers.pop(stream, []):
+            work()
+
     def open_stream(self, device: int) -> SimulatedStream:
         assert device == self.ordinal
         return SimulatedStream(self)
@@ -100,10 +109,12 @@ class SimulatedStream:
 
     def to_device(self, address: int, host: Bytes) -> None:
         place = self.device.at(address, len(host))
+        self.device.copies += 1
         self._queue(lambda: np.copyto(place, host))
 
     def to_host(self, host: Bytes, address: int) -> None:
         place = self.device.at(address, len(host))
+        self.device.copies += 1
         self._queue(lambda: np.copyto(host, place))
 
     def mark(self) -> SimulatedMark:
@@ -111,10 +122,10 @@ class SimulatedStream:
 
     def after(self, stream: int) -> None:
         self.device.waited_for.append(stream)
+        self._queue(lambda: self.device.finish(stream))
 
     def _queue(self, copy: Callable[[], None]) -> None:
         self._queued += 1
-        self.device.copies += 1
         self._copies.append(copy)
         if len(self._copies) == 1:
             self._later()
@@ -123,6 +134,9 @@ class SimulatedStream:
         asyncio.get_running_loop().call_later(self.device.chance.uniform(*self.device.latency_s), self._step)
 
     def _step(self) -> None:
+        if self.device.hung:
+            self._later()
+            return
         self._copies.popleft()()
         self.ended += 1
         if self._copies:

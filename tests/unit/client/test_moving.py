@@ -11,9 +11,10 @@ import pytest
 
 from kvstore.client.buffers import Memory, Places, Registry
 from kvstore.client.calls import Times, times_of
+from kvstore.client.conducts import Awaited, Called, Mover, drive
 from kvstore.client.held import Reach
 from kvstore.client.journeys import Limits
-from kvstore.client.moving import Awaited, AwaySlots, Called, Mover, conduct_of, drive
+from kvstore.client.moving import AwaySlots, conduct_of
 from kvstore.client.steps import Fetch, Hold, Put, PutOutcome, Reserve, Status, WireHint
 from kvstore.client.ways import Read
 from kvstore.errors import Poisoned, Unavailable
@@ -64,7 +65,9 @@ class World:
         self.session, self.ways = Session(), Ways()
         limits = Limits(1000, 1 << 20, 1024, 1.0)
         reach = Reach(self.session)  # type: ignore[arg-type]
-        line = SimpleNamespace(session=self.session, limits=limits, reach=reach, numbers=iter(range(1, 100)))
+        line = SimpleNamespace(
+            session=self.session, limits=limits, reach=reach, numbers=iter(range(1, 100)), maps=False
+        )
         self.mover: Any = Mover(self.ways, line, True)  # type: ignore[arg-type]
         known = SimpleNamespace(digest=bytes(32))
         self.space: Any = SimpleNamespace(

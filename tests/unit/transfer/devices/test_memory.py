@@ -8,7 +8,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from transfer.devices.memory import DeviceMemory, _Tensor, _Versioned, device_memory
+from transfer.devices.memory import DeviceMemory, device_memory
+from transfer.dlpack import _Tensor, _Versioned
 
 
 class Interface:

@@ -140,6 +140,22 @@ async def test_device_memory_is_lent_as_it_was_when_it_was_granted() -> None:
 
 
 @virtual
+async def test_what_is_lent_is_registered_for_peers_alone() -> None:
+    """A NIC of our own that registered all of the copy would fill its holes with pages: as many as the region has."""
+    async with both() as sides:
+        shown: list[str] = []
+        register = sides.there.inner.register
+
+        async def seen(memory: object, **more: object) -> Region:
+            shown.append(str(more.get("name")))
+            return await register(memory, **more)  # type: ignore[arg-type]
+
+        sides.there.inner.register = seen  # type: ignore[method-assign]
+        await sides.lent([(0, 1)])
+        assert not [name for name in shown if name.endswith(", lent")]
+
+
+@virtual
 async def test_peers_cannot_write_to_it_and_are_told_so() -> None:
     async with both() as sides:
         region, _, _ = await sides.lent()

@@ -7,8 +7,8 @@ from collections.abc import Sequence
 
 import pytest
 
-from kvstore.client import dlpack
-from kvstore.client.buffers import memory_of
+from transfer import dlpack
+from transfer.dlpack import lying
 
 UINT8, BYTES = 1, 256
 
@@ -32,9 +32,12 @@ class Made:
         self._strides = (ctypes.c_int64 * len(strides))(*strides) if strides is not None else None
         tensor = dlpack._Tensor(
             ctypes.addressof(self.bytes),
-            dlpack._Device(1, 0),
+            dlpack.Kind.CPU,
+            0,
             len(shape),
-            dlpack._DataType(UINT8, bits, lanes),
+            UINT8,
+            bits,
+            lanes,
             ctypes.cast(self._shape, ctypes.POINTER(ctypes.c_int64)),
             ctypes.cast(self._strides, ctypes.POINTER(ctypes.c_int64)) if self._strides is not None else None,
             byte_offset,
@@ -53,8 +56,9 @@ class Made:
 @pytest.mark.parametrize("major", [None, 1])
 def test_bytes_begin_at_their_offset(major: int | None) -> None:
     tensor = Made((100,), byte_offset=56, major=major)
-    memory = memory_of(tensor, "source")
-    assert ctypes.string_at(memory.address, memory.length) == bytes(range(56, 156))
+    lies = lying(tensor)
+    assert ctypes.string_at(lies.address, lies.bytes) == bytes(range(56, 156))
+    assert (lies.kind, lies.device) == (dlpack.Kind.CPU, 0)
 
 
 @pytest.mark.parametrize(
@@ -69,18 +73,18 @@ def test_bytes_begin_at_their_offset(major: int | None) -> None:
     ],
 )
 def test_lengths(tensor: Made, length: int) -> None:
-    assert memory_of(tensor, "source").length == length
+    lies = lying(tensor)
+    assert lies.contiguous and lies.bytes == length
 
 
 @pytest.mark.parametrize("strides", [(1, 4), (9, 1), (8, 2), (-8, 1)])
-def test_what_is_not_in_one_piece_is_refused(strides: tuple[int, int]) -> None:
-    with pytest.raises(ValueError, match="source: is not contiguous"):
-        memory_of(Made((4, 8), strides), "source")
+def test_what_is_not_in_one_piece_is_told(strides: tuple[int, int]) -> None:
+    assert not lying(Made((4, 8), strides)).contiguous
 
 
 def test_what_may_not_be_written_and_what_is_not_known() -> None:
-    assert memory_of(Made(), "into").writable
-    assert memory_of(Made(major=1), "into").writable
-    assert not memory_of(Made(major=1, flags=1), "into").writable
-    with pytest.raises(ValueError, match="into: speaks DLPack 2, this reads 0 and 1"):
-        memory_of(Made(major=2), "into")
+    assert lying(Made()).writable
+    assert lying(Made(major=1)).writable
+    assert not lying(Made(major=1, flags=1)).writable
+    with pytest.raises(TypeError, match="speaks DLPack 2, this reads 0 and 1"):
+        lying(Made(major=2))

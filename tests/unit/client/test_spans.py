@@ -7,7 +7,7 @@ import numpy.typing as npt
 import pytest
 
 from kvstore.client.buffers import memory_of
-from kvstore.client.ways import _array_of, spans_of
+from kvstore.client.spans import array_of, spans_of
 from transfer.regions import owner_of
 
 Bytes = npt.NDArray[np.uint8]
@@ -15,7 +15,7 @@ Bytes = npt.NDArray[np.uint8]
 
 def spanned(*buffers: object, writable: bool = True) -> Bytes:
     (span,) = spans_of([memory_of(buffer, "into") for buffer in buffers])
-    array = _array_of(span, writable)
+    array = array_of(span, writable)
     assert (int(array.ctypes.data), array.nbytes) == (span.start, span.end - span.start)
     assert array.dtype == np.uint8 and (array.flags.writeable or not writable)
     return array
