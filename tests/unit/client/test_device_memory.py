@@ -264,7 +264,7 @@ def test_what_nobody_hashed_is_no_damage() -> None:
     lease: Any = SimpleNamespace(checksums=np.array([1, 2, 3, 4], "<u8").tobytes(), offsets=[0, 1])
 
     def told(*sums: int, failure: str = "late") -> tuple[int, int | None]:
-        read = verified(2, np.array(sums, np.uint64), lease, verify=True, late=True, failure=failure)
+        read = verified(2, np.array(sums, np.uint64), lease, range(2), verify=True, late=True, failure=failure)
         return read.blocks, read.corrupt
 
     assert told(0, 0, 0, 0) == (0, None)
