@@ -6,7 +6,7 @@ FUZZ_SECONDS ?= 60
 SEEDS ?= 500
 GRAFANA_TYPES := 'grafana-foundation-sdk==1769699379!11.6.0'
 .DEFAULT_GOAL := help
-.PHONY: help setup native stubs proto check test test-s3 test-dashboards test-rdma setup-rdma setup-engines demo bench bench-peers sanitize fuzz wheel clean
+.PHONY: help setup native stubs proto check test test-s3 test-dashboards test-rdma setup-rdma setup-engines test-engines demo bench bench-peers sanitize fuzz wheel clean
 
 help:            ## this list
 	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 18
@@ -58,6 +58,9 @@ test-rdma: setup  ## RDMA verbs for real, in a QEMU machine with soft-RoCE; the 
 
 setup-engines: setup  ## real vLLM (two releases) and SGLang, each in a venv of its own under build/engines; says sizes first
 	@$(PY) -m tests.engines.venvs
+
+test-engines: setup-engines  ## adapters in real engines on tiny models
+	$(PY) -m pytest -q -rs tests/engines
 
 demo: setup      ## a prefill and a decode process of a real transformer share KV through a node
 	@sh deploy/dev/setup.sh torch

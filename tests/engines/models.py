@@ -66,12 +66,13 @@ MODELS = {
             **_IDS, **_LONG, "hidden_size": 128, "intermediate_size": 256, "num_hidden_layers": 4,
             "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 32,
         }),
-        # One latent of 64 + 32 numbers a token, for all heads; a layer without and layers with experts.
+        # One latent of 512 + 64 numbers a token for all heads, the only size that vLLM has a kernel for on a CPU; a
+        # layer without and layers with experts.
         Model("mla", "DeepseekV3Config", {
             **_IDS, **_LONG, "hidden_size": 128, "intermediate_size": 256, "moe_intermediate_size": 64,
             "num_hidden_layers": 3, "num_attention_heads": 4, "num_key_value_heads": 4, "first_k_dense_replace": 1,
             "n_routed_experts": 4, "num_experts_per_tok": 2, "n_shared_experts": 1, "n_group": 1, "topk_group": 1,
-            "q_lora_rank": 64, "kv_lora_rank": 64, "qk_nope_head_dim": 32, "qk_rope_head_dim": 32, "v_head_dim": 32,
+            "q_lora_rank": 64, "kv_lora_rank": 512, "qk_nope_head_dim": 32, "qk_rope_head_dim": 64, "v_head_dim": 32,
             "topk_method": "noaux_tc",  # transformers' only way, which vLLM wants named
         }),
         # Every third layer looks at everything, the others at the last 64 tokens.

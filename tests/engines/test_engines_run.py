@@ -1,0 +1,130 @@
+"""The engines as they are, with no connector: what every other test here builds on.
+
+Each generates the same tokens twice, counts its own prefix hits, and is stopped and killed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.engines.run import Engine, EngineFailed, sglang, vllm
+from tests.engines.serve import serve
+from tests.engines.venvs import RECIPES, ready
+from tests.engines.wire import Answer, Prompt, words
+
+BLOCK = 32  # run.vllm's and run.sglang's
+LONG = Prompt(words(200), max_tokens=12)
+HIT = 200 // BLOCK * BLOCK
+
+
+def needs(name: str) -> None:
+    if not ready(RECIPES[name]):
+        pytest.skip(f"build/engines/{name} is not there, or of other pins: make setup-engines")
+
+
+@pytest.fixture(scope="module", params=["vllm", "vllm-prev", "sglang"])
+def llama(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Engine]:
+    """One process for the tests below; each has a prompt of its own."""
+    needs(request.param)
+    folder = tmp_path_factory.mktemp(request.param)
+    with sglang("llama", folder) if request.param == "sglang" else vllm("llama", folder, venv=request.param) as engine:
+        yield engine
+
+
+def is_hit(answer: Answer, first: Answer, tokens: int = HIT) -> bool:
+    assert first.cached == 0
+    assert (answer.cached, answer.external) == (tokens, 0)
+    return answer.tokens == first.tokens
+
+
+class TestLlama:
+    def test_the_same_tokens_again_and_the_prefix_is_a_hit(self, llama: Engine) -> None:
+        first, again = llama.generate(LONG), llama.generate(LONG)
+        assert (first.finish, len(first.tokens)) == ("length", LONG.max_tokens)
+        assert len(set(first.tokens)) > LONG.max_tokens // 2  # not one token for ever, whatever the prompt was
+        assert is_hit(again, first)
+        assert again.first_token_s is not None
+        assert 0 < again.first_token_s <= again.took_s
+
+    def test_other_prompts_give_other_tokens_and_a_batch_the_same(self, llama: Engine) -> None:
+        prompts = [Prompt(words(150, seed), max_tokens=8) for seed in (1, 2, 3)]
+        alone = [llama.generate(prompt) for prompt in prompts]
+        assert len({answer.tokens for answer in alone}) == len(prompts)
+        together = llama.generate_all(prompts)
+        assert [answer.tokens for answer in together] == [answer.tokens for answer in alone]
+
+    def test_salts_do_not_share(self, llama: Engine) -> None:
+        salted = [Prompt(words(200, 4), max_tokens=4, salt=salt) for salt in ("a", "b", "a")]
+        one, other, again = [llama.generate(prompt) for prompt in salted]
+        assert (one.cached, other.cached) == (0, 0)
+        assert is_hit(again, one)
+        assert other.tokens == one.tokens
+
+    def test_an_abort_ends_one_request_and_no_other(self, llama: Engine) -> None:
+        long, short = llama.submit([Prompt(words(100, 5), max_tokens=2000), Prompt(words(100, 6), max_tokens=64)])
+        llama.first_token(long)
+        llama.abort([long])
+        aborted, whole = llama.answers([long, short])
+        assert aborted.finish == "abort"
+        assert len(aborted.tokens) < 2000
+        assert (whole.finish, len(whole.tokens)) == ("length", 64)
+
+    def test_code_of_a_test_runs_in_the_engine(self, llama: Engine) -> None:
+        assert llama.call("tests.engines.probes:pid") == llama.pid
+        with pytest.raises(EngineFailed, match="has no attribute 'nowhere'"):
+            llama.call("tests.engines.probes:nowhere")
+
+
+class TestVllm:
+    @pytest.mark.parametrize(("model", "groups"), [("mla", 1), ("sliding", 3)])
+    def test_other_models(self, model: str, groups: int, tmp_path: Path) -> None:
+        needs("vllm")
+        with vllm(model, tmp_path) as engine:
+            engine.generate(Prompt(words(100, 1)))  # the very first one may differ in its last bits (MLA)
+            first, again = engine.generate(LONG), engine.generate(LONG)
+            assert is_hit(again, first)
+            assert engine.call("tests.engines.probes:groups") == groups
+
+    def test_two_ranks(self, tmp_path: Path) -> None:
+        needs("vllm")
+        with vllm("llama", tmp_path, tensor_parallel_size=2) as engine:
+            first, again = engine.generate(LONG), engine.generate(LONG)
+            assert is_hit(again, first)
+
+    def test_no_prefix_cache(self, tmp_path: Path) -> None:
+        needs("vllm")
+        with vllm("llama", tmp_path, enable_prefix_caching=False) as engine:
+            first, again = engine.generate(LONG), engine.generate(LONG)
+            assert again.cached == 0
+            assert again.tokens == first.tokens
+
+    def test_killed_in_the_middle(self, tmp_path: Path) -> None:
+        needs("vllm")
+        with vllm("llama", tmp_path) as engine:
+            (name,) = engine.submit([Prompt(words(100), max_tokens=2000)])
+            engine.first_token(name)
+            engine.kill()
+            with pytest.raises(EngineFailed, match="ended, code -9"):
+                engine.answers([name])
+
+    def test_what_cannot_start_says_why(self, tmp_path: Path) -> None:
+        needs("vllm")
+        with pytest.raises(EngineFailed, match="no_such_argument"):
+            vllm("llama", tmp_path, no_such_argument=1)
+
+    def test_a_server(self, tmp_path: Path) -> None:
+        needs("vllm")
+        asked = {"model": "llama", "prompt": LONG.tokens, "max_tokens": 12, "temperature": 0, "ignore_eos": True}
+        with serve("llama", tmp_path) as server:
+            first, again = (server.post("/v1/completions", asked) for _ in range(2))
+            assert first["usage"]["completion_tokens"] == 12
+            assert again["choices"][0]["text"] == first["choices"][0]["text"]
+            assert again["usage"]["prompt_tokens_details"]["cached_tokens"] == HIT
+            streamed = list(server.stream("/v1/completions", asked))
+            assert "".join(event["choices"][0]["text"] for event in streamed) == first["choices"][0]["text"]
+            chat = {"model": "llama", "messages": [{"role": "user", "content": "w1 w2 w3"}], "max_tokens": 4}
+            assert server.post("/v1/chat/completions", chat)["usage"]["completion_tokens"] <= 4
+            assert server.metric("vllm:prefix_cache_hits_total") >= HIT
