@@ -15,7 +15,7 @@ import os
 import shutil
 import subprocess
 import sys
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -43,7 +43,6 @@ class Model:
     dtype: str = "float32"
     seed: int = 7
     spread: float = 0.12
-    groups: int = field(default=1)
 
     @property
     def digest(self) -> str:
@@ -80,9 +79,9 @@ MODELS = {
             **_IDS, **_LONG, "hidden_size": 128, "intermediate_size": 256, "num_hidden_layers": 6,
             "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 32, "query_pre_attn_scalar": 32,
             "sliding_window": 64, "layer_types": ["sliding_attention", "sliding_attention", "full_attention"] * 2,
-        }, groups=3),
-        # For measurements: thousands of tokens take seconds to prefill on two cores, and a block of 128 tokens is
-        # 128 * 2 * 8 * 64 * 12 numbers of 4 bytes: 6 MiB, 512 KiB a layer.
+        }),
+        # For measurements: thousands of tokens take seconds to prefill on two cores, and a block of 128 tokens has
+        # 128 * 2 * 4 * 64 numbers of 4 bytes a layer: 256 KiB, and 3 MiB in all.
         Model("slow", "LlamaConfig", {
             **_IDS, **_LONG, "hidden_size": 768, "intermediate_size": 2048, "num_hidden_layers": 12,
             "num_attention_heads": 12, "num_key_value_heads": 4, "head_dim": 64,

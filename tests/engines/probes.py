@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 from typing import Any
 
-__all__ = ["groups", "pid"]
+__all__ = ["caches_prefixes", "groups", "pid"]
 
 
 def pid(engine: Any) -> int:
@@ -18,3 +18,8 @@ def pid(engine: Any) -> int:
 def groups(engine: Any) -> int:
     """How many KV cache groups a vLLM engine made of its model."""
     return len(engine.engine_core.engine_core.scheduler.kv_cache_config.kv_cache_groups)
+
+
+def caches_prefixes(engine: Any) -> bool:
+    """Whether a vLLM engine keeps a prefix cache of its own, whatever it was asked for."""
+    return bool(engine.vllm_config.cache_config.enable_prefix_caching)

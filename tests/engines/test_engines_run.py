@@ -5,8 +5,11 @@ Each generates the same tokens twice, counts its own prefix hits, and is stopped
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import json
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -18,11 +21,31 @@ from tests.engines.wire import Answer, Prompt, words
 BLOCK = 32  # run.vllm's and run.sglang's
 LONG = Prompt(words(200), max_tokens=12)
 HIT = 200 // BLOCK * BLOCK
+GROUPS = 3  # of "sliding": two of windows and one of all tokens, two layers each
 
 
 def needs(name: str) -> None:
     if not ready(RECIPES[name]):
         pytest.skip(f"build/engines/{name} is not there, or of other pins: make setup-engines")
+
+
+def until(done: Callable[[], bool], max_s: float = 60.0) -> None:
+    end = time.monotonic() + max_s
+    while not done():
+        assert time.monotonic() < end, f"not in {max_s:.0f} s"
+        time.sleep(0.05)
+
+
+def hicache(layout: str) -> dict[str, Any]:
+    return {
+        "enable_hierarchical_cache": True,
+        "hicache_mem_layout": layout,
+        "hicache_io_backend": "direct",
+        "hicache_write_policy": "write_through",
+        "hicache_storage_backend": "file",
+        "hicache_storage_prefetch_policy": "wait_complete",
+        "hicache_storage_backend_extra_config": json.dumps({"prefetch_threshold": BLOCK}),
+    }
 
 
 @pytest.fixture(scope="module", params=["vllm", "vllm-prev", "sglang"])
@@ -79,14 +102,23 @@ class TestLlama:
 
 
 class TestVllm:
-    @pytest.mark.parametrize(("model", "groups"), [("mla", 1), ("sliding", 3)])
-    def test_other_models(self, model: str, groups: int, tmp_path: Path) -> None:
+    def test_sliding_windows_have_groups_of_their_own(self, tmp_path: Path) -> None:
         needs("vllm")
-        with vllm(model, tmp_path) as engine:
-            engine.generate(Prompt(words(100, 1)))  # the very first one may differ in its last bits (MLA)
+        with vllm("sliding", tmp_path) as engine:
             first, again = engine.generate(LONG), engine.generate(LONG)
             assert is_hit(again, first)
-            assert engine.call("tests.engines.probes:groups") == groups
+            assert engine.call("tests.engines.probes:groups") == GROUPS
+
+    def test_latent_attention(self, tmp_path: Path) -> None:
+        """Without AMX vLLM turns its prefix cache off for it, and says so in its log."""
+        needs("vllm")
+        with vllm("mla", tmp_path) as engine:
+            engine.generate(Prompt(words(100, 1)))  # the very first one may differ in its last bits
+            first, again = engine.generate(LONG), engine.generate(LONG)
+            assert again.tokens == first.tokens
+            caches = engine.call("tests.engines.probes:caches_prefixes")
+            assert (again.cached > 0) == caches
+            assert caches or "prefix caching to be disabled" in engine.log.read_text()
 
     def test_two_ranks(self, tmp_path: Path) -> None:
         needs("vllm")
@@ -128,3 +160,19 @@ class TestVllm:
             chat = {"model": "llama", "messages": [{"role": "user", "content": "w1 w2 w3"}], "max_tokens": 4}
             assert server.post("/v1/chat/completions", chat)["usage"]["completion_tokens"] <= 4
             assert server.metric("vllm:prefix_cache_hits_total") >= HIT
+
+
+class TestSglang:
+    @pytest.mark.parametrize("layout", ["layer_first", "page_first_direct"])
+    def test_another_process_takes_the_prefix_from_storage(self, layout: str, tmp_path: Path) -> None:
+        """The shim's copies, there and back: with HiCache, and SGLang's own storage of files."""
+        needs("sglang")
+        storage = {"SGLANG_HICACHE_FILE_BACKEND_STORAGE_DIR": str(tmp_path / "files")}
+        answers = []
+        for log in ("writer.log", "reader.log"):
+            with sglang("llama", tmp_path, log=log, env=storage, **hicache(layout)) as engine:
+                answers.append(engine.generate(LONG))
+                until(lambda: len(list((tmp_path / "files").glob("*.bin"))) == HIT // BLOCK)
+        writer, reader = answers
+        assert (writer.cached, reader.cached, reader.external) == (0, HIT, HIT)
+        assert reader.tokens == writer.tokens

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from types import ModuleType
+from typing import Any
 
 import torch
 
@@ -54,8 +55,19 @@ def transfer_kv_all_layer_direct_lf_pf(
 _COPIES = (transfer_kv_direct, transfer_kv_per_layer_direct_pf_lf, transfer_kv_all_layer_direct_lf_pf)
 
 
+def _names(function: Any) -> tuple[str, ...]:
+    return getattr(getattr(function, "__code__", None), "co_varnames", ())
+
+
+_never = property(lambda pool: False, lambda pool, wanted: None)
+
+
 def complete(module: ModuleType) -> None:
-    """Gives a pool's module the copies, where it has none; memory is not registered with a device that is not there."""
+    """Gives a module of pools the copies that it could not import, and pools that pin no memory: torch refuses to
+    without a device, and CUDA is not there to be told."""
     for copy in _COPIES:
         if not hasattr(module, copy.__name__):
             setattr(module, copy.__name__, copy)
+    for pool in [value for value in vars(module).values() if isinstance(value, type)]:
+        if pool.__module__ == module.__name__ and "pin_memory" in _names(pool.__init__):
+            pool.pin_memory = _never
