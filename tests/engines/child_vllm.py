@@ -14,6 +14,23 @@ from tests.engines.wire import Answer, Line, called
 IDLE_S = 0.0005  # after a step that brought nothing (a load is under way): others need the interpreter
 
 
+def keep_prefix_cache() -> None:
+    """vLLM turns its prefix cache off for latent attention on a CPU without AMX, though the kernels that it falls back
+    to are right after a prefix. What a connector brings must equal a hit in the engine's own cache (a full prefill
+    rounds otherwise, and tokens differ), so tests need that hit."""
+    from vllm.platforms import current_platform
+
+    platform = type(current_platform)
+    update = platform.check_and_update_config.__func__
+
+    def updated(cls: type, config: Any) -> None:
+        asked = config.cache_config.enable_prefix_caching
+        update(cls, config)
+        config.cache_config.enable_prefix_caching = asked
+
+    platform.check_and_update_config = classmethod(updated)
+
+
 class Vllm:
     def __init__(self, line: Line, arguments: dict[str, Any]) -> None:
         from vllm import SamplingParams
@@ -21,6 +38,8 @@ class Vllm:
         from vllm.engine.arg_utils import EngineArgs
         from vllm.v1.engine.llm_engine import LLMEngine
 
+        if arguments.pop("keep_prefix_cache", False):
+            keep_prefix_cache()
         for name, kind in (("kv_transfer_config", KVTransferConfig), ("kv_events_config", KVEventsConfig)):
             if isinstance(arguments.get(name), dict):
                 arguments[name] = kind(**arguments[name])

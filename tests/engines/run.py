@@ -232,7 +232,8 @@ def vllm(
     log: str = "vllm.log",
     **arguments: Any,
 ) -> Engine:
-    """A vLLM engine (EngineArgs are the keywords); logs into `folder`. Not compiled, 64 MiB of KV cache, float32."""
+    """A vLLM engine (EngineArgs are the keywords); logs into `folder`. Not compiled, 64 MiB of KV cache, float32.
+    `keep_prefix_cache=True` keeps it also for latent attention on a CPU without AMX (child_vllm.keep_prefix_cache)."""
     usual = {
         "model": str(model(model_name)),
         "dtype": "float32",
