@@ -60,7 +60,7 @@ setup-engines: setup  ## real vLLM (two releases) and SGLang, each in a venv of 
 	@$(PY) -m tests.engines.venvs
 
 test-engines: setup-engines  ## adapters in real engines on tiny models
-	$(PY) -m pytest -q -rs tests/engines
+	$(PY) -m pytest -q -rs -o faulthandler_timeout=500 tests/engines
 
 demo: setup      ## a prefill and a decode process of a real transformer share KV through a node
 	@sh deploy/dev/setup.sh torch
