@@ -83,3 +83,9 @@ class NamespaceFace:
         made before a clear finds nothing after it. Arithmetic in the calling thread, in both faces.
         """
         return self._space.chain(token_ids, extras, parent_of(parent) or None)
+
+    def chain_of_hashes(self, hashes: Sequence[bytes], *, parent: object = None) -> Keys:
+        """The same from an engine's own hashes of its full blocks, 1 to 64 bytes each, each of the whole prefix with
+        its extras: they stand in for tokens.
+        """
+        return self._space.chain_of_hashes(hashes, parent_of(parent) or None)

@@ -97,6 +97,9 @@ class Space:
     def chain(self, tokens: identity.Tokens, extras: Sequence[identity.Extra], parent: bytes | None) -> Keys:
         return identity.chain_keys(parent or self.known.seed, tokens, self.block_tokens, extras)
 
+    def chain_of_hashes(self, hashes: Sequence[bytes], parent: bytes | None) -> Keys:
+        return identity.chain_keys_from_hashes(parent or self.known.seed, hashes)
+
     def lookup(self, limits: Limits, chain: object, needs: Sequence[Need] | None) -> Journey[Found]:
         wanted = tuple(needs or ())
         for i, need in enumerate(wanted):

@@ -1,0 +1,350 @@
+"""The scheduler's half: what to promise of each prompt, what to load, what to save. Never waits.
+
+    on_new_request       the search begins; what lies on lower tiers is asked up
+    matched              None while it goes on; then the tokens that the store *holds* for this request
+    allocated            the promise becomes a load, or is given back
+    build                this step's loads, and saves of the blocks that it fills; their blocks are pinned
+    heard                what workers say: layouts, saves and loads that ended, blocks that did not arrive
+
+Every state is of the engine's one scheduling thread; threads of `Workers` see Findings only.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Final
+
+import numpy as np
+
+from engine_adapters.base.link import Link
+from engine_adapters.base.promises import Budget, Finding, Promise, needed
+from engine_adapters.base.workers import Workers
+from engine_adapters.vllm.chains import Chain
+from engine_adapters.vllm.handover import expected_blocks, told
+from engine_adapters.vllm.meta import Load, StepMeta, WorkerMeta
+from engine_adapters.vllm.saves import Saves
+from engine_adapters.vllm.stats import Stats
+from kvstore.errors import KvStoreError
+
+if TYPE_CHECKING:
+    from vllm.config import VllmConfig
+    from vllm.v1.core.block_pool import BlockPool
+    from vllm.v1.core.kv_cache_manager import KVCacheBlocks
+    from vllm.v1.core.sched.output import SchedulerOutput
+    from vllm.v1.request import Request
+
+    from engine_adapters.base.settings import AdapterSettings
+    from engine_adapters.vllm.layout import Geometry
+    from kvstore import KVLayout
+
+__all__ = ["StoreScheduler"]
+
+log = logging.getLogger(__name__)
+
+FINDING_THREADS: Final = 4
+FINDINGS_MAX: Final = 4_096
+LAYOUT_S_MAX: Final = 5.0  # a request that comes before the workers have said what blocks are waits no longer
+CLOSE_S_MAX: Final = 2.0
+CLEAR_S_MAX: Final = 5.0
+LEASE_MARGIN_S: Final = 1.0
+
+
+@dataclass(slots=True)
+class Tracked:
+    """A request, from its arrival to its end."""
+
+    request: Request
+    chain: Chain
+    expect: int = 0  # blocks that somebody said are coming
+    saved: int = 0  # blocks that are in the store, as far as is known
+    finding: Finding | None = None
+    asked_at: float = 0.0  # when the engine first wanted an answer; 0: not yet
+    promise: Promise | None = None  # of a load under way
+    loading: bool = False
+    holed: bool = False  # a block of it found no room in the store
+
+
+class StoreScheduler:
+    def __init__(
+        self, settings: AdapterSettings, geometry: Geometry, vllm_config: VllmConfig, *, events: bool = False
+    ) -> None:
+        self._settings, self._geometry = settings, geometry
+        self._world: int = vllm_config.parallel_config.world_size
+        self._layerwise = settings.load == "layerwise"
+        self._loads = settings.load != "none"
+        self._requests: dict[str, Tracked] = {}
+        self._link: Link | None = None
+        self._budget = Budget(settings.promise_bytes_max)
+        self._workers = Workers("find", FINDING_THREADS, FINDINGS_MAX)
+        self._layouts: dict[int, KVLayout | None] = {}
+        self._asked_layout_at = 0.0
+        self._pending: list[Load] = []
+        self._opening = False
+        self._failures: dict[int, int] = {}
+        self._stale = False  # a clear failed: what the store holds may be of older weights
+        self.stats = Stats()
+        self.saves = Saves(settings, geometry, self._world, self.stats, events=events)
+
+    # ---- loads
+
+    def bind(self, pool: BlockPool) -> None:
+        self.saves.pool = pool
+
+    def on_new_request(self, request: Request) -> None:
+        tracked = self._track(request)
+        if self._may_load(request):
+            self._search(tracked, 0, self._cap(tracked), eager=True)
+
+    def matched(self, request: Request, computed: int) -> tuple[int | None, bool]:
+        """As get_num_new_matched_tokens."""
+        tracked = self._track(request)
+        if not self._may_load(request):
+            return 0, False
+        now = time.monotonic()
+        first, cap = computed // self._geometry.block_tokens, self._cap(tracked)
+        if cap <= first:
+            self._drop(tracked)
+            return 0, False
+        tracked.asked_at = tracked.asked_at or now
+        if not self._ready:
+            return (None if self._soon(now - tracked.asked_at) else 0), False
+        promise = self._promised(tracked, first, cap, now)
+        if promise is None:
+            return None, False
+        if promise.end <= first:
+            return 0, False
+        return promise.end * self._geometry.block_tokens - computed, not self._layerwise
+
+    def allocated(self, request: Request, blocks: KVCacheBlocks, tokens: int) -> None:
+        """As update_state_after_alloc."""
+        tracked = self._track(request)
+        finding, tracked.finding, tracked.asked_at = tracked.finding, None, 0.0
+        if finding is None:
+            return
+        if tokens == 0:
+            # Not chosen, or nothing to load. What was found in the store need not be saved again.
+            tracked.saved = max(tracked.saved, finding.promise.end if finding.done else 0)
+            finding.leave()
+            return
+        promise = finding.take()
+        first = (promise.end * self._geometry.block_tokens - tokens) // self._geometry.block_tokens
+        load = self._load(tracked, blocks, first, promise.end)
+        tracked.promise, tracked.loading = promise, True
+        tracked.saved = max(tracked.saved, promise.end)
+        self._pending.append(load)
+        self.stats.add("hit_tokens", tokens)
+
+    def hit_sources(self, request: Request) -> list[int]:
+        """Blocks of this request's load, by the number of the tier they came from."""
+        tracked = self._requests.get(request.request_id)
+        promise = tracked.promise if tracked is not None else None
+        return [0] * 4 if promise is None else np.bincount(promise.tiers, minlength=4).tolist()
+
+    # ---- each step
+
+    def build(self, output: SchedulerOutput) -> StepMeta:
+        """As build_connector_meta."""
+        loads, self._pending = self._pending, []
+        saves = []
+        if self._link is not None and not self._stale:
+            saves = self.saves.collect(output, self._requests, self._link)
+        return StepMeta(loads, saves, dict(self._failures))
+
+    def heard(self, said: WorkerMeta) -> None:
+        """As update_connector_output."""
+        if said.layouts:
+            self._learn(said)
+        for request_id, block in said.short.items():
+            tracked = self._requests.get(request_id)
+            if tracked is not None:
+                tracked.saved = min(tracked.saved, block)
+        for request_id, ranks in said.loaded.items():
+            tracked = self._requests.get(request_id)
+            if tracked is not None and ranks >= self._world:
+                self._landed(tracked)
+        self._failures.update(said.failures)
+        self.saves.finished(said.saved, self._requests)
+
+    def finished(self, request: Request, ids: Sequence[Sequence[int]]) -> dict[str, Any] | None:
+        """As request_finished_all_groups: parameters for whoever decodes it."""
+        tracked = self._requests.pop(request.request_id, None)
+        if tracked is None:
+            return None
+        blocks = 0
+        if not tracked.loading and self._link is not None and not self._stale:
+            blocks = self.saves.last(tracked, ids, self._link)
+        self._drop(tracked)
+        self._landed(tracked)
+        return told(request, blocks)
+
+    def clear(self) -> bool:
+        """As reset_cache: what the store holds of this model is unreachable, for everybody. Until that worked nothing
+        is loaded and nothing saved. The one call that waits: it is the operator's.
+        """
+        if self._link is None:
+            return True
+        self._stale = True
+        namespace = self._link.namespace()
+        if namespace is None:
+            return False
+        try:
+            namespace.clear(deadline_s=CLEAR_S_MAX)
+        except KvStoreError as error:
+            self._link.failed(error)
+            return False
+        self._stale = False
+        for tracked in self._requests.values():
+            self._drop(tracked)
+            tracked.chain.forget()
+            tracked.saved = 0
+        return True
+
+    def close(self) -> None:
+        for tracked in self._requests.values():
+            self._drop(tracked)
+        self._workers.close(CLOSE_S_MAX)
+        if self._link is not None:
+            self._link.close()
+
+    # ---- within
+
+    @property
+    def _layouts_missing(self) -> bool:
+        return len(self._layouts) < self._world
+
+    def _track(self, request: Request) -> Tracked:
+        tracked = self._requests.get(request.request_id)
+        if tracked is None:
+            chain = Chain(request, self._geometry)
+            tracked = Tracked(request, chain, expect=expected_blocks(request))
+            self._requests[request.request_id] = tracked
+        return tracked
+
+    @property
+    def _ready(self) -> bool:
+        return self._link is not None and self._link.opened is not None
+
+    def _soon(self, waited_s: float) -> bool:
+        """Whether a request that has waited so long should wait for the store to be known and opened."""
+        if self._link is None:
+            return self._layouts_missing and waited_s < LAYOUT_S_MAX
+        if self._link.up and not self._opening:
+            self._opening = self._workers.submit(self._open)
+        return self._opening and waited_s < self._settings.lookup_ms / 1e3
+
+    def _open(self) -> None:
+        try:
+            assert self._link is not None
+            self._link.namespace()
+        finally:
+            self._opening = False
+
+    def _may_load(self, request: Request) -> bool:
+        skips: bool = request.skip_reading_prefix_cache
+        return self._loads and not self._stale and not skips
+
+    def _cap(self, tracked: Tracked) -> int:
+        """Blocks that may come from elsewhere: one token at least is left to compute, as of a local hit."""
+        tokens: int = tracked.request.num_tokens
+        return min((tokens - 1) // self._geometry.block_tokens, tracked.chain.blocks)
+
+    def _promised(self, tracked: Tracked, first: int, cap: int, now: float) -> Promise | None:
+        """What is held for it from block `first` on; None: ask again."""
+        late = now - tracked.asked_at > self._settings.lookup_ms / 1e3
+        finding = tracked.finding
+        if finding is None:
+            return None if self._search(tracked, first, cap) else Promise(first, first)
+        if not finding.done:
+            if late:
+                self.stats.add("lookups_late", 1)
+                self._drop(tracked)
+                tracked.finding = _nothing(first)
+                return tracked.finding.promise
+            return None
+        promise = finding.promise
+        held = promise.end > first
+        expires = held and promise.expires_s - now < self._settings.load_ms / 1e3 + LEASE_MARGIN_S
+        if (held and promise.first > first) or expires or finding.again or (finding.crowded and not late):
+            return self._anew(tracked, first, cap)
+        if promise.end < min(tracked.expect, cap) and now - tracked.asked_at < self._settings.handover_ms / 1e3:
+            return self._anew(tracked, first, cap)
+        return promise
+
+    def _anew(self, tracked: Tracked, first: int, cap: int) -> Promise | None:
+        self._drop(tracked)
+        return None if self._search(tracked, first, cap) else Promise(first, first)
+
+    def _search(self, tracked: Tracked, first: int, cap: int, *, eager: bool = False) -> bool:
+        if self._link is None or not self._link.up or cap <= first:
+            return False
+        keys = tracked.chain.keys(self._link)
+        if keys is None:
+            self._soon(0.0)
+            return False
+        finding = Finding(keys[:cap], first, eager=eager)
+        until = time.monotonic() + self._settings.lookup_ms / 1e3
+        if not finding.start(self._workers, self._link, self._budget, until):
+            return False
+        self.stats.add("lookups", 1)
+        tracked.finding = finding
+        return True
+
+    def _drop(self, tracked: Tracked) -> None:
+        finding, tracked.finding = tracked.finding, None
+        if finding is not None:
+            finding.leave()
+
+    def _landed(self, tracked: Tracked) -> None:
+        promise, tracked.promise = tracked.promise, None
+        tracked.loading = False
+        if promise is not None:
+            promise.close()
+
+    def _load(self, tracked: Tracked, blocks: KVCacheBlocks, first: int, end: int) -> Load:
+        assert self._link is not None
+        keys = tracked.chain.keys(self._link)
+        assert keys is not None, "a promise was made of them"
+        ids, at = [], []
+        every = blocks.get_block_ids()
+        needs = self._link.layout.needs(0)
+        for place, (group, ratio) in enumerate(zip(self._geometry.groups, self._geometry.ratios, strict=True)):
+            begin = needed(needs[place], first, end)
+            at.append(begin)
+            ids.append(np.array(every[group][begin * ratio : end * ratio], dtype=np.int64))
+        return Load(
+            tracked.request.request_id,
+            first,
+            end,
+            keys[first:end],
+            tuple(at),
+            tuple(ids),
+            layerwise=self._layerwise,
+            session=getattr(tracked.request, "session_id", None) or "",
+        )
+
+    def _learn(self, said: WorkerMeta) -> None:
+        """What blocks are, from the workers: of all ranks the same, or the store is not used."""
+        if not self._layouts_missing:
+            return
+        self._layouts.update(said.layouts)
+        if self._layouts_missing:
+            return
+        layouts = list(self._layouts.values())
+        layout = layouts[0]
+        if layout is None or any(other != layout for other in layouts):
+            why = "; ".join(sorted(set(said.reasons.values()))) or "its ranks describe different caches"
+            log.warning("the store is not used: %s", why)
+            self._loads = False
+            return
+        self._link = Link(self._settings, layout)
+        self._soon(0.0)
+
+
+def _nothing(first: int) -> Finding:
+    """A search that is over and found nothing."""
+    finding = Finding(np.empty((0, 32), np.uint8), first)
+    finding.done = True
+    return finding

@@ -1,0 +1,144 @@
+"""What the tests of the store's connector do inside a vLLM process: `engine.call("tests.engines.store_probes:X")`."""
+
+from __future__ import annotations
+
+import threading
+import time
+from typing import Any
+
+__all__ = ["clear", "counts", "events", "forget", "inject", "listen", "mend", "pending", "preemptions", "watch"]
+
+_COUNTS: dict[str, float] = {}
+_MENDED: list[Any] = []
+_EVENTS: list[dict[str, Any]] = []
+
+
+def _scheduler(engine: Any) -> Any:
+    return engine.engine_core.engine_core.scheduler
+
+
+def _halves(engine: Any) -> list[Any]:
+    """Our connector's scheduler and worker, also inside a MultiConnector."""
+    from vllm.distributed.kv_transfer import get_kv_transfer_group
+
+    found = []
+    for connector in (_scheduler(engine).connector, get_kv_transfer_group()):
+        children = getattr(connector, "_connectors", [connector])
+        ours = next(child for child in children if type(child).__name__ == "KVStoreConnector")
+        found.append(ours._scheduler or ours._worker)
+    return found
+
+
+def forget(engine: Any) -> bool:
+    """Empties the engine's own prefix cache: what is found after this comes from the store."""
+    return bool(engine.reset_prefix_cache(reset_connector=False))
+
+
+def clear(engine: Any) -> bool:
+    """The engine's own cache and the store's."""
+    return bool(engine.reset_prefix_cache(reset_connector=True))
+
+
+def pending(engine: Any) -> bool:
+    """Whether saves are under way."""
+    return bool(_scheduler(engine).connector.has_pending_push_work())
+
+
+def watch(engine: Any) -> None:
+    """Counts from here on what both halves count, whoever takes it away from them."""
+    for half in _halves(engine):
+        add = half.stats.add
+
+        def counted(name: str, value: float, add: Any = add) -> None:
+            _COUNTS[name] = _COUNTS.get(name, 0) + value
+            add(name, value)
+
+        half.stats.add = counted
+
+
+def counts(engine: Any) -> dict[str, float]:
+    """What was counted since the last call."""
+    told = dict(_COUNTS)
+    _COUNTS.clear()
+    return told
+
+
+def preemptions(engine: Any, begin: bool = False) -> int:
+    """How often a request was preempted since `begin`."""
+    scheduler = _scheduler(engine)
+    if begin:
+        preempt = scheduler._preempt_request
+        scheduler.seen_preemptions = 0
+
+        def counted(*given: Any, **named: Any) -> Any:
+            scheduler.seen_preemptions += 1
+            return preempt(*given, **named)
+
+        scheduler._preempt_request = counted
+    return int(scheduler.seen_preemptions)
+
+
+def inject(engine: Any, verb: str, how: str, after: int = 0, seconds: float = 0.0) -> None:
+    """Until `mend`, calls of one of the store's verbs go wrong, from the one after `after` on:
+    raise (the node is gone) | refuse (a limit) | short (what is not in the first block is missing) | slow."""
+    from dataclasses import replace
+
+    from kvstore.client.sync import Namespace
+    from kvstore.errors import Rejected, Unavailable
+
+    real = getattr(Namespace, verb)
+    calls = [0]
+
+    def wrong(self: Any, chain: Any, *given: Any, **named: Any) -> Any:
+        calls[0] += 1
+        if calls[0] <= after:
+            return real(self, chain, *given, **named)
+        if how == "raise":
+            raise Unavailable("injected")
+        if how == "refuse":
+            raise Rejected("injected")
+        if how == "slow":
+            time.sleep(seconds)
+            return real(self, chain, *given, **named)
+        answer = real(self, chain, *given, **named)
+        if verb == "get":
+            return replace(answer, blocks=min(1, answer.blocks))
+        if verb == "lookup":
+            return replace(answer, blocks=0)
+        if verb == "put":
+            return replace(answer, stored=0, held=0, pending=0, rejected=chain.shape[0])
+        answer.close()
+        return real(self, chain[:1], *given, **named)
+
+    setattr(Namespace, verb, wrong)
+    _MENDED.append(lambda: setattr(Namespace, verb, real))
+
+
+def mend(engine: Any) -> None:
+    while _MENDED:
+        _MENDED.pop()()
+
+
+def listen(engine: Any, endpoint: str) -> None:
+    """Subscribes to the engine's KV events, as a router does."""
+    import msgspec
+    import zmq
+
+    socket = zmq.Context.instance().socket(zmq.SUB)
+    socket.connect(endpoint)
+    socket.setsockopt(zmq.SUBSCRIBE, b"")
+
+    def run() -> None:
+        while True:
+            *_, body = socket.recv_multipart()
+            batch = msgspec.msgpack.decode(body)
+            _EVENTS.extend(event for event in batch[1] if isinstance(event, dict))
+
+    threading.Thread(target=run, daemon=True).start()
+    time.sleep(0.5)  # a subscription takes effect a moment later
+
+
+def events(engine: Any) -> list[dict[str, Any]]:
+    told = [{key: value for key, value in event.items() if not isinstance(value, bytes)} for event in _EVENTS]
+    _EVENTS.clear()
+    return told
