@@ -65,6 +65,7 @@ class Tracked:
     promise: Promise | None = None  # of a load under way
     loading: bool = False
     holed: bool = False  # a block of it found no room in the store
+    failed: bool = False  # a load of it failed: it is computed, or it would be loaded and fail for ever
 
 
 class StoreScheduler:
@@ -95,13 +96,13 @@ class StoreScheduler:
 
     def on_new_request(self, request: Request) -> None:
         tracked = self._track(request)
-        if self._may_load(request):
+        if self._may_load(tracked):
             self._search(tracked, 0, self._cap(tracked), eager=True)
 
     def matched(self, request: Request, computed: int) -> tuple[int | None, bool]:
         """As get_num_new_matched_tokens."""
         tracked = self._track(request)
-        if not self._may_load(request):
+        if not self._may_load(tracked):
             return 0, False
         now = time.monotonic()
         first, cap = computed // self._geometry.block_tokens, self._cap(tracked)
@@ -160,7 +161,7 @@ class StoreScheduler:
         for request_id, block in said.short.items():
             tracked = self._requests.get(request_id)
             if tracked is not None:
-                tracked.saved = min(tracked.saved, block)
+                tracked.saved, tracked.failed = min(tracked.saved, block), True
         for request_id, ranks in said.loaded.items():
             tracked = self._requests.get(request_id)
             if tracked is not None and ranks >= self._world:
@@ -242,9 +243,9 @@ class StoreScheduler:
         finally:
             self._opening = False
 
-    def _may_load(self, request: Request) -> bool:
-        skips: bool = request.skip_reading_prefix_cache
-        return self._loads and not self._stale and not skips
+    def _may_load(self, tracked: Tracked) -> bool:
+        skips: bool = tracked.request.skip_reading_prefix_cache
+        return self._loads and not self._stale and not skips and not tracked.failed
 
     def _cap(self, tracked: Tracked) -> int:
         """Blocks that may come from elsewhere: one token at least is left to compute, as of a local hit."""
