@@ -63,7 +63,8 @@ class Tracked:
     finding: Finding | None = None
     asked_at: float = 0.0  # when the engine first wanted an answer; 0: not yet
     promise: Promise | None = None  # of a load under way
-    loading: bool = False
+    loading: int = 0  # ranks that still load it
+    first: int = 0  # of the load's blocks
     holed: bool = False  # a block of it found no room in the store
     failed: bool = False  # a load of it failed: it is computed, or it would be loaded and fail for ever
 
@@ -133,7 +134,7 @@ class StoreScheduler:
         promise = finding.take()
         first = (promise.end * self._geometry.block_tokens - tokens) // self._geometry.block_tokens
         load = self._load(tracked, blocks, first, promise.end)
-        tracked.promise, tracked.loading = promise, True
+        tracked.promise, tracked.loading, tracked.first = promise, self._world, first
         tracked.saved = max(tracked.saved, promise.end)
         self._pending.append(load)
         self.stats.add("hit_tokens", tokens)
@@ -141,8 +142,12 @@ class StoreScheduler:
     def hit_sources(self, request: Request) -> list[int]:
         """Blocks of this request's load, by the number of the tier they came from."""
         tracked = self._requests.get(request.request_id)
-        promise = tracked.promise if tracked is not None else None
-        return [0] * 4 if promise is None else np.bincount(promise.tiers, minlength=4).tolist()
+        if tracked is None or tracked.promise is None:
+            return [0] * 4
+        told: list[int] = np.bincount(
+            tracked.promise.tiers[tracked.first - tracked.promise.first :], minlength=4
+        ).tolist()
+        return told
 
     # ---- each step
 
@@ -164,8 +169,10 @@ class StoreScheduler:
                 tracked.saved, tracked.failed = min(tracked.saved, block), True
         for request_id, ranks in said.loaded.items():
             tracked = self._requests.get(request_id)
-            if tracked is not None and ranks >= self._world:
-                self._landed(tracked)
+            if tracked is not None:
+                tracked.loading -= ranks
+                if tracked.loading <= 0:
+                    self._landed(tracked)
         self._failures.update(said.failures)
         self.saves.finished(said.saved, self._requests)
 
@@ -300,7 +307,7 @@ class StoreScheduler:
 
     def _landed(self, tracked: Tracked) -> None:
         promise, tracked.promise = tracked.promise, None
-        tracked.loading = False
+        tracked.loading = 0
         if promise is not None:
             promise.close()
 

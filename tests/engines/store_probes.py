@@ -17,16 +17,17 @@ def _scheduler(engine: Any) -> Any:
     return engine.engine_core.engine_core.scheduler
 
 
+def _ours(connector: Any) -> Any:
+    """Our connector, also inside a MultiConnector."""
+    children = getattr(connector, "_connectors", [connector])
+    return next(child for child in children if type(child).__name__ == "KVStoreConnector")
+
+
 def _halves(engine: Any) -> list[Any]:
-    """Our connector's scheduler and worker, also inside a MultiConnector."""
     from vllm.distributed.kv_transfer import get_kv_transfer_group
 
-    found = []
-    for connector in (_scheduler(engine).connector, get_kv_transfer_group()):
-        children = getattr(connector, "_connectors", [connector])
-        ours = next(child for child in children if type(child).__name__ == "KVStoreConnector")
-        found.append(ours._scheduler or ours._worker)
-    return found
+    both = _ours(_scheduler(engine).connector), _ours(get_kv_transfer_group())
+    return [connector._scheduler or connector._worker for connector in both]
 
 
 def forget(engine: Any) -> bool:
@@ -54,6 +55,16 @@ def watch(engine: Any) -> None:
             add(name, value)
 
         half.stats.add = counted
+    connector = _ours(_scheduler(engine).connector)
+    sources = connector.get_external_cache_hit_sources
+
+    def told(request: Any, tokens: int) -> Any:
+        answer = sources(request, tokens)
+        for source, count in answer.items():
+            _COUNTS[f"from_{source.value}"] = _COUNTS.get(f"from_{source.value}", 0) + count
+        return answer
+
+    connector.get_external_cache_hit_sources = told
 
 
 def counts(engine: Any) -> dict[str, float]:

@@ -146,6 +146,8 @@ def test_what_is_held_is_not_saved_again(case: Case) -> None:
     assert counted["hit_tokens"] == 288
     assert counted["loads"] == 1
     assert counted["load_bytes"] > 0
+    if "prev" not in case.name:  # that release does not ask
+        assert counted["from_host"] == 288
 
 
 def test_a_window_loads_only_what_it_looks_at(case: Case) -> None:
