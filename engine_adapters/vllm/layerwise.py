@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Layerwise"]
 
-Part = Callable[["Load", int, int, float], bool]  # load, group, layer, until -> whether all of it arrived
+Part = Callable[["Load", int, int, float], int]  # load, group, layer, until -> the first block that did not arrive
 
 
 class Layerwise:
@@ -29,11 +29,11 @@ class Layerwise:
         self._until = time.monotonic() + deadline_s
         self._there = {name: threading.Event() for name, _, _ in layers}
         self._over = threading.Event()
-        self._whole = [True] * len(loads)
+        self._arrived = [load.end for load in loads]  # of each the first block that some layer lacks
 
     def start(self, workers: Workers) -> None:
         if not workers.submit(self._run):
-            self._whole = [False] * len(self._loads)
+            self._nothing()
             self._finish()
 
     def wait(self, name: str) -> None:
@@ -42,22 +42,27 @@ class Layerwise:
         if event is not None:
             event.wait()
 
-    def end(self) -> list[tuple[Load, bool]]:
+    def end(self) -> list[tuple[Load, int]]:
+        """Each load, and the first block of it that did not arrive in every layer; its end where all did."""
         self._over.wait()
-        return list(zip(self._loads, self._whole, strict=True))
+        return list(zip(self._loads, self._arrived, strict=True))
 
     def _run(self) -> None:
         try:
             for name, group, layer in self._layers:
                 for index, load in enumerate(self._loads):
-                    if self._whole[index]:
-                        self._whole[index] = self._part(load, group, layer, self._until)
+                    if self._arrived[index] > load.first:
+                        arrived = self._part(load, group, layer, self._until)
+                        self._arrived[index] = min(self._arrived[index], arrived)
                 self._there[name].set()
         except BaseException:
-            self._whole = [False] * len(self._loads)
+            self._nothing()
             raise
         finally:
             self._finish()
+
+    def _nothing(self) -> None:
+        self._arrived = [load.first for load in self._loads]
 
     def _finish(self) -> None:
         for event in self._there.values():

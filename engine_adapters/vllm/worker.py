@@ -177,9 +177,7 @@ class StoreWorker:
         for group in range(len(self._pieces)):
             blocks, size = self._get(load, group, until)
             moved += size
-            if load.at[group] + blocks < load.end:
-                # Of a group that needs only a window, a hole makes the whole boundary useless.
-                arrived = min(arrived, load.first + blocks if load.at[group] == load.first else load.first)
+            arrived = min(arrived, _arrived(load, group, blocks))
         self.stats.add("load_bytes", moved)
         self.stats.add("load_seconds", time.monotonic() - begun)
         return arrived
@@ -205,12 +203,12 @@ class StoreWorker:
             self._link.worked()
         return got.blocks, got.blocks * namespace.shard_bytes[shard]
 
-    def _part_load(self, load: Load, group: int, layer: int, until: float) -> bool:
-        """One layer of a load; whether all of it arrived."""
+    def _part_load(self, load: Load, group: int, layer: int, until: float) -> int:
+        """One layer of a load: the first block that did not arrive; the last one's successor where all did."""
         left = until - time.monotonic()
         namespace = self._link.namespace() if self._link is not None else None
         if namespace is None or left <= 0:
-            return False
+            return load.first
         begun = time.monotonic()
         pieces, at = self._pieces[group], load.at[group]
         try:
@@ -227,10 +225,10 @@ class StoreWorker:
         except KvStoreError as error:
             if self._link is not None:
                 self._link.failed(error)
-            return False
+            return load.first
         self.stats.add("load_bytes", got.blocks * pieces.layer_bytes[layer])
         self.stats.add("load_seconds", time.monotonic() - begun)
-        return got.blocks == load.end - at
+        return _arrived(load, group, got.blocks)
 
     def _ended(self, load: Load, arrived: int) -> None:
         """arrived: the first block that did not."""
@@ -254,10 +252,10 @@ class StoreWorker:
         layerwise, self._layerwise = self._layerwise, None
         if layerwise is None:
             return
-        for load, whole in layerwise.end():
-            if not whole:
+        for load, arrived in layerwise.end():
+            if arrived < load.end:
                 self._failures += 1
-            self._ended(load, load.end if whole else load.first)
+            self._ended(load, arrived)
 
     # ---- saves
 
@@ -325,6 +323,14 @@ class StoreWorker:
         self.stats.add("saves", 1)
         with self._lock:
             self._said.saved.setdefault(save.job, []).append(stored)
+
+
+def _arrived(load: Load, group: int, blocks: int) -> int:
+    """The first block of a load that did not arrive, where `blocks` of this group did."""
+    if load.at[group] + blocks >= load.end:
+        return load.end
+    # Of a group that needs only a window, a hole makes the whole boundary useless.
+    return load.first + blocks if load.at[group] == load.first else load.first
 
 
 def _writer(layout: KVLayout, shard: int, group: str) -> int:
