@@ -6,6 +6,7 @@ import logging
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
+from vllm.distributed.kv_transfer.kv_connector.factory import KVConnectorFactory
 from vllm.distributed.kv_transfer.kv_connector.v1 import base
 
 from engine_adapters.base.settings import AdapterSettings
@@ -40,6 +41,7 @@ class KVStoreConnector(base.KVConnectorBase_V1, base.SupportsHMA):  # type: igno
 
     def __init__(self, vllm_config: VllmConfig, role: base.KVConnectorRole, kv_cache_config: KVCacheConfig) -> None:
         super().__init__(vllm_config, role, kv_cache_config)
+        _register()
         settings = _settings_of(vllm_config, kv_cache_config)
         self._scheduler: StoreScheduler | None = None
         self._worker: StoreWorker | None = None
@@ -178,12 +180,22 @@ class KVStoreConnector(base.KVConnectorBase_V1, base.SupportsHMA):  # type: igno
 
     @classmethod
     def build_prom_metrics(cls, *arguments: Any, **named: Any) -> Any:
+        _register()  # in the process that logs, where no connector is made
         return prometheus(*arguments, **named)
 
     def _step(self) -> StepMeta:
         meta = self._get_connector_metadata()
         assert isinstance(meta, StepMeta)
         return meta
+
+
+def _register() -> None:
+    """A MultiConnector looks for whose statistics it was given by name alone, and the engine dies of a name that nobody
+    has registered.
+    """
+    name = KVStoreConnector.__name__
+    if name not in KVConnectorFactory._registry:
+        KVConnectorFactory.register_connector(name, KVStoreConnector.__module__, name)
 
 
 def _settings_of(vllm_config: VllmConfig, config: KVCacheConfig) -> AdapterSettings:
