@@ -6,7 +6,7 @@ FUZZ_SECONDS ?= 60
 SEEDS ?= 500
 GRAFANA_TYPES := 'grafana-foundation-sdk==1769699379!11.6.0'
 .DEFAULT_GOAL := help
-.PHONY: help setup native stubs proto check test test-s3 test-dashboards test-rdma setup-rdma setup-engines test-engines demo bench bench-peers sanitize fuzz wheel clean
+.PHONY: help setup native stubs proto check test test-s3 test-dashboards test-rdma setup-rdma setup-engines test-engines demo bench bench-peers bench-engines sanitize fuzz wheel clean
 
 help:            ## this list
 	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 18
@@ -73,6 +73,9 @@ bench: setup     ## all benchmarks beside the machine's limits, into bench/resul
 bench-peers: setup  ## the same with the peers that can be installed here, in a venv of their own
 	@sh deploy/dev/setup.sh bench
 	$(PY) -m bench --peers
+
+bench-engines: setup-engines  ## real vLLM engines on our store and on others', side by side; says the sizes of others' packages first
+	$(PY) -m bench.engines
 
 sanitize: setup  ## native tests under address+undefined and thread sanitizers
 	@for s in address,undefined thread; do d=build/sanitize-$${s%%,*}; \

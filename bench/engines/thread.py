@@ -1,0 +1,99 @@
+"""CPU time that the engine's scheduling thread spends in our connector, a request: one at a time, from its arrival
+until what it computed is saved.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+
+import numpy as np
+
+from bench.engines import statistics
+from bench.engines.contender import Contender, probe
+from bench.engines.statistics import EngineRow
+from bench.harness import at_most, no_target, row_of
+from tests.engines.wire import Prompt, words
+
+__all__ = ["LENGTHS", "Spent", "rows", "spend"]
+
+LENGTHS = (1_032, 8_072)
+DECODED = 65
+REQUEST_US_MAX = 100.0
+
+
+class Spent:
+    """Microseconds of each request, by kind and tokens; and what of them each method took, on average."""
+
+    def __init__(self) -> None:
+        self.requests: dict[tuple[str, int], list[float]] = {}
+        self.methods: dict[tuple[str, int], Counter[str]] = {}
+
+    def add(self, kind: str, length: int, told: dict[str, list[int]], over: float = 1.0) -> None:
+        took = sum(spent for _, spent in told.values()) / 1e3 / over
+        self.requests.setdefault((kind, length), []).append(took)
+        methods = self.methods.setdefault((kind, length), Counter())
+        methods.update({name: spent / 1e3 / over for name, (_, spent) in told.items()})
+
+    def shares(self) -> list[str]:
+        """A line a kind: where the time goes."""
+        lines = []
+        for (kind, length), methods in self.methods.items():
+            count = len(self.requests[kind, length])
+            each = ", ".join(f"{name} {spent / count:.0f}" for name, spent in methods.most_common(6))
+            lines.append(f"{kind}, {length:,} tokens, us a request: {each}")
+        return lines
+
+
+def _ask(ours: Contender, prompt: Prompt) -> dict[str, list[int]]:
+    """All that the request made the scheduler do, its saves too."""
+    from tests.engines.store_rig import settle
+
+    probe(ours.engine, "spent")
+    ours.ask(prompt)
+    settle(ours.engine)
+    told: dict[str, list[int]] = probe(ours.engine, "spent")
+    return told
+
+
+def _total(told: dict[str, list[int]]) -> int:
+    return sum(took for _, took in told.values())
+
+
+def spend(ours: Contender, requests: int, seed: int, lengths: tuple[int, ...] = LENGTHS) -> Spent:
+    probe(ours.engine, "clock")
+    spent = Spent()
+    for turn in range(requests + 1):
+        for length in lengths:
+            # Another seed for each length: one of the same would begin alike.
+            prompt = Prompt(words(length, seed + length + turn), max_tokens=1)
+            figures = spent if turn else Spent()
+            figures.add("miss", length, _ask(ours, prompt))
+            ours.forget()
+            figures.add("hit", length, _ask(ours, prompt))
+        if turn:
+            tokens = words(lengths[0], seed + turn)
+            first = _total(_ask(ours, Prompt(tokens, max_tokens=1)))
+            more = _total(_ask(ours, Prompt(tokens, max_tokens=DECODED))) - first
+            spent.add("step", 1, {"decode": [1, max(0, more)]}, over=DECODED - 1)
+        ours.forget()
+    return spent
+
+
+def rows(spent: Spent, block: int, load: float) -> list[EngineRow]:
+    made = []
+    for (kind, length), us in spent.requests.items():
+        request = f"scheduler's thread, a request of {length:,} tokens, {kind}, blocks of {block}"
+        row = row_of(
+            "scheduler's thread, a step of decoding" if kind == "step" else request,
+            unit="us",
+            ours=statistics.median(us),
+            limit=None,
+            limit_is="",
+            target=no_target() if kind == "step" else at_most(REQUEST_US_MAX, "us"),
+            taken=us,
+            steady=us,
+            load=load,
+            peers={"p99": float(np.percentile(us, 99))},
+        )
+        made.append(statistics.with_intervals(row, {"ours": statistics.of(us)}, len(us)))
+    return made
