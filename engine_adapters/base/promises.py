@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from engine_adapters.base.workers import Workers
     from kvstore import Found, Namespace
 
-__all__ = ["Budget", "Finding", "Promise", "find", "needed", "needs_of"]
+__all__ = ["Budget", "Crowded", "Finding", "Promise", "find", "needed", "needs_of"]
 
 Keys = npt.NDArray[np.uint8]
 TRIES: Final = 3  # a boundary that went away between being found and being held is looked for again
@@ -111,6 +111,7 @@ class _Want(NamedTuple):
     shard_bytes: tuple[int, ...]
     budget: Budget
     until: float
+    position: int
 
 
 def find(
@@ -121,12 +122,16 @@ def find(
     budget: Budget,
     until: float,
     known: Found | None = None,
+    *,
+    needs: tuple[Need, ...] | None = None,
+    position: int = 0,
 ) -> Promise:
     """The longest boundary of the chain that could be held, from block `first` on; an empty promise where there is
-    none. until: time.monotonic() seconds. known: what a lookup has just said of the whole chain. Raises KvStoreError,
-    and Crowded where the budget is used up for now.
+    none. until: time.monotonic() seconds. known: what a lookup has just said of the whole chain. needs: None, for what
+    all ranks need. position: how many blocks come before the chain's first, where it was cut out of a longer one.
+    Raises KvStoreError, and Crowded where the budget is used up for now.
     """
-    want = _Want(needs_of(layout), namespace.shard_bytes, budget, until)
+    want = _Want(needs_of(layout) if needs is None else needs, namespace.shard_bytes, budget, until, position)
     end = _affordable(want, first, chain.shape[0])
     for _ in range(TRIES):
         left = until - time.monotonic()
@@ -180,7 +185,9 @@ def _held(namespace: Namespace, chain: Keys, first: int, found: Found, want: _Wa
             if left <= 0:
                 promise.end = first
                 break
-            hold = namespace.hold(chain[at:end], shard=need.shard, position=at, wait_s=left, deadline_s=left)
+            hold = namespace.hold(
+                chain[at:end], shard=need.shard, position=want.position + at, wait_s=left, deadline_s=left
+            )
             holds.append(hold)
             promise.expires_s = min(promise.expires_s, hold.expires_s)
             if hold.blocks < end - at:

@@ -5,7 +5,7 @@ Raises Misconfigured that names the key, its value and what is allowed; a key th
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any, Final
@@ -64,9 +64,9 @@ class AdapterSettings:
         return replace(self, **changed)
 
     @classmethod
-    def of(cls, given: Mapping[str, Any]) -> AdapterSettings:
-        """From a mapping; what it does not say keeps its default."""
-        known = {field.name: field for field in fields(cls)}
+    def of(cls, given: Mapping[str, Any], unread: Collection[str] = ()) -> AdapterSettings:
+        """From a mapping; what it does not say keeps its default. unread: what this adapter has no use for."""
+        known = {field.name: field for field in fields(cls) if field.name not in unread}
         for key, value in given.items():
             if key not in known:
                 raise Misconfigured(f"{key} = {value!r}: no such setting; known are {', '.join(known)}")

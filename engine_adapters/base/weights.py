@@ -11,12 +11,13 @@ import hashlib
 from pathlib import Path
 from typing import Final
 
-__all__ = ["WEIGHT_SUFFIXES", "weights_digest"]
+__all__ = ["WEIGHT_SUFFIXES", "WeightsUnknown", "name_of", "revision_of", "weights_digest"]
 
 WEIGHT_SUFFIXES: Final = frozenset({".safetensors", ".bin", ".pt", ".pth", ".gguf"})
 SAMPLES: Final = 64  # of each file, evenly spread
 SAMPLE_BYTES: Final = 4 << 10
 HEAD_BYTES: Final = 64 << 10  # formats keep names and shapes there
+NAME_BYTES_MAX: Final = 200  # of a model's name; longer ones are told by their digest
 
 
 def weights_digest(path: Path) -> str:
@@ -38,3 +39,42 @@ def weights_digest(path: Path) -> str:
                 opened.seek(max(0, size - SAMPLE_BYTES) * place // max(1, SAMPLES - 1))
                 digest.update(opened.read(SAMPLE_BYTES))
     return digest.hexdigest()[:32]
+
+
+class WeightsUnknown(Exception):
+    """Nothing says which weights the engine has; the message says what to do."""
+
+
+def name_of(model: str) -> str:
+    """A folder's own name, so that it may lie elsewhere on another machine; the revision tells weights apart."""
+    try:
+        name = Path(model).name if Path(model).is_dir() else model
+    except OSError:  # no path at all
+        name = model
+    return name if len(name.encode()) <= NAME_BYTES_MAX else hashlib.sha256(name.encode()).hexdigest()
+
+
+def revision_of(model: str, revision: str | None, load_format: str, given: str) -> str:
+    """Names the weights of a model: a folder, a file, or a hub's name of which `revision` was loaded. `given` where it
+    is said, else their digest. Weights that are made, not read ("dummy"), are named by the caller, by their seed.
+    Raises WeightsUnknown.
+    """
+    if given:
+        return given
+    path = Path(model)
+    digest = weights_digest(path if path.exists() else _snapshot(model, revision))
+    if not digest and load_format != "dummy":
+        raise WeightsUnknown(f"{model}: no weights are there; say which they are with `revision`")
+    return digest or "dummy"
+
+
+def _snapshot(model: str, revision: str | None) -> Path:
+    """Where the hub's files lie on this machine."""
+    try:
+        from huggingface_hub import snapshot_download
+
+        return Path(snapshot_download(model, revision=revision, local_files_only=True))
+    except Exception as error:
+        raise WeightsUnknown(
+            f"{model}: its weights are not to be found here ({error}); say which they are with `revision`"
+        ) from error

@@ -11,7 +11,6 @@ import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Final
 
 import torch
@@ -22,7 +21,7 @@ from vllm.v1 import kv_cache_interface as specs
 from vllm.v1.core.kv_cache_utils import resolve_kv_cache_block_sizes
 
 from engine_adapters.base.pieces import LayerPlace, Pieces
-from engine_adapters.base.weights import weights_digest
+from engine_adapters.base.weights import WeightsUnknown, name_of, revision_of
 from kvstore.layout import CacheGroup, GroupKind, KVLayout
 
 __all__ = ["Geometry", "Unsupported", "describe", "geometry_of", "group_ids_of"]
@@ -99,15 +98,15 @@ def describe(
     try:
         layout = KVLayout(
             engine="vllm",
-            model=_name_of(model.model),
-            revision=_revision_of(model, str(vllm_config.load_config.load_format), revision),
+            model=name_of(model.model),
+            revision=revision_of(model.model, model.revision, str(vllm_config.load_config.load_format), revision),
             dtype=str(model.dtype).removeprefix("torch."),
             content_format=_content_format(vllm_config, config, caches),
             block_tokens=geometry.block_tokens,
             groups=tuple(groups),
             tensor_parallel=vllm_config.parallel_config.tensor_parallel_size,
         )
-    except ValueError as error:
+    except (ValueError, WeightsUnknown) as error:
         raise Unsupported(str(error)) from error
     return layout, pieces
 
@@ -215,32 +214,3 @@ _VOLATILE: Final = frozenset({"_name_or_path", "name_or_path", "transformers_ver
 def _config_of(config: Any) -> object:
     """Everything in a model's configuration: a rope scaling changed is another model's cache."""
     return {key: value for key, value in config.to_dict().items() if key not in _VOLATILE}
-
-
-def _name_of(model: str) -> str:
-    """A folder's own name, so that it may lie elsewhere on another machine; the revision tells weights apart."""
-    name = Path(model).name if Path(model).is_dir() else model
-    return name if len(name.encode()) <= 200 else hashlib.sha256(name.encode()).hexdigest()
-
-
-def _revision_of(model: Any, load_format: str, given: str) -> str:
-    """Names the weights. Raises Unsupported where nothing does."""
-    if given:
-        return given
-    path = Path(model.model)
-    digest = weights_digest(path if path.exists() else _snapshot(model))
-    if not digest and load_format != "dummy":  # those are named by their seed
-        raise Unsupported(f"{model.model}: no weights are there; say which they are with `revision`")
-    return digest or "dummy"
-
-
-def _snapshot(model: Any) -> Path:
-    """Where the hub's files lie on this machine, of the revision that was loaded."""
-    try:
-        from huggingface_hub import snapshot_download
-
-        return Path(snapshot_download(model.model, revision=model.revision, local_files_only=True))
-    except Exception as error:
-        raise Unsupported(
-            f"{model.model}: its weights are not to be found here ({error}); say which they are with `revision`"
-        ) from error

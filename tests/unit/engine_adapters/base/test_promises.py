@@ -267,3 +267,25 @@ def test_a_crowded_finding_says_so(workers: Workers) -> None:
     finding = Finding(chain(4), 0)
     run(finding, LinkTwin(Store([full(4)])), workers, budget)
     assert finding.crowded
+
+
+def test_one_ranks_needs_alone_are_held_where_they_are_all_that_is_asked() -> None:
+    two = layout(ranks=2)
+    store = Store([full(6), full(2)])
+    promise = find(store, chain(6), 0, two, Budget(1 << 30), soon(), needs=two.needs(0))  # type: ignore[arg-type]
+    assert (promise.end, store.held) == (6, 6)
+    both = find(store, chain(6), 0, two, Budget(1 << 30), soon())  # type: ignore[arg-type]
+    assert (both.end, store.held) == (2, 6 + 4)
+
+
+def test_a_chain_from_the_middle_is_held_at_its_place() -> None:
+    asked: list[int] = []
+
+    class Middle(Store):
+        def hold(self, chain: np.ndarray, *, shard: int, position: int, wait_s: float, deadline_s: float) -> Hold:
+            asked.append(position)
+            return super().hold(chain, shard=shard, position=position - 40, wait_s=wait_s, deadline_s=deadline_s)
+
+    store = Middle([full(6), full(6)])
+    promise = find(store, chain(6), 0, layout(window=17), Budget(1 << 30), soon(), position=40)  # type: ignore[arg-type]
+    assert (promise.end, asked) == (6, [40, 45])  # of the window its last block alone

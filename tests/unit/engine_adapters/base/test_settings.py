@@ -36,3 +36,9 @@ def test_what_is_wrong_is_named(given: dict[str, Any], said: str) -> None:
     with pytest.raises(Misconfigured) as raised:
         AdapterSettings.of(given).seal  # noqa: B018 - looks at the files' names
     assert said in str(raised.value)
+
+
+def test_what_an_adapter_does_not_read_is_no_setting_of_it() -> None:
+    assert AdapterSettings.of({"address": "unix:/x"}, ("load_threads",)).load_threads == 2
+    with pytest.raises(Misconfigured, match="load_threads = 3: no such setting"):
+        AdapterSettings.of({"address": "unix:/x", "load_threads": 3}, ("load_threads",))

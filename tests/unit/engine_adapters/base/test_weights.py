@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from engine_adapters.base.weights import weights_digest
+from engine_adapters.base.weights import WeightsUnknown, name_of, revision_of, weights_digest
 
 
 @pytest.fixture
@@ -57,3 +57,22 @@ def test_no_weights_no_digest_and_one_file_is_its_own(folder: Path, tmp_path: Pa
     assert weights_digest(tmp_path) == ""
     one = weights_digest(folder / "model-1.safetensors")
     assert one not in ("", weights_digest(folder / "model-2.safetensors"))
+
+
+def test_weights_are_named_by_who_says_so_then_by_their_bytes(folder: Path, tmp_path: Path) -> None:
+    assert revision_of(str(folder), None, "auto", "v7") == "v7"
+    assert revision_of(str(folder), None, "auto", "") == weights_digest(folder)
+    assert revision_of(str(folder / "model-1.safetensors"), None, "gguf", "") not in ("", weights_digest(folder))
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    assert revision_of(str(empty), None, "dummy", "") == "dummy"
+    with pytest.raises(WeightsUnknown, match="say which they are with `revision`"):
+        revision_of(str(empty), None, "auto", "")
+    with pytest.raises(WeightsUnknown, match="not to be found here"):
+        revision_of("nobody/nothing", None, "auto", "")
+
+
+def test_a_model_is_called_as_its_folder_is_wherever_that_lies(folder: Path) -> None:
+    assert name_of(str(folder)) == "model"
+    assert name_of("org/model") == "org/model"
+    assert len(name_of("x" * 300)) == 64
