@@ -78,8 +78,8 @@ async def serve(line: Line, sglang: Sglang) -> None:
         elif wanted["do"] == "abort":
             sglang.abort(wanted["ids"])
         else:
-            # In a thread: what the engine offers synchronously runs its loop itself.
-            result = called(wanted["what"], sglang.engine, wanted["given"])
+            # In a thread, so that what is called may ask the engine's loop for something.
+            result = await asyncio.to_thread(called, wanted["what"], sglang.engine, wanted["given"])
             line.say("called", id=wanted["id"], **result)
 
 

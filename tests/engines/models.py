@@ -80,6 +80,26 @@ MODELS = {
             "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 32, "query_pre_attn_scalar": 32,
             "sliding_window": 64, "layer_types": ["sliding_attention", "sliding_attention", "full_attention"] * 2,
         }),
+        # The same for SGLang: its own kind of rope for MLA on a CPU; no experts, whose kernels it has not there.
+        Model("mla-dense", "DeepseekV3Config", {
+            **_IDS, **_LONG, "hidden_size": 128, "intermediate_size": 256, "num_hidden_layers": 3,
+            "num_attention_heads": 4, "num_key_value_heads": 4, "first_k_dense_replace": 3, "moe_intermediate_size": 64,
+            "n_routed_experts": 4, "num_experts_per_tok": 2, "n_shared_experts": 1, "n_group": 1, "topk_group": 1,
+            "q_lora_rank": 64, "kv_lora_rank": 512, "qk_nope_head_dim": 32, "qk_rope_head_dim": 64, "v_head_dim": 32,
+            "moe_layer_freq": 1, "rope_parameters": {
+                "rope_type": "yarn", "type": "yarn", "factor": 1.0, "mscale": 1.0, "mscale_all_dim": 1.0,
+                "beta_fast": 32, "beta_slow": 1, "original_max_position_embeddings": 8192, "rope_theta": 10000.0,
+            },
+        }),
+        # Two of three layers look at the last 64 tokens only; one of the few that SGLang gives a pool of their own.
+        Model("windows", "LagunaConfig", {
+            **_IDS, **_LONG, "hidden_size": 128, "intermediate_size": 256, "num_hidden_layers": 6,
+            "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 32, "sliding_window": 64, "gating": True,
+            "num_attention_heads_per_layer": [4] * 6, "mlp_layer_types": ["dense"] * 6,
+            "layer_types": ["full_attention", "sliding_attention", "sliding_attention"] * 2,
+            "num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 64,
+            "shared_expert_intermediate_size": 64,
+        }),
         # For measurements: thousands of tokens take seconds to prefill on two cores, and a block of 128 tokens has
         # 128 * 2 * 4 * 64 numbers of 4 bytes a layer: 256 KiB, and 3 MiB in all.
         Model("slow", "LlamaConfig", {

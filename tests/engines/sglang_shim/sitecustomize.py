@@ -18,6 +18,7 @@ import sys
 from types import ModuleType
 
 _ABSENT = ("sgl_kernel", "torchaudio", "torchvision")
+_WAYS = "sglang.srt.models.deepseek_common.attention_backend_handler"
 
 
 class _Anything(type):
@@ -80,6 +81,9 @@ class _Then(importlib.abc.Loader):
 
     def exec_module(self, module: ModuleType) -> None:
         self._loader.exec_module(module)
+        if module.__name__ == _WAYS:
+            module.AttentionBackendRegistry.register("torch_native", lambda *_: module.AttnForwardMethod.MLA)
+            return
         import copies
 
         copies.complete(module)
@@ -89,7 +93,7 @@ class _Afterwards(importlib.abc.MetaPathFinder):
     """Has the host pools completed once they are loaded."""
 
     def find_spec(self, name: str, path: object = None, target: object = None) -> importlib.machinery.ModuleSpec | None:
-        if not name.startswith("sglang.srt.mem_cache."):
+        if not name.startswith("sglang.srt.mem_cache.") and name != _WAYS:
             return None
         spec = importlib.machinery.PathFinder.find_spec(name, path)  # type: ignore[arg-type]
         if spec is not None and spec.loader is not None:
