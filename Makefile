@@ -6,7 +6,7 @@ FUZZ_SECONDS ?= 60
 SEEDS ?= 500
 GRAFANA_TYPES := 'grafana-foundation-sdk==1769699379!11.6.0'
 .DEFAULT_GOAL := help
-.PHONY: help setup native stubs proto check test test-s3 test-dashboards test-rdma setup-rdma setup-engines test-engines demo bench bench-peers bench-engines sanitize fuzz wheel clean
+.PHONY: help setup native stubs proto check test test-s3 test-dashboards test-rdma setup-rdma setup-engines test-engines demo demo-vllm bench bench-peers bench-engines sanitize fuzz wheel clean
 
 help:            ## this list
 	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 18
@@ -65,6 +65,10 @@ test-engines: setup-engines  ## adapters in real engines on tiny models
 demo: setup      ## a prefill and a decode process of a real transformer share KV through a node
 	@sh deploy/dev/setup.sh torch
 	$(PY) -m engine_adapters.transformers.demo
+
+demo-vllm: setup  ## a prefill and a decode server of vLLM (set up first: 850 MB to download), the store between, the proxy in front
+	@$(PY) -m tests.engines.venvs vllm
+	$(PY) -m engine_adapters.pd.demo
 
 bench: setup     ## all benchmarks beside the machine's limits, into bench/results/
 	@sh deploy/dev/setup.sh bench

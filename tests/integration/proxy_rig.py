@@ -38,6 +38,7 @@ class Origin:
         self.wait = asyncio.Event()
         self.wait.set()
         self.pause: int | None = None
+        self.steps: asyncio.Semaphore | None = None  # one for each piece, if there are any
         self.breaks: int | None = None  # hangs up after so many pieces
         self.chunked = False
         self.well = True
@@ -107,6 +108,8 @@ class Origin:
                 await reply.prepare(request)
             if number == self.pause:
                 await self.wait.wait()
+            if self.steps is not None:
+                await self.steps.acquire()
             await reply.write(piece)
         if not self.pieces:
             await reply.prepare(request)

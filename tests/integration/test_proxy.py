@@ -52,14 +52,13 @@ async def test_a_chat_goes_the_same_way() -> None:
 
 async def test_a_stream_arrives_as_it_is_made_byte_by_byte() -> None:
     async with Origin(PREFILLED) as p, Origin(*EVENTS) as d, proxied([p], [d]) as client:
-        d.chunked, d.pause = True, 2
+        d.chunked, d.steps = True, asyncio.Semaphore(1)  # the head comes with the first piece
         d.headers["Content-Type"] = "text/event-stream; charset=utf-8"
-        d.wait.clear()
         async with client.post(COMPLETIONS, json={**PROMPT, "stream": True}) as answer:
-            early = await answer.content.readexactly(len(EVENTS[0] + EVENTS[1]))
-            assert early == EVENTS[0] + EVENTS[1], "while the server has not made the rest"
-            d.wait.set()
-            assert early + await answer.read() == b"".join(EVENTS)
+            for event in EVENTS:
+                assert await answer.content.readexactly(len(event)) == event, "while the server has not made the next"
+                d.steps.release()
+            assert await answer.read() == b""
             assert answer.headers["Content-Type"] == "text/event-stream; charset=utf-8"
         assert (p.bodies[0]["stream"], d.bodies[0]["stream"]) == (False, True)
 
@@ -116,8 +115,19 @@ async def asks(client: aiohttp.ClientSession, **more: Any) -> int:
         return answer.status
 
 
-@pytest.mark.parametrize("how", ["never there", "stopped", "hangs up", "500", "400", "nonsense", "endless"])
-async def test_no_prefill_is_no_error(how: str) -> None:
+@pytest.mark.parametrize(
+    ("how", "outcome"),
+    [
+        ("never there", "nobody"),
+        ("stopped", "failed"),
+        ("hangs up", "failed"),
+        ("500", "failed"),
+        ("400", "failed"),
+        ("nonsense", "untold"),
+        ("endless", "failed"),
+    ],
+)
+async def test_no_prefill_is_no_error(how: str, outcome: str) -> None:
     async with Origin(PREFILLED) as p, Origin(ANSWER) as d:
         if how == "never there":
             await p.stop()
@@ -132,10 +142,10 @@ async def test_no_prefill_is_no_error(how: str) -> None:
                 p.pieces = [b" " * (1 << 20)] * 5
             elif how.isdigit():
                 p.status = int(how)
-            for _ in range(2):
-                assert await asks(client) == 200
+            assert await asks(client) == 200
+            assert await sampled(client, f'kvstore_proxy_prefills_total{{outcome="{outcome}"}}') == 1
+            assert await asks(client) == 200
             assert all("kv_transfer_params" not in body for body in d.bodies)
-            assert await sampled(client, 'kvstore_proxy_prefills_total{outcome="done"}') == 0
             if how in ("never there", "stopped"):
                 async with client.get("/health") as health:
                     told = {"status": "degraded", "down": {"prefill": [p.url], "decode": []}}

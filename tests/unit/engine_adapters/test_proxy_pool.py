@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import re
+from pathlib import Path
+
 import pytest
 
 from engine_adapters.pd.pool import Pool, Server
@@ -118,3 +121,10 @@ def test_each_limit_has_bounds_and_names_itself(name: str) -> None:
 def test_without_decode_there_is_no_proxy() -> None:
     with pytest.raises(Misconfigured, match="decode: missing"):
         Settings(decode=(), prefill=("http://a",))
+
+
+def test_the_page_has_each_limit_with_its_default() -> None:
+    page = (Path(__file__).parents[3] / "docs" / "vllm.md").read_text()
+    told = {name: int(default) for name, default in re.findall(r"^\| `--([a-z-]+)` \| (\d+) \|", page, re.MULTILINE)}
+    plain = Settings(decode=("http://a",))
+    assert told == {name.replace("_", "-"): getattr(plain, name) for name in LIMITS}
