@@ -128,7 +128,7 @@ class Proxy:
             async with asyncio.timeout(self.settings.answer_ms / 1e3):
                 return await self._relayed(request)
         except TimeoutError:
-            begun = request.get(BEGUN)
+            begun: web.StreamResponse | None = request.get(BEGUN)
             if begun is None:
                 return problem(504, f"no answer in {self.settings.answer_ms} ms (answer_ms)")
             self.metrics.broken.labels("deadline").inc()

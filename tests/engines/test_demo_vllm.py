@@ -7,6 +7,7 @@ import re
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -47,14 +48,21 @@ def alive(pids: set[int]) -> set[int]:
 
 
 @pytest.fixture
-def demo(tmp_path: Path) -> Iterator[Callable[[], subprocess.Popen[str]]]:
+def scratch() -> Iterator[Path]:
+    """Where the demo has its files. A short path: sockets lie in it."""
+    with tempfile.TemporaryDirectory(prefix="kvd-") as path:
+        yield Path(path)
+
+
+@pytest.fixture
+def demo(scratch: Path) -> Iterator[Callable[[], subprocess.Popen[str]]]:
     if not ready(RECIPES["vllm"]):
         pytest.skip("build/engines/vllm is not there: make setup-engines")
     started: list[subprocess.Popen[str]] = []
 
     def start() -> subprocess.Popen[str]:
         command = [sys.executable, "-m", "engine_adapters.pd.demo", "--quick"]
-        env = {**os.environ, "TMPDIR": str(tmp_path)}
+        env = {**os.environ, "TMPDIR": str(scratch)}
         started.append(
             subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=env)
         )
@@ -67,7 +75,7 @@ def demo(tmp_path: Path) -> Iterator[Callable[[], subprocess.Popen[str]]]:
 
 
 def test_the_tokens_are_the_same_and_the_blocks_came_from_the_store(
-    demo: Callable[[], subprocess.Popen[str]], tmp_path: Path
+    demo: Callable[[], subprocess.Popen[str]], scratch: Path
 ) -> None:
     process = demo()
     out, _ = process.communicate(timeout=DEMO_MAX_S)
@@ -75,13 +83,13 @@ def test_the_tokens_are_the_same_and_the_blocks_came_from_the_store(
     assert "GOOD: the tokens are the same with and without the store" in out
     rows = dict(re.findall(r"^(first|again|next turn|restarted) +\d+ +(\d+) .*yes$", out, re.MULTILINE))
     assert rows == {"first": "640", "again": "640", "next turn": "768", "restarted": "640"}
-    assert list(tmp_path.iterdir()) == []
+    assert list(scratch.iterdir()) == []
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_it_can_be_interrupted(demo: Callable[[], subprocess.Popen[str]], tmp_path: Path, number: int) -> None:
+def test_it_can_be_interrupted(demo: Callable[[], subprocess.Popen[str]], scratch: Path, number: int) -> None:
     process = demo()
-    until(lambda: len(list(tmp_path.glob("*/decode.log"))) == 1, END_MAX_S)
+    until(lambda: len(list(scratch.glob("*/decode.log"))) == 1, END_MAX_S)
     time.sleep(3)  # the servers are in the middle of their start
     children = below(process.pid)
     assert len(children) >= 3
@@ -89,4 +97,4 @@ def test_it_can_be_interrupted(demo: Callable[[], subprocess.Popen[str]], tmp_pa
     process.communicate(timeout=END_MAX_S)
     assert process.returncode == 128 + number
     until(lambda: not alive(children), END_MAX_S)
-    assert list(tmp_path.iterdir()) == []
+    assert list(scratch.iterdir()) == []

@@ -80,7 +80,8 @@ def play(stage: Stage, lengths: list[int], said: int, new: int, console: Console
     cache_bytes = 4 * tokens * KV_BYTES + (64 << 20)
     stage.node(str(cache_bytes))
     prefill, decode = (stage.engine(name, length=length, cache_bytes=cache_bytes) for name in ("prefill", "decode"))
-    prefill.ready(), decode.ready()
+    for engine in (prefill, decode):  # they start side by side
+        engine.ready()
     proxy = stage.proxy(prefill, decode)
     for number, engine in enumerate((prefill, decode)):
         ask(engine.url, Talk().user(BLOCK_TOKENS, "warm"), 2, salt=f"warm{number}")

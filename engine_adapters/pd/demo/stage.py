@@ -112,7 +112,9 @@ class Stage:
         ]
         # Not `vllm serve`: the wheel for CPUs has the module, and its command in another place.
         command = [str(self._python), "-m", "vllm.entrypoints.cli.main", "serve", str(self._model), *flags]
-        engine = Engine(name, command, port, self._scratch / f"{name}.log", environment(self._python))
+        # The sockets between an engine's processes lie where temporary files do, and one that is ended leaves them.
+        env = environment(self._python) | {"TMPDIR": str(self._scratch)}
+        engine = Engine(name, command, port, self._scratch / f"{name}.log", env)
         self._stack.callback(engine.stop)
         return engine
 

@@ -57,7 +57,8 @@ def ask(url: str, talk: Talk, new: int, salt: str = "") -> Heard:
     }
     data, headers = json.dumps(body).encode(), {"Content-Type": "application/json"}
     asked = urllib.request.Request(f"{url}/v1/chat/completions", data, headers)
-    text, first_s, usage = "", 0.0, {}
+    text, first_s = "", 0.0
+    usage: dict[str, Any] = {}
     began = time.perf_counter()
     try:
         with urllib.request.urlopen(asked, timeout=ANSWER_MAX_S) as answer:
