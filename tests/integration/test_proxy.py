@@ -346,7 +346,10 @@ def run(*arguments: str) -> subprocess.Popen[str]:
 )
 def test_the_command_refuses_what_cannot_be(arguments: tuple[str, ...], why: str) -> None:
     process = run("--decode", "http://127.0.0.1:9", "--port", "0", *arguments)
-    out, errors = process.communicate(timeout=30)
+    try:
+        out, errors = process.communicate(timeout=30)
+    finally:
+        process.kill()
     assert (process.returncode, out) == (2, "")
     assert why in errors
 
