@@ -6,7 +6,7 @@ FUZZ_SECONDS ?= 60
 SEEDS ?= 500
 GRAFANA_TYPES := 'grafana-foundation-sdk==1769699379!11.6.0'
 .DEFAULT_GOAL := help
-.PHONY: help setup native stubs proto check test test-s3 test-dashboards test-rdma setup-rdma setup-engines test-engines demo demo-vllm bench bench-peers bench-engines sanitize fuzz wheel clean
+.PHONY: help setup native stubs proto check test test-s3 test-dashboards test-rdma setup-rdma setup-engines test-engines test-upstream demo demo-vllm bench bench-peers bench-engines sanitize fuzz wheel clean
 
 help:            ## this list
 	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 18
@@ -61,6 +61,9 @@ setup-engines: setup  ## real vLLM (two releases) and SGLang, each in a venv of 
 
 test-engines: setup-engines  ## adapters in real engines on tiny models
 	$(PY) -m pytest -q -rs -o faulthandler_timeout=500 tests/engines
+
+test-upstream: setup-engines  ## vLLM's own connector tests against our connector (a part of test-engines); prints the table
+	@$(PY) -m tests.engines.upstream
 
 demo: setup      ## a prefill and a decode process of a real transformer share KV through a node
 	@sh deploy/dev/setup.sh torch
