@@ -115,8 +115,8 @@ class KVStoreConnector(base.KVConnectorBase_V1, base.SupportsHMA):  # type: igno
         return False, self._scheduler.finished(request, block_ids) if self._scheduler is not None else None
 
     def take_events(self) -> Iterable[KVCacheEvent]:
-        if self._scheduler is None:
-            return ()
+        if self._scheduler is None or not self._scheduler.saves.notes:
+            return ()  # every step asks
         notes, self._scheduler.saves.notes = self._scheduler.saves.notes, []
         return events_of(notes)
 

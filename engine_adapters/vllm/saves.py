@@ -79,6 +79,8 @@ class Saves:
     def collect(self, output: SchedulerOutput, tracked: Mapping[str, Tracked], link: Link) -> list[Save]:
         """The saves of a step: every block that is full when it is over."""
         saves, self._late = self._late, []
+        if not output.num_scheduled_tokens:  # a step that only waits, as while a load is under way
+            return saves
         if self.settings.save == "none" or not link.up:
             return saves
         state = getattr(output, "kv_connector_block_state", None)
@@ -145,14 +147,17 @@ class Saves:
             return None
         held, numbers, pins = [], [], []
         for group, ratio in zip(self.geometry.groups, self.geometry.ratios, strict=True):
-            rows = np.array(ids[group][first * ratio : end * ratio], dtype=np.int64)
-            if rows.shape[0] != (end - first) * ratio:
+            listed = list(ids[group][first * ratio : end * ratio])
+            if len(listed) != (end - first) * ratio:
                 return None  # the engine's table is shorter than what it computed: nothing that we know
-            rows = rows.reshape(-1, ratio)
-            there = (rows != NULL_BLOCK).all(axis=1)
+            rows, there = np.array(listed, dtype=np.int64), np.ones(end - first, dtype=np.bool_)
+            if NULL_BLOCK in listed:
+                there = (rows.reshape(-1, ratio) != NULL_BLOCK).all(axis=1)
+                rows = rows.reshape(-1, ratio)[there].reshape(-1)
+                listed = rows.tolist()
             held.append(there)
-            numbers.append(rows[there].reshape(-1))
-            pins += numbers[-1].tolist()
+            numbers.append(rows)
+            pins += listed
         if not self._pin(pins):
             self.stats.add("saves_deferred", 1)
             return None

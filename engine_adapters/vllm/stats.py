@@ -41,6 +41,8 @@ class Stats:
             self._counts[name] = self._counts.get(name, 0) + value
 
     def take(self) -> StoreStats | None:
+        if not self._counts:
+            return None  # every step asks; what is added meanwhile is told with the next
         with self._lock:
             counts, self._counts = self._counts, {}
         return StoreStats(data=counts) if counts else None
