@@ -243,6 +243,7 @@ def sidecars(address: str) -> dict[str, Any]:
     said["misfit"] = store.batch_set_v2(
         [PoolTransfer(PoolName.SWA, host_indices=torch.arange(3), keys=names[:2])], info_of([])
     )[PoolName.SWA]
+    said["errors"] = store.stats.counts()["errors"]
     late = mha("page_first")
     store.register_mem_host_pool_v2(late, PoolName.DRAFT)
     said["late"] = store.batch_exists(names, None)  # another pool is another layout

@@ -112,6 +112,7 @@ class TestSidecars:
 
     def test_places_that_do_not_fit_the_pages_are_not_stored(self, saw: dict[str, Any]) -> None:
         assert saw["sidecars"]["misfit"] == [False, False]
+        assert saw["sidecars"]["errors"] == 0  # seen, not stumbled over
 
     def test_a_pool_more_is_another_layout(self, saw: dict[str, Any]) -> None:
         assert saw["sidecars"]["late"] == 0
