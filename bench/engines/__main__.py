@@ -9,8 +9,10 @@ import os
 import shutil
 import sys
 import tempfile
+from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 
 import click
@@ -60,8 +62,8 @@ def brought(store: Store, own_network: bool) -> str | None:
     return install(store.needs, say) if store.needs else None
 
 
-def slow_rows(folder: Path, size: Size, own_network: bool) -> list[EngineRow]:
-    """Of the large model: times to first tokens and steps."""
+def slow_rows(folder: Path, size: Size, own_network: bool) -> Iterator[list[EngineRow]]:
+    """Of the large model: times to first tokens, and then what misses and steps cost."""
     taken, contenders = Taken(), []
     with ExitStack() as pair_stack:
         with ExitStack() as peers_stack:
@@ -83,20 +85,18 @@ def slow_rows(folder: Path, size: Size, own_network: bool) -> list[EngineRow]:
             begun = load()
             say("time to first token")
             first_token.compare(contenders, size.blocks, size.rounds, SEED, say, taken)
-            made = first_token.rows(taken, size.blocks, begun)
+            yield first_token.rows(taken, size.blocks, begun)
         pair = (contenders[0], contenders[1])
         say("cost where nothing is found")
         begun = load()
         misses.computed(pair, size.blocks, size.pairs, SEED + 1_000, taken)
-        made += misses.rows(taken, size.blocks, begun)
+        yield misses.rows(taken, size.blocks, begun)
         begun = load()
-        made.append(misses.decode_row(misses.decoded(pair, size.decodes, SEED + 2_000), begun))
-    return made
+        yield [misses.decode_row(misses.decoded(pair, size.decodes, SEED + 2_000), begun)]
 
 
-def small_rows(folder: Path, size: Size) -> list[EngineRow]:
+def small_rows(folder: Path, size: Size) -> Iterator[list[EngineRow]]:
     """Of the small model: what no computing must hide."""
-    made = []
     for block in (128, 32):
         with ExitStack() as stack:
             say(f"scheduler's thread, blocks of {block}")
@@ -104,12 +104,11 @@ def small_rows(folder: Path, size: Size) -> list[EngineRow]:
             begun = load()
             if block == 32:
                 counted = hits.converse(ours, block, size.conversations, size.turns, SEED)
-                made.append(hits.row(counted, size.conversations, size.turns, begun))
+                yield [hits.row(counted, size.conversations, size.turns, begun)]
             spent = thread.spend(ours, size.requests, SEED + 3_000)
-            made += thread.rows(spent, block, begun)
+            yield thread.rows(spent, block, begun)
             for line in spent.shares():
                 say(line)
-    return made
 
 
 def show(rows: list[EngineRow]) -> None:
@@ -139,9 +138,9 @@ def main(quick: bool, inside: bool) -> None:
     size = QUICK if quick else Size()
     folder = Path(tempfile.mkdtemp(prefix="kv"))
     try:
-        rows = []
-        for part in (lambda: small_rows(folder, size), lambda: slow_rows(folder, size, inside)):
-            rows += part()
+        rows: list[EngineRow] = []
+        for part in chain(slow_rows(folder, size, inside), small_rows(folder, size)):
+            rows += part
             if not quick:  # what is there survives an interruption
                 harness.write("engines", rows)
     finally:

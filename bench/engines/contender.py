@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,16 +13,26 @@ from bench.engines.stores import Store
 from tests.engines.run import Engine, vllm
 from tests.engines.wire import Answer, Prompt, words
 
-__all__ = ["BLOCK", "Contender", "Wrong", "probe"]
+__all__ = ["BLOCK", "Contender", "Wrong", "probe", "turns"]
 
 BLOCK = 128
 PROBES = "bench.engines.probes"
 SETTLE_S = 0.7  # after an answer, in steps: what is stored in the background is there
 FORGET_TRIES = 20
+LEAST = 4
 
 
 class Wrong(Exception):
     """A store did not give what it was asked for; the text says what it gave."""
+
+
+def turns(most: int, seconds: float) -> Iterator[int]:
+    """Numbers of rounds: `most`, fewer where the time is over before, but LEAST at least."""
+    end = time.monotonic() + seconds
+    for turn in range(most):
+        if turn >= LEAST and time.monotonic() > end:
+            return
+        yield turn
 
 
 def probe(engine: Engine, name: str, **given: Any) -> Any:

@@ -12,7 +12,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from bench.engines import statistics
-from bench.engines.contender import BLOCK, Contender, Wrong
+from bench.engines.contender import BLOCK, Contender, Wrong, turns
 from bench.engines.statistics import EngineRow
 from bench.harness import Target, row_of
 from tests.engines.run import EngineFailed
@@ -21,6 +21,7 @@ from tests.engines.wire import Prompt, words
 __all__ = ["Taken", "compare", "rows"]
 
 OURS, NONE = "ours", "no store"
+ROUNDS_S = 300.0
 
 
 @dataclass
@@ -43,7 +44,7 @@ def compare(
     contenders: list[Contender], blocks: int, rounds: int, seed: int, say: Callable[[str], None], taken: Taken
 ) -> None:
     """Every second round is backwards. The first does not count."""
-    for turn in range(rounds + 1):
+    for turn in turns(rounds + 1, ROUNDS_S):
         for contender in contenders if turn % 2 else contenders[::-1]:
             try:
                 _round(contender, prompt(blocks, seed + turn), taken if turn else Taken())

@@ -7,7 +7,7 @@ engine without a connector, the figure the ratio of each pair.
 from __future__ import annotations
 
 from bench.engines import statistics
-from bench.engines.contender import Contender
+from bench.engines.contender import Contender, turns
 from bench.engines.first_token import NONE, OURS, Taken, prompt
 from bench.engines.statistics import EngineRow
 from bench.harness import at_most, no_target, row_of
@@ -16,12 +16,13 @@ from tests.engines.wire import Prompt, words
 __all__ = ["computed", "decode_row", "decoded", "rows"]
 
 COST_MAX = 2.0  # percent
-DECODE_PROMPT, DECODE_TOKENS = 136, 280  # two blocks are saved while tokens are decoded
+PAIRS_S, DECODES_S = 150.0, 50.0
+DECODE_PROMPT, DECODE_TOKENS = 136, 150  # a block is saved while tokens are decoded
 
 
 def computed(pair: tuple[Contender, Contender], blocks: int, pairs: int, seed: int, taken: Taken) -> None:
     """More rounds of what `compare` takes too: both, and then both the other way round."""
-    for turn in range(pairs):
+    for turn in turns(pairs, PAIRS_S):
         for contender in pair if turn % 2 else pair[::-1]:
             answer = contender.ask(prompt(blocks, seed + turn))
             taken.computed[contender.store.label].append(answer.first_token_s or 0.0)
@@ -31,7 +32,7 @@ def computed(pair: tuple[Contender, Contender], blocks: int, pairs: int, seed: i
 def decoded(pair: tuple[Contender, Contender], pairs: int, seed: int) -> dict[str, list[float]]:
     """Seconds a decoded token, by label, one figure a round."""
     steps: dict[str, list[float]] = {OURS: [], NONE: []}
-    for turn in range(pairs):
+    for turn in turns(pairs, DECODES_S):
         for contender in pair if turn % 2 else pair[::-1]:
             answer = contender.ask(Prompt(words(DECODE_PROMPT, seed + turn), max_tokens=DECODE_TOKENS))
             assert answer.first_token_s is not None

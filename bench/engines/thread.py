@@ -9,7 +9,7 @@ from collections import Counter
 import numpy as np
 
 from bench.engines import statistics
-from bench.engines.contender import Contender, probe
+from bench.engines.contender import Contender, probe, turns
 from bench.engines.statistics import EngineRow
 from bench.harness import at_most, no_target, row_of
 from tests.engines.wire import Prompt, words
@@ -19,6 +19,7 @@ __all__ = ["LENGTHS", "Spent", "rows", "spend"]
 LENGTHS = (1_032, 8_072)
 DECODED = 65
 REQUEST_US_MAX = 100.0
+REQUESTS_S = 60.0
 
 
 class Spent:
@@ -62,7 +63,7 @@ def _total(told: dict[str, list[int]]) -> int:
 def spend(ours: Contender, requests: int, seed: int, lengths: tuple[int, ...] = LENGTHS) -> Spent:
     probe(ours.engine, "clock")
     spent = Spent()
-    for turn in range(requests + 1):
+    for turn in turns(requests + 1, REQUESTS_S):
         for length in lengths:
             # Another seed for each length: one of the same would begin alike.
             prompt = Prompt(words(length, seed + length + turn), max_tokens=1)
