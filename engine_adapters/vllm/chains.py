@@ -28,6 +28,11 @@ class Chain:
         self._of = b""  # the namespace's digest that the keys are of
 
     @property
+    def digest(self) -> bytes:
+        """Of the namespace that `keys` last gave keys of."""
+        return self._of
+
+    @property
     def blocks(self) -> int:
         """Full blocks of tokens known so far."""
         return len(self._request.block_hashes) // self._step

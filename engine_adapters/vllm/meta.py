@@ -37,6 +37,7 @@ class Load:
     ids: tuple[Ids, ...]
     layerwise: bool = False
     session: str = ""
+    digest: bytes = b""  # of the namespace that the keys are of
 
 
 @dataclass(slots=True)
@@ -55,6 +56,7 @@ class Save:
     held: tuple[npt.NDArray[np.bool_], ...]
     ids: tuple[Ids, ...]
     session: str = ""
+    digest: bytes = b""  # of the namespace that the keys are of
 
 
 @dataclass

@@ -171,6 +171,7 @@ class Saves:
             tuple(held),
             tuple(numbers),
             session=getattr(tracked.request, "session_id", None) or "",
+            digest=tracked.chain.digest,
         )
         note = note_of(tracked.request, tracked.chain, first, end, self.geometry.block_tokens) if self.events else None
         self._pinned[job] = _Pinned(

@@ -331,6 +331,7 @@ class StoreScheduler:
             tuple(ids),
             layerwise=self._layerwise,
             session=getattr(tracked.request, "session_id", None) or "",
+            digest=tracked.chain.digest,
         )
 
     def _learn(self, said: WorkerMeta) -> None:

@@ -14,7 +14,8 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Final
+from functools import partial
+from typing import TYPE_CHECKING, Final, TypeVar
 
 import torch
 
@@ -25,7 +26,7 @@ from engine_adapters.vllm.layerwise import Layerwise
 from engine_adapters.vllm.layout import Unsupported, describe
 from engine_adapters.vllm.meta import Load, Save, StepMeta, WorkerMeta
 from engine_adapters.vllm.stats import Stats
-from kvstore import Extents, Hints
+from kvstore import Ended, Extents, Got, Hints, Namespace, Stored
 from kvstore.errors import KvStoreError
 from kvstore.layout import KVLayout
 
@@ -190,7 +191,8 @@ class StoreWorker:
             return 0, 0
         at, shard = load.at[group], self._shards[group]
         table = self._pieces[group].table(load.ids[group])
-        got = namespace.get(
+        fetch = partial(
+            namespace.get,
             load.keys[at - load.first :],
             Extents(self._pieces[group].buffers, table),
             shard=shard,
@@ -199,6 +201,7 @@ class StoreWorker:
             wait_s=left,
             deadline_s=left,
         )
+        got = _in_its_namespace(fetch, namespace, load.digest)
         if self._link is not None:
             self._link.worked()
         return got.blocks, got.blocks * namespace.shard_bytes[shard]
@@ -301,7 +304,8 @@ class StoreWorker:
         stored: int = save.keys.shape[0]
         row = 0
         for begin, end in _stretches(there):
-            done = namespace.put(
+            publish = partial(
+                namespace.put,
                 save.keys[begin:end],
                 Extents(pieces.buffers, table[row : row + end - begin]),
                 shard=shard,
@@ -310,6 +314,7 @@ class StoreWorker:
                 hints=Hints(session=save.session),
                 deadline_s=self._settings.save_ms / 1e3,
             )
+            done = _in_its_namespace(publish, namespace, save.digest)
             row += end - begin
             self.stats.add("save_bytes", done.stored * namespace.shard_bytes[shard])
             if done.rejected:
@@ -331,6 +336,17 @@ def _arrived(load: Load, group: int, blocks: int) -> int:
         return load.end
     # Of a group that needs only a window, a hole makes the whole boundary useless.
     return load.first + blocks if load.at[group] == load.first else load.first
+
+
+T = TypeVar("T", Got, Stored)
+
+
+def _in_its_namespace(call: Callable[[], T], namespace: Namespace, digest: bytes) -> T:
+    """A namespace that was cleared is opened again by the call that finds out, which then ends: what its keys name is
+    gone. But the scheduler may have known before us, and made these keys of the new one.
+    """
+    done = call()
+    return call() if done.ended is Ended.CLEARED and namespace.digest == digest else done
 
 
 def _writer(layout: KVLayout, shard: int, group: str) -> int:

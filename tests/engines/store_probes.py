@@ -100,26 +100,26 @@ def inject(engine: Any, verb: str, how: str, after: int = 0, seconds: float = 0.
     real = getattr(Namespace, verb)
     calls = [0]
 
-    def wrong(self: Any, chain: Any, *given: Any, **named: Any) -> Any:
+    def wrong(self: Any, *given: Any, **named: Any) -> Any:
         calls[0] += 1
         if calls[0] <= after:
-            return real(self, chain, *given, **named)
+            return real(self, *given, **named)
         if how == "raise":
             raise Unavailable("injected")
         if how == "refuse":
             raise Rejected("injected")
         if how == "slow":
             time.sleep(seconds)
-            return real(self, chain, *given, **named)
-        answer = real(self, chain, *given, **named)
+            return real(self, *given, **named)
+        answer = real(self, *given, **named)
         if verb == "get":
             return replace(answer, blocks=min(1, answer.blocks))
         if verb == "lookup":
             return replace(answer, blocks=0)
         if verb == "put":
-            return replace(answer, stored=0, held=0, pending=0, rejected=chain.shape[0])
+            return replace(answer, stored=0, held=0, pending=0, rejected=given[0].shape[0])
         answer.close()
-        return real(self, chain[:1], *given, **named)
+        return real(self, given[0][:1], *given[1:], **named)
 
     setattr(Namespace, verb, wrong)
     _MENDED.append(lambda: setattr(Namespace, verb, real))
