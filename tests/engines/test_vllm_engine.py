@@ -10,7 +10,6 @@ from typing import Any
 import pytest
 
 from tests.engines.run import vllm
-from tests.engines.serve import free_port
 from tests.engines.store_rig import BLOCK, config, engine_on, external, forget, probe, settle, until
 from tests.engines.venvs import RECIPES, ready
 from tests.engines.wire import Prompt, words
@@ -141,7 +140,7 @@ def test_a_reset_clears_the_store_for_everybody(node: NodeProcess, tmp_path: Pat
 
 
 def test_the_engines_event_stream_tells_what_is_stored(node: NodeProcess, tmp_path: Path) -> None:
-    endpoint = f"tcp://127.0.0.1:{free_port()}"
+    endpoint = f"ipc://{tmp_path}/events"  # which vLLM binds; to an address of one host it would connect
     events = {"enable_kv_cache_events": True, "publisher": "zmq", "endpoint": endpoint}
     prompt = Prompt(words(LONG, 9), max_tokens=1)
     with engine_on(node, "llama", tmp_path, kv_events_config=events) as engine:
