@@ -54,6 +54,3 @@ class Chain:
             more = namespace.chain_of_hashes(hashes, parent=parent)
             self._keys = np.concatenate((self._keys, more)) if known else more
         return self._keys[: self.blocks]
-
-    def forget(self) -> None:
-        self._keys = self._keys[:0]

@@ -82,7 +82,6 @@ class StoreScheduler:
         self._budget = Budget(settings.promise_bytes_max)
         self._workers = Workers("find", FINDING_THREADS, FINDINGS_MAX)
         self._layouts: dict[int, KVLayout | None] = {}
-        self._asked_layout_at = 0.0
         self._pending: list[Load] = []
         self._opening = False
         self._failures: dict[int, int] = {}
@@ -155,8 +154,9 @@ class StoreScheduler:
         """As build_connector_meta."""
         loads, self._pending = self._pending, []
         saves = []
-        if self._link is not None and not self._stale:
-            saves = self.saves.collect(output, self._requests, self._link)
+        if self._link is not None:
+            # Of a store that is not trusted only what was on its way: its blocks are pinned until a worker has had it.
+            saves = self.saves.collect(output, {} if self._stale else self._requests, self._link)
         return StepMeta(loads, saves, dict(self._failures))
 
     def heard(self, said: WorkerMeta) -> None:
@@ -206,8 +206,7 @@ class StoreScheduler:
         self._stale = False
         for tracked in self._requests.values():
             self._drop(tracked)
-            tracked.chain.forget()
-            tracked.saved = 0
+            tracked.holed = True  # its blocks may be of the old weights: under new keys they would be a lie
         return True
 
     def close(self) -> None:

@@ -128,7 +128,11 @@ def test_a_reset_clears_the_store_for_everybody(node: NodeProcess, tmp_path: Pat
         engine.generate(prompt)
         assert external(engine, prompt).external == HIT
         settle(engine)
-        until(lambda: probe(engine, "clear"))
+        (running,) = engine.submit([Prompt(words(LONG, 14), max_tokens=400)])
+        engine.first_token(running)
+        probe(engine, "clear")
+        engine.answers([running])
+        assert external(engine, Prompt(words(LONG, 14))).external == 0, "computed with the old weights"
         assert engine.generate(prompt).external == 0
         assert external(engine, prompt).external == HIT, "of the new weights"
         settle(engine)
