@@ -6,7 +6,7 @@ FUZZ_SECONDS ?= 60
 SEEDS ?= 500
 GRAFANA_TYPES := 'grafana-foundation-sdk==1769699379!11.6.0'
 .DEFAULT_GOAL := help
-.PHONY: help setup native stubs proto check test test-s3 test-dashboards test-rdma setup-rdma setup-engines test-engines test-upstream demo demo-vllm bench bench-peers bench-engines sanitize fuzz wheel clean
+.PHONY: help setup native native-built stubs proto check test test-s3 test-dashboards test-rdma setup-rdma setup-engines test-engines test-upstream demo demo-vllm bench bench-peers bench-engines sanitize fuzz wheel clean
 
 help:            ## this list
 	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 18
@@ -19,6 +19,9 @@ setup-rdma: setup  ## rdma-core, pyverbs of the same release linked into .venv, 
 	@sh deploy/dev/setup.sh rdma
 
 native:          ## both extension modules into the source tree (incremental)
+	@mkdir -p build && flock build/.native.lock $(MAKE) --no-print-directory native-built
+
+native-built:
 	@[ -e build/dev/build.ninja ] || echo "native: building both extension modules (the first time: some two minutes on two cores)"
 	@$(CONFIGURE) -B build/dev -DPython_EXECUTABLE=$(CURDIR)/$(PY) >build/dev-configure.log 2>&1 || (cat build/dev-configure.log; exit 1)
 	@$(CMAKE) --build build/dev -j2 >build/dev-build.log 2>&1 || (cat build/dev-build.log; exit 1)
@@ -59,8 +62,8 @@ test-rdma: setup  ## RDMA verbs for real, in a QEMU machine with soft-RoCE; the 
 setup-engines: setup  ## real vLLM (two releases) and SGLang, each in a venv of its own under build/engines; says sizes first
 	@$(PY) -m tests.engines.venvs
 
-test-engines: setup-engines  ## adapters in real engines on tiny models
-	$(PY) -m pytest -q -rs -o faulthandler_timeout=500 tests/engines
+test-engines: setup-engines  ## adapters in real engines on tiny models; PART=tests/engines/ci.txt for what CI runs of it
+	$(PY) -m pytest -q -rs -o faulthandler_timeout=500 $(if $(PART),--part $(PART)) tests/engines
 
 test-upstream: setup-engines  ## vLLM's own connector tests against our connector (a part of test-engines); prints the table
 	@$(PY) -m tests.engines.upstream

@@ -7,6 +7,8 @@ cd "$(dirname "$0")/../.."
 VENV=.venv
 STAMP=.setup
 mkdir -p "$STAMP" build
+exec 9>build/.setup.lock  # two targets at once are one after the other here
+if command -v flock >/dev/null; then flock 9; fi
 
 say() { printf 'setup: %s\n' "$*"; }
 
