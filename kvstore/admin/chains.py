@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import re
 from pathlib import Path
 from typing import Final
 
@@ -43,13 +44,13 @@ def parse_keys(text: str) -> bytes:
     """Keys in hex, separated by commas, as one bytes object."""
     keys = []
     for index, word in enumerate(text.split(",")):
-        try:
-            key = bytes.fromhex(word.strip())
-        except ValueError as error:
-            raise ValueError(f"--keys: key {index}: {error}") from error
-        if len(key) != KEY_BYTES:
-            raise ValueError(f"--keys: key {index}: {len(key)} bytes, must be {KEY_BYTES}")
-        keys.append(key)
+        digits = word.strip()
+        if not re.fullmatch(f"[0-9a-fA-F]{{{2 * KEY_BYTES}}}", digits):
+            raise ValueError(
+                f"--keys: key {index}: {digits[:80]!r}, must be {2 * KEY_BYTES} hexadecimal digits "
+                "(tables show the first 12 of a key, --json all)"
+            )
+        keys.append(bytes.fromhex(digits))
     return b"".join(keys)
 
 

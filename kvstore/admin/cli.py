@@ -24,7 +24,7 @@ from kvstore import __version__
 from kvstore import config as settings
 from kvstore.admin import rows
 from kvstore.admin.chains import chain_message
-from kvstore.admin.connection import CALL_S, Connection, translated
+from kvstore.admin.connection import CALL_S, OPERATORS, Connection
 from kvstore.client.tls import Tls
 from kvstore.errors import Misconfigured, Rejected, Unavailable
 from kvstore.wire import admin, store
@@ -44,7 +44,7 @@ class Context:
 
     def call(self, method: str, request: object, kind: type[Answer]) -> Answer:
         """One unary call of the Admin service, whose answers are of that kind."""
-        with translated():
+        with self.connection.translated():
             verb = getattr(self.connection.admin(), method)
             answer = verb(request, timeout=CALL_S, metadata=self.connection.metadata())
         assert isinstance(answer, kind)
@@ -104,7 +104,7 @@ def _end(text: str, code: int) -> NoReturn:
 def default_address() -> str:
     """The socket for operators of the node that this user would run with the same settings."""
     socket = settings.socket_path(settings.load())
-    return f"unix:{socket.with_name(socket.name + '.grpc')}"
+    return f"unix:{socket.with_name(socket.name + OPERATORS)}"
 
 
 EXIT_CODES: Final = (
@@ -118,7 +118,7 @@ EXIT_CODES: Final = (
     "--address",
     envvar=settings.ADDRESS_VARIABLE,
     show_envvar=True,
-    help="unix:PATH or HOST:PORT of a node's gRPC door.",
+    help="unix:PATH of a node's socket, or HOST:PORT of its gRPC door.",
 )
 @click.option("--token-file", type=click.Path(path_type=Path), help="A file with the bearer token to show.")
 @click.option("--tls-authority", type=click.Path(path_type=Path), help="PEM: who signed the node's certificate.")
@@ -306,7 +306,10 @@ def verify(context: Context, namespace: str | None) -> None:
     last = admin.VerifyProgress()
     columns = (TextColumn("verifying"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     # Progress is for people at a terminal; it goes to standard error, so that the result can be piped.
-    with translated(), Progress(*columns, console=Console(stderr=True), disable=context.as_json) as progress:
+    with (
+        context.connection.translated(),
+        Progress(*columns, console=Console(stderr=True), transient=True, disable=context.as_json) as progress,
+    ):
         task = progress.add_task("verify", total=None)
         for last in context.connection.admin().Verify(request, metadata=context.connection.metadata()):
             progress.update(task, total=last.blocks_total, completed=last.blocks_checked)
@@ -338,7 +341,7 @@ def events(context: Context, namespace: str | None, follow: bool, from_start: bo
         request.after.CopyFrom(store.Cursor(epoch=now.node.epoch, sequence=0))
         if until == 0 and not follow:
             return
-    with translated():
+    with context.connection.translated():
         for batch in context.connection.admin().Events(request, metadata=context.connection.metadata()):
             if batch.gap:
                 click.echo("store-admin: events before these are not kept any more", err=True)

@@ -8,7 +8,7 @@ from typing import Final
 from kvstore.allowed import human
 from kvstore.wire import admin, store
 
-Value = str | int | float | bool | None | list[str] | dict[str, int]
+Value = str | int | float | bool | None | list[str] | list[int] | dict[str, int]
 Row = dict[str, Value]
 
 TIER_NAMES: Final = {1: "memory", 2: "file", 3: "object"}
@@ -139,7 +139,7 @@ def namespaces(answer: admin.NamespacesResponse) -> list[Row]:
             "dtype": row.layout.dtype,
             "block_tokens": row.layout.block_tokens,
             "engine": row.layout.engine,
-            "shard_bytes": [str(sum(shard.part_bytes)) for shard in row.layout.shards],
+            "shard_bytes": [sum(shard.part_bytes) for shard in row.layout.shards],
             "fingerprint": row.layout.fingerprint.hex(),
         }
         for row in answer.rows
@@ -194,8 +194,8 @@ def heading(name: str) -> str:
     return "bytes" if name == "checked_bytes" else name.removesuffix("_bytes").replace("_", " ")
 
 
-def _shards(bitmap: int) -> list[str]:
-    return [str(shard) for shard in range(64) if bitmap >> shard & 1]
+def _shards(bitmap: int) -> list[int]:
+    return [shard for shard in range(64) if bitmap >> shard & 1]
 
 
 def shown(name: str, value: Value) -> str:
@@ -206,7 +206,7 @@ def shown(name: str, value: Value) -> str:
         case bool():
             text = "yes" if value else "no"
         case list():
-            text = ",".join(value) or "-"
+            text = ",".join(map(str, value)) or "-"
         case float():
             text = f"{value:.1%}" if name.endswith("rate") else f"{value:,.1f}"
         case int():

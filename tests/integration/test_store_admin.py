@@ -91,7 +91,7 @@ def test_hits_are_counted_once_a_get(operator: Operator) -> None:
 
 def test_lookup_finds_a_prompt_by_its_tokens(operator: Operator, token_file: Path) -> None:
     found = operator.json("lookup", "--namespace", digest(operator)[:8], "--tokens", str(token_file))
-    assert [row["memory_shards"] for row in found] == [["0"]] * BLOCKS
+    assert [row["memory_shards"] for row in found] == [[0]] * BLOCKS
     nobody = operator.run("lookup", "--namespace", digest(operator), "--keys", "00" * 32)
     assert nobody.returncode == 1
 
@@ -168,7 +168,29 @@ def test_what_is_wrong_is_named(operator: Operator, words: tuple[str, ...], code
     assert says in done.stderr
 
 
+def test_the_socket_that_people_know_leads_to_the_operators_one(operator: Operator, node: NodeProcess) -> None:
+    assert operator.run("status", address=node.address).returncode == 0
+
+
 def test_no_node_is_an_exit_code_not_a_traceback(tmp_path: Path, operator: Operator) -> None:
     done = operator.run("status", address=f"unix:{tmp_path}/nobody")
     assert done.returncode == 3
-    assert "Traceback" not in done.stderr
+    assert done.stderr == (
+        f"store-admin: unix:{tmp_path}/nobody: No such file or directory (does a node listen there?)\n"
+    )
+
+
+def test_a_door_that_speaks_no_grpc_is_told_apart(tmp_path: Path, operator: Operator, node: NodeProcess) -> None:
+    alone = tmp_path / "alone.sock"  # without the operators' one beside it
+    alone.symlink_to(node.socket)
+    done = operator.run("status", address=f"unix:{alone}")
+    assert done.returncode == 3
+    assert "what answers there is no gRPC door" in done.stderr
+
+
+def test_who_has_no_right_is_told_how_to_come_in(tmp_path: Path) -> None:
+    with NodeProcess(tmp_path, grpc="127.0.0.1:0") as node:
+        (address,) = (each for each in node.facts["addresses"] if each.startswith("127.0.0.1:"))
+        done = Operator(node).run("status", address=address)
+    assert done.returncode == 4
+    assert "no such right; --token-file" in done.stderr
