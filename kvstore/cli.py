@@ -262,9 +262,7 @@ def _look_at(
 def _examine(config: Config, as_json: bool) -> None:
     from kvstore.doctor import examine
 
-    findings = examine(
-        settings.data_dir(config), config.memory.directory, objects=config.object, transfer=config.transfer
-    )
+    findings = examine(config)
     if as_json:
         click.echo(json.dumps([asdict(finding) for finding in findings], indent=1))
     else:

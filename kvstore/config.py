@@ -386,6 +386,12 @@ def transfer_of(config: Config) -> TransferConfig:
     return replace(told, certificate=security.certificate, private_key=security.private_key, peer_ca=security.client_ca)
 
 
+def tcp_addresses(config: Config) -> tuple[str, ...]:
+    """Where the doors of a node listen by TCP."""
+    told = (config.node.address, config.grpc.address, config.metrics.address)
+    return tuple(address for address in told if address != "none")
+
+
 def data_dir(config: Config, environ: Mapping[str, str] | None = None) -> Path:
     environ = os.environ if environ is None else environ
     if config.node.data_dir is not None:

@@ -1,7 +1,8 @@
 """`kvstore doctor`: what this machine has for the store, what is missing, and what to do about it.
 
 Each check looks and changes nothing (O_DIRECT and the ring are tried on a scratch file that is removed). A finding is
-`ok`, `slow` (works, a faster way is off), `off` (a part is off; the rest works) or `bad` (the node would not start).
+`ok`, `slow` (works, and could be faster, larger or safer), `off` (a part is off; the rest works) or `bad` (the node
+would not start).
 """
 
 from __future__ import annotations
@@ -15,38 +16,40 @@ from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
+from kvstore import config as settings
 from kvstore import native
 from kvstore.allowed import human
-from kvstore.config import ObjectConfig, TransferConfig
+from kvstore.config import Config, ObjectConfig
 from kvstore.doctor_gpu import gpu
+from kvstore.doctor_node import data_directory, doors, existing, file_tier, shared_memory
 from kvstore.doctor_rdma import rdma
 from kvstore.errors import Misconfigured
 from kvstore.finding import Finding
 from kvstore.tiers.object import ObjectTier
 from kvstore.transfers import device_settings
 
-SHM_MIN_BYTES = 256 << 20
-
 
 def examine(
-    data_dir: Path,
-    shm: Path,
+    config: Config,
     sysfs: Path = Path("/sys"),
     proc: Path = Path("/proc"),
     dev: Path = Path("/dev"),
-    objects: ObjectConfig | None = None,
-    transfer: TransferConfig | None = None,
 ) -> list[Finding]:
     """Every check, in the order in which a block travels. A check that fails itself is a finding, not an exception."""
+    data_dir = settings.data_dir(config)
+    files = config.file.directory or data_dir / "files"
     checks: list[tuple[str, Callable[[], Finding | list[Finding]]]] = [
-        ("shared memory", partial(shared_memory, shm)),
-        ("huge pages", partial(huge_pages, sysfs, proc, shm)),
+        ("doors", partial(doors, config)),
+        ("data directory", partial(data_directory, data_dir)),
+        ("shared memory", partial(shared_memory, config)),
+        ("huge pages", partial(huge_pages, sysfs, proc, config.memory.directory)),
         ("locked memory", locked_memory),
         ("io_uring", ring),
-        ("direct I/O", partial(direct_io, data_dir)),
-        ("object store", partial(object_store, objects or ObjectConfig(), data_dir)),
+        ("file tier", partial(file_tier, config.file, files)),
+        ("direct I/O", partial(direct_io, files)),
+        ("object store", partial(object_store, config.object, data_dir)),
         ("open files", open_files),
-        ("GPU", lambda: gpu(sysfs, ways=device_settings(transfer or TransferConfig()).ways)),
+        ("GPU", lambda: gpu(sysfs, ways=device_settings(config.transfer).ways)),
         ("RDMA", partial(rdma, sysfs, dev, proc)),
     ]
     return [finding for subject, check in checks for finding in _guarded(subject, check)]
@@ -58,30 +61,6 @@ def _guarded(subject: str, check: Callable[[], Finding | list[Finding]]) -> list
     except (OSError, Misconfigured) as error:
         return [Finding(subject, "off", f"could not look: {error}")]
     return found if isinstance(found, list) else [found]
-
-
-def shared_memory(shm: Path) -> Finding:
-    """The memory tier lies in shared memory, so its size bounds the tier."""
-    if not shm.is_dir():
-        return Finding(
-            "shared memory",
-            "bad",
-            f"{shm} is not there",
-            "mount a tmpfs there; containers: --shm-size or an emptyDir of medium Memory",
-        )
-    stats = os.statvfs(shm)
-    total, free = stats.f_blocks * stats.f_frsize, stats.f_bavail * stats.f_frsize
-    found = f"{human(free)} free of {human(total)} in {shm}"
-    if total < SHM_MIN_BYTES:
-        return Finding(
-            "shared memory",
-            "bad",
-            found,
-            "docker gives 64 MiB by default: --shm-size=8g, or mount -o remount,size=50% " + str(shm),
-        )
-    if free < total // 4:
-        return Finding("shared memory", "slow", found, f"look for leftovers of dead processes: ls -l {shm}")
-    return Finding("shared memory", "ok", found)
 
 
 def huge_pages(sysfs: Path, proc: Path, shm: Path) -> Finding:
@@ -143,21 +122,19 @@ def ring() -> Finding:
     )
 
 
-def direct_io(data_dir: Path) -> Finding:
+def direct_io(directory: Path) -> Finding:
     """Direct I/O keeps blocks out of the page cache, where they would be held twice."""
-    existing = next(path for path in (data_dir, *data_dir.parents) if path.exists())
-    if not os.access(existing, os.W_OK):
-        return Finding(
-            "direct I/O", "off", f"{existing} cannot be written", "choose another --data-dir, or mend its permissions"
-        )
-    with tempfile.NamedTemporaryFile(dir=existing) as scratch, mmap.mmap(-1, 4096) as page:
+    there = existing(directory)
+    if not os.access(there, os.W_OK):
+        return Finding("direct I/O", "off", f"{there} cannot be written", "mend its permissions, or set file.directory")
+    with tempfile.NamedTemporaryFile(dir=there) as scratch, mmap.mmap(-1, 4096) as page:
         try:
             file = os.open(scratch.name, os.O_RDWR | os.O_DIRECT)
         except OSError as error:
             return Finding(
                 "direct I/O",
                 "slow",
-                f"refused in {existing}: {error.strerror}",
+                f"refused in {there}: {error.strerror}",
                 "ext4 and xfs have it; tmpfs and some network file systems do not",
             )
         try:
@@ -166,13 +143,12 @@ def direct_io(data_dir: Path) -> Finding:
             return Finding(
                 "direct I/O",
                 "slow",
-                f"a direct write in {existing} failed: {error.strerror}",
-                "use a file system with direct I/O for the data directory",
+                f"a direct write in {there} failed: {error.strerror}",
+                "use a file system with direct I/O for the file tier",
             )
         finally:
             os.close(file)
-    stats = os.statvfs(existing)
-    return Finding("direct I/O", "ok", f"works in {existing}, {human(stats.f_bavail * stats.f_frsize)} free")
+    return Finding("direct I/O", "ok", f"works in {there}")
 
 
 def object_store(config: ObjectConfig, data_dir: Path) -> Finding:
@@ -182,10 +158,10 @@ def object_store(config: ObjectConfig, data_dir: Path) -> Finding:
         return Finding(subject, "off", "object.url = none", "set object.url: blocks then outlive this machine")
     if config.url is None or config.url.startswith("file://"):
         path = Path(config.url.removeprefix("file://")) if config.url is not None else data_dir / "objects"
-        existing = next(each for each in (path, *path.parents) if each.exists())
-        if not os.access(existing, os.W_OK):
-            return Finding(subject, "off", f"{existing} cannot be written", "mend its permissions, or set object.url")
-        stats = os.statvfs(existing)
+        there = existing(path)
+        if not os.access(there, os.W_OK):
+            return Finding(subject, "off", f"{there} cannot be written", "mend its permissions, or set object.url")
+        stats = os.statvfs(there)
         return Finding(subject, "ok", f"{path}, {human(stats.f_bavail * stats.f_frsize)} free on its disk")
     why = asyncio.run(_refusal(config, config.url))
     if why is None:

@@ -34,12 +34,19 @@ if TYPE_CHECKING:
     from kvstore.tiers.base import Medium, Shapes
     from kvstore.tiers.memory import MemoryTier
 
-__all__ = ["FileStore"]
+__all__ = ["FileStore", "choose_bytes"]
 
 log = logging.getLogger(__name__)
 
 DEFAULT_BYTES: Final = 10 << 30
 POOL_PAGES: Final = 4096
+
+
+def choose_bytes(config: FileConfig, room: int) -> int:
+    """Pure. What was said, else min(10 GiB, half of the disk); half of the disk, too, where `shrink` lets it."""
+    if config.bytes is None:
+        return min(DEFAULT_BYTES, room // 2)
+    return room // 2 if config.bytes > room and config.shrink else config.bytes
 
 
 class FileStore:
@@ -86,15 +93,10 @@ class FileStore:
         )
 
     def _size(self) -> int:
-        wanted, room = self._config.bytes, room_bytes(self._dir.path)
-        if wanted is None:
-            return min(DEFAULT_BYTES, room // 2)
-        if wanted > room and self._config.shrink:
-            log.warning(
-                "file tier: %s: %d bytes instead of %d: the disk has no more", self._dir.path, room // 2, wanted
-            )
-            return room // 2
-        return wanted
+        wanted, chosen = self._config.bytes, choose_bytes(self._config, room_bytes(self._dir.path))
+        if wanted is not None and chosen != wanted:
+            log.warning("file tier: %s: %d bytes instead of %d: the disk has no more", self._dir.path, chosen, wanted)
+        return chosen
 
     async def start(self, core: native.NodeCore, shapes: Shapes, segment: memoryview) -> None:
         """segment: the memory tier's payload, which promotions and demotions move to and from."""

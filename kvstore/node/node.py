@@ -97,7 +97,7 @@ class Node:
 
     async def _start(self, exits: contextlib.AsyncExitStack) -> None:
         config = self.config
-        self.said_aloud = check_addresses(config.security, _addresses(config))
+        self.said_aloud = check_addresses(config.security, settings.tcp_addresses(config))
         for said in self.said_aloud:
             log.warning(said)
         self.socket = settings.socket_path(config)
@@ -360,11 +360,6 @@ def make_core(segments: Segments, config: Config, file: native.TableConfig | Non
         pinned_bytes_max=limits.pinned_bytes_max or 0,
         held_bytes_max=limits.held_bytes_max or 0,
     )
-
-
-def _addresses(config: Config) -> tuple[str, ...]:
-    told = (config.node.address, config.grpc.address, config.metrics.address)
-    return tuple(address for address in told if address != "none")
 
 
 async def _cancelled(task: asyncio.Task[None]) -> None:

@@ -58,6 +58,19 @@ def choose_size(config: MemoryConfig, former_bytes: int | None, free_bytes: int)
     return Size(wanted // slab * slab, slab, wanted)
 
 
+def planned(config: MemoryConfig, name: str) -> Size:
+    """What a node of that name would take if it started now. Raises Misconfigured as its start; changes nothing."""
+    directory, payload = config.directory, config.directory / f"kvstore-{name}.payload"
+    if not os.access(directory, os.W_OK):
+        raise Misconfigured(f"memory.directory = {str(directory)!r}: cannot be written")
+    former = payload.stat().st_size if payload.exists() else 0
+    size = choose_size(config, former or None, _free_bytes(directory))
+    stats = os.statvfs(directory)
+    if size.bytes > stats.f_bavail * stats.f_frsize + former:
+        raise _too_large("memory.bytes", size.bytes, directory)
+    return size
+
+
 @dataclass(slots=True)
 class Mapped:
     """A file of shared memory, mapped for the life of the process."""
@@ -197,8 +210,12 @@ def _mapped(path: Path, length: int, what: str) -> Mapped:
             path.unlink(missing_ok=True)
         if error.errno not in {errno.ENOSPC, errno.ENOMEM, errno.EFBIG}:
             raise Misconfigured(f"{path}: {error.strerror}") from error
-        stats = os.statvfs(path.parent)
-        raise Misconfigured(
-            f"{what} = {human(length)}: {path.parent} has {human(stats.f_bavail * stats.f_frsize)} free; ask for less, "
-            "or enlarge it (mount -o remount,size=..., docker --shm-size)"
-        ) from error
+        raise _too_large(what, length, path.parent) from error
+
+
+def _too_large(what: str, length: int, directory: Path) -> Misconfigured:
+    stats = os.statvfs(directory)
+    return Misconfigured(
+        f"{what} = {human(length)}: {directory} has {human(stats.f_bavail * stats.f_frsize)} free; ask for less, "
+        "or enlarge it (mount -o remount,size=..., docker --shm-size)"
+    )

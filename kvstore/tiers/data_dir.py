@@ -187,9 +187,7 @@ class DataDir:
         taken back then. Files beyond the geometry are removed.
         """
         paths = [self.path / f"slots-{i:05}" for i in range(geometry.files)]
-        too_small = f"file tier: {self.path}: file.bytes = {human(geometry.size)} does not fit the disk"
-        if geometry.size > (room := room_bytes(self.path)):  # before the disk is full for everybody else
-            raise Misconfigured(f"{too_small}: {human(room)} are free for it")
+        self.check_room(geometry)  # before the disk is full for everybody else
         new: list[Path] = []
         for i, path in enumerate(paths):
             try:
@@ -198,12 +196,22 @@ class DataDir:
                 for made in new:
                     made.unlink(missing_ok=True)
                 if error.errno in {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}:
-                    raise Misconfigured(f"{too_small}: {error.strerror}") from error
+                    raise self._too_small(geometry, error.strerror) from error
                 raise Misconfigured(f"file tier: {path}: {error.strerror}") from error
         for path in self.path.glob("slots-*"):
             if path not in paths:
                 path.unlink()
         return paths
+
+    def check_room(self, geometry: Geometry) -> None:
+        """Raises Misconfigured where the disk has less than that."""
+        if geometry.size > (room := room_bytes(self.path)):
+            raise self._too_small(geometry, f"{human(room)} are free for it")
+
+    def _too_small(self, geometry: Geometry, why: str | None) -> Misconfigured:
+        return Misconfigured(
+            f"file tier: {self.path}: file.bytes = {human(geometry.size)} does not fit the disk: {why}"
+        )
 
     @staticmethod
     def _allocate_one(path: Path, length: int, new: list[Path]) -> None:

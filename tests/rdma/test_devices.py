@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from kvstore import doctor
+from kvstore.config import Config, NodeConfig
 from tests.rdma.rails import Rail
 
 
@@ -24,7 +25,7 @@ def test_both_ends_of_two_rails_are_there() -> None:
 
 
 def test_the_doctor_finds_nothing_wrong(tmp_path: Path) -> None:
-    found = {each.subject: each for each in doctor.examine(tmp_path, Path("/dev/shm"))}
+    found = {each.subject: each for each in doctor.examine(Config(node=NodeConfig(data_dir=tmp_path)))}
     for subject in ("RDMA", "pyverbs"):
         assert found[subject].state == "ok", found[subject]
     assert "rxe_a0 port 1 ACTIVE" in found["RDMA"].found

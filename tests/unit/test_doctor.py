@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from kvstore import doctor
-from kvstore.config import ObjectConfig
+from kvstore.config import Config, FileConfig, MemoryConfig, NodeConfig, ObjectConfig
 
 
 @pytest.fixture
@@ -42,10 +42,6 @@ def test_a_hugetlbfs_has_huge_pages(machine: Path) -> None:
     assert doctor.huge_pages(machine / "sys", machine / "proc", Path("/dev/huge")).state == "ok"
 
 
-def test_no_shared_memory_is_bad(tmp_path: Path) -> None:
-    assert doctor.shared_memory(tmp_path / "absent").state == "bad"
-
-
 def test_direct_io_leaves_nothing_behind(tmp_path: Path) -> None:
     assert doctor.direct_io(tmp_path).state in {"ok", "slow"}
     assert doctor.direct_io(tmp_path / "not" / "yet").state in {"ok", "slow"}
@@ -53,10 +49,20 @@ def test_direct_io_leaves_nothing_behind(tmp_path: Path) -> None:
 
 
 def test_a_check_that_fails_is_a_finding(tmp_path: Path) -> None:
-    findings = doctor.examine(tmp_path, tmp_path / "shm", sysfs=tmp_path / "nothing", proc=tmp_path / "nothing")
-    assert [finding.subject for finding in findings][:2] == ["shared memory", "huge pages"]
-    assert findings[1].state == "off"
+    config = Config(node=NodeConfig(data_dir=tmp_path), memory=MemoryConfig(directory=tmp_path / "shm"))
+    findings = doctor.examine(config, sysfs=tmp_path / "nothing", proc=tmp_path / "nothing")
+    assert [finding.subject for finding in findings][:4] == ["doors", "data directory", "shared memory", "huge pages"]
+    assert findings[3].state == "off"
     assert all(finding.advice or finding.state == "ok" or "could not look" in finding.found for finding in findings)
+
+
+def test_files_are_looked_for_where_the_settings_have_them(tmp_path: Path) -> None:
+    elsewhere = tmp_path / "nvme"
+    elsewhere.mkdir()
+    config = Config(node=NodeConfig(data_dir=tmp_path / "data"), file=FileConfig(directory=elsewhere, bytes=4 << 20))
+    told = {each.subject: each.found for each in doctor.examine(config)}
+    assert str(elsewhere) in told["file tier"]
+    assert str(elsewhere) in told["direct I/O"]
 
 
 def test_an_object_store_that_answers_and_one_that_does_not(tmp_path: Path) -> None:

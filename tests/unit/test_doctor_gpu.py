@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from kvstore import doctor
-from kvstore.config import TransferConfig
+from kvstore.config import Config, NodeConfig, TransferConfig
 from kvstore.doctor_gpu import gpu
 from kvstore.finding import Finding
 from transfer.devices import CudaError, CudaUnavailable, DeviceMemory, Way, WaySettings
@@ -106,11 +106,11 @@ def test_the_ways_are_those_of_the_settings(tmp_path: Path, monkeypatch: pytest.
     monkeypatch.setattr(doctor, "gpu", lambda _, *, ways: asked.append(ways) or [])
     nowhere = tmp_path / "nothing"
     chosen = TransferConfig(device_ways=("staged",), device_caller_synchronizes=True)
-    doctor.examine(tmp_path, nowhere, sysfs=nowhere, proc=nowhere, transfer=chosen)
+    home = NodeConfig(data_dir=tmp_path)
+    doctor.examine(Config(node=home, transfer=chosen), sysfs=nowhere, proc=nowhere)
     assert asked == [WaySettings(frozenset({Way.STAGED}), caller_synchronizes=True)]
-    told = doctor.examine(
-        tmp_path, nowhere, sysfs=nowhere, proc=nowhere, transfer=TransferConfig(staging_bytes_max=1 << 16)
-    )
+    small = TransferConfig(staging_bytes_max=1 << 16)
+    told = doctor.examine(Config(node=home, transfer=small), sysfs=nowhere, proc=nowhere)
     assert any(one.subject == "GPU" and "transfer.staging_bytes_max" in one.found for one in told)
 
 
