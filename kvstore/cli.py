@@ -172,8 +172,8 @@ def _tell(started: Node, as_json: bool) -> None:
     for tier in facts["tiers"][1:]:
         click.echo(f"  {tier['tier']:8} {_size(tier)}, {tier['medium']}")
     click.echo(f"  data     {facts['data_dir']}")
-    for i, address in enumerate(facts["addresses"]):
-        click.echo(f"  {'listens ' if i == 0 else '        '} {address}")
+    for i, (who, address) in enumerate(started.listening()):
+        click.echo(f"  {'listens ' if i == 0 else '        '} {who:14}  {address}")
     click.echo(f'  try      kvstore.Client("unix:{facts["socket"]}"); stop with SIGTERM')
 
 

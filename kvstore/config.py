@@ -26,6 +26,7 @@ from kvstore.setting_rules import BY_TYPE, RULES
 
 SHM_DIR: Final = Path("/dev/shm")  # noqa: S108 - shared memory is what is meant
 CONFIG_VARIABLE: Final = "KVSTORE_CONFIG"  # the file, for those who cannot give a flag
+SOCKET_BYTES_MAX: Final = 107 - len(".lanes")  # sun_path, of those that lie beside it, too
 ADDRESS_VARIABLE: Final = "KVSTORE_ADDRESS"  # store-admin's node; no setting of the node's own
 
 
@@ -412,6 +413,6 @@ def socket_path(config: Config, environ: Mapping[str, str] | None = None) -> Pat
         path = Path(runtime) / "kvstore.sock"
     else:
         path = data_dir(config, environ) / "kvstore.sock"
-    if len(os.fsencode(path)) > 107:  # sun_path
-        raise Misconfigured(f"node.socket = {str(path)!r}: must be at most 107 bytes long")
+    if len(os.fsencode(path)) > SOCKET_BYTES_MAX:
+        raise Misconfigured(f"node.socket = {str(path)!r}: must be at most {SOCKET_BYTES_MAX} bytes long")
     return path

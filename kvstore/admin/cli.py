@@ -163,7 +163,8 @@ def status(context: Context) -> None:
     table.add_column()
     table.add_column(overflow="fold")  # an address that is cut short is of no use
     for name, value in row.items():
-        table.add_row(rows.heading(name), "\n".join(map(str, value)) if isinstance(value, list) else rows.shown(name, value))
+        lines = "\n".join(map(str, value)) if isinstance(value, list) else rows.shown(name, value)
+        table.add_row(rows.heading(name), lines)
     context.console.print(table)
 
 

@@ -276,16 +276,22 @@ class Node:
             told.append(TierReport(kind, self.objects.url, most, most, self.objects.stats()))
         return told
 
+    def listening(self) -> tuple[tuple[str, str], ...]:
+        """Who may come, and where."""
+        operators = f"unix:{self.admin_socket}"
+        told = (
+            ("clients here", f"unix:{self.socket}"),
+            ("clients by TCP", self.address),
+            *(("store-admin" if each == operators else "gRPC", each) for each in self.grpc.addresses),
+            *(("transfers", route.address) for route in self.transfers.connector.offer.routes),
+            ("metrics", self.telemetry.address),
+        )
+        return tuple((who, address) for who, address in told if address)
+
     def doors(self) -> DoorsReport:
         framed = self._door.stats()
         return DoorsReport(
-            addresses=(
-                f"unix:{self.socket}",
-                *filter(None, (self.address,)),
-                *self.grpc.addresses,
-                *(route.address for route in self.transfers.connector.offer.routes),
-                *filter(None, (self.telemetry.address,)),
-            ),
+            addresses=tuple(address for _, address in self.listening()),
             connections=framed["connections"],
             refused=framed["refused_token"],
             tls=self.config.security.tls,

@@ -144,7 +144,7 @@ def test_places(tmp_path: Path) -> None:
     assert settings.socket_path(config, {}) == tmp_path / "kvstore.sock"
     assert settings.socket_path(config, {"XDG_RUNTIME_DIR": str(tmp_path)}) == tmp_path / "kvstore.sock"
     long = assemble({"node.socket": Said("f", "/" + "x" * 120)})
-    with pytest.raises(Misconfigured, match="at most 107 bytes"):
+    with pytest.raises(Misconfigured, match="at most 101 bytes"):
         settings.socket_path(long, {})
 
 
