@@ -68,6 +68,28 @@ async def test_a_sweep_shares_the_limit_between_all_that_lies_there() -> None:
     assert sweeper.bytes_stored == 18_000
 
 
+async def test_a_writer_at_the_limit_asks_for_a_sweep_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("kvstore.node.sweeper.KICKED_PAUSE_S", 0.0)
+    store = MemoryStore()
+    await stored(store, A, 9, 1000)
+    sweeper = Sweeper(ObjectTier(store), 10_000, 3600.0, set)
+
+    async def swept(times: int) -> None:
+        async with asyncio.timeout(20):
+            while sweeper.sweeps < times:
+                await asyncio.sleep(0.001)
+
+    sweeper.start()
+    try:
+        await swept(1)
+        assert sweeper.admit(1000)
+        assert not sweeper.admit(2000)
+        await swept(2)  # an hour before its time
+        assert sweeper.admit(2000)
+    finally:
+        await sweeper.stop()
+
+
 async def test_a_writer_waits_for_a_sweep_at_the_limit() -> None:
     store = MemoryStore()
     await stored(store, A, 9, 1000)
