@@ -10,7 +10,7 @@ import pytest
 
 from kvstore.errors import Misconfigured
 from kvstore.node import auth
-from kvstore.node.auth import Denied, Guard, Peer, load_access, mint_token, parse_access
+from kvstore.node.auth import RIGHTS, Denied, Guard, Peer, load_access, mint_token, parse_access
 from kvstore.security import SecurityConfig, check_addresses, is_local
 
 
@@ -105,7 +105,10 @@ def test_a_file_that_others_can_reach_is_refused(tmp_path: Path, mode: int) -> N
         ("[[certificate]]\nname='a'\nrights=['root']", r"certificate\[0\].rights"),
         ("[[certificate]]\nname='a'\n[[certificate]]\nname='a'", r"certificate\[1\].name: given twice"),
         ("[[certificate]]\nname='a'\ntenant=['t']", r"certificate\[0\].tenant: not a key"),
+        ("[[token]]\nname='a'\nright=['admin']", r"token\[0\].right: not a key"),
+        ("[[certificate]]\nname=''", r"certificate\[0\].name"),
         ("[token]\nname='a'", r"\[\[token\]\]"),
+        ("token = [1]", r"\[\[token\]\]"),
         ("secret = 1", "secret: not a key"),
         ("[[token", "Expected|Invalid|expected"),
     ],
@@ -113,6 +116,29 @@ def test_a_file_that_others_can_reach_is_refused(tmp_path: Path, mode: int) -> N
 def test_a_bad_entry_is_named(text: str, named: str, tmp_path: Path) -> None:
     with pytest.raises(Misconfigured, match=named):
         load_access(access_file(tmp_path, text))
+
+
+def test_what_just_fits_is_taken_and_one_more_is_not(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("kvstore.node.auth.GRANTS_MAX", 2)
+    monkeypatch.setattr("kvstore.node.auth.ACCESS_BYTES_MAX", 1000)
+    long, rights = "t" * 255, sorted(RIGHTS)
+    text = f"[[certificate]]\nname='a'\ntenants=['{long}']\nrights={rights}\n[[certificate]]\nname='b'\n"
+    peer = load_access(access_file(tmp_path, text.ljust(1000))).certificates["a"]
+    peer.require_tenant(long)
+    assert peer.rights == RIGHTS
+    for more, says in (
+        (text + "[[certificate]]\nname='c'\n", "more than 2 entries"),
+        (text.ljust(1001), "larger than 1000 bytes"),
+        (text.replace(long, long + "t"), "1 to 255 bytes"),
+    ):
+        with pytest.raises(Misconfigured, match=says):
+            load_access(access_file(tmp_path, more))
+
+
+def test_a_tenant_that_is_not_ones_own_is_a_known_callers_mistake() -> None:
+    with pytest.raises(Denied) as caught:
+        Peer("a", frozenset({"acme"}), frozenset()).require_tenant("zebra")
+    assert caught.value.known and "zebra" not in str(caught.value)
 
 
 def test_a_missing_file_is_misconfigured(tmp_path: Path) -> None:
