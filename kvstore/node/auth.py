@@ -13,7 +13,6 @@ import hashlib
 import hmac
 import os
 import re
-import secrets
 import stat
 import threading
 import tomllib
@@ -161,26 +160,6 @@ def several_tenants(security: SecurityConfig, access: Access) -> bool:
     if security.access_file is None or security.allowed_uids:
         named |= frozenset(security.anonymous_tenants)
     return len(named) > 1
-
-
-def mint_token(name: str, tenants: Iterable[str], rights: Iterable[str] = ()) -> tuple[str, str]:
-    """A new token and its entry for the access file. The token is told once and kept nowhere."""
-    token = secrets.token_urlsafe(32)
-
-    def quoted(texts: Iterable[str]) -> str:
-        return "[" + ", ".join(_toml_text(text) for text in sorted(texts)) + "]"
-
-    entry = (
-        f'[[token]]\nname = {_toml_text(name)}\nsha256 = "{hashlib.sha256(token.encode()).hexdigest()}"\n'
-        f"tenants = {quoted(tenants)}\nrights = {quoted(rights)}\n"
-    )
-    parse_access(entry)  # refuses what the node would refuse
-    return token, entry
-
-
-def _toml_text(text: str) -> str:
-    escaped = "".join(f"\\u{ord(c):04x}" if ord(c) < 0x20 or c in '"\\\x7f' else c for c in text)
-    return f'"{escaped}"'
 
 
 class Guard:

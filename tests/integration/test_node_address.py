@@ -15,12 +15,12 @@ from pathlib import Path
 import pytest
 
 from kvstore import native
-from kvstore.node.auth import mint_token
 from kvstore.wire import store
 from tests.certificates import Authority, Pair
 from tests.integration.grpc_node import layout
 from tests.integration.nodes import NodeProcess, eventually
 from tests.integration.test_security_reload import Reloaded, install, write
+from tests.tokens import mint_token
 
 OK, DENIED = native.Status.OK, native.Status.DENIED
 GONE = native.Status.UNAVAILABLE

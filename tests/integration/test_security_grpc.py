@@ -21,7 +21,6 @@ from kvstore import AsyncClient, KVLayout
 from kvstore.client.tls import Tls
 from kvstore.config import GrpcConfig
 from kvstore.errors import Misconfigured, Rejected, Unavailable
-from kvstore.node.auth import mint_token
 from kvstore.node.node import Node
 from kvstore.security import SecurityConfig
 from kvstore.wire import admin, services, store
@@ -37,6 +36,7 @@ from tests.integration.grpc_node import (
     running,
     tcp_address,
 )
+from tests.tokens import mint_token
 
 UNAUTHENTICATED, DENIED = grpc.StatusCode.UNAUTHENTICATED, grpc.StatusCode.PERMISSION_DENIED
 NOT_FOUND = grpc.StatusCode.NOT_FOUND

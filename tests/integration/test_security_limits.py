@@ -15,13 +15,13 @@ import pytest
 
 from kvstore.config import MIB, GrpcConfig
 from kvstore.node import service
-from kvstore.node.auth import mint_token
 from kvstore.node.streams import PutStream
 from kvstore.observe import http
 from kvstore.security import SecurityConfig
 from kvstore.wire import admin, services, store
 from tests.integration.grpc_node import TIMEOUT_S, config_for, keys_for, opened, put_messages, running, tcp_address
 from tests.integration.test_security_grpc import access_file, bearer, scraped
+from tests.tokens import mint_token
 
 LOOKUP = "/kvstore.v1.Store/Lookup"
 

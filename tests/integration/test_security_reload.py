@@ -18,12 +18,12 @@ import grpc
 import pytest
 
 import kvstore
-from kvstore.node.auth import mint_token
 from kvstore.wire import services, store
 from tests.certificates import Authority, Pair
 from tests.integration.grpc_node import layout
 from tests.integration.nodes import NodeProcess, eventually, read_line
 from tests.integration.nodes import layout as own_layout
+from tests.tokens import mint_token
 
 NOBODY = 65_534
 ROOT = Path(__file__).resolve().parents[2]

@@ -16,9 +16,9 @@ from pathlib import Path
 
 import pytest
 
-from kvstore.node.auth import mint_token
 from kvstore.security import SecurityConfig
 from tests.integration.grpc_node import TIMEOUT_S, config_for, running
+from tests.tokens import mint_token
 
 NOBODY = 65_534
 ROOT = Path(__file__).resolve().parents[2]

@@ -14,13 +14,13 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from kvstore.config import GrpcConfig, LimitsConfig
 from kvstore.node import handlers
-from kvstore.node.auth import mint_token
 from kvstore.node.handlers import Handlers
 from kvstore.node.node import Node
 from kvstore.security import SecurityConfig
 from kvstore.wire import services, store
 from tests.integration.grpc_node import TIMEOUT_S, config_for, opened, refusal, running, tcp_address
 from tests.integration.test_security_grpc import access_file, bearer
+from tests.tokens import mint_token
 
 TENANTS = ("acme", "zebra")
 FULL = grpc.StatusCode.RESOURCE_EXHAUSTED
