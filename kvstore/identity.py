@@ -7,7 +7,7 @@ byte. Nothing here depends on the process: not on its hash seed, its platform or
 
 import contextlib
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import NewType, TypeAlias
 
 import numpy as np
@@ -139,9 +139,6 @@ class NamespaceIdentity:
             raise ValueError(f"shards must be 1 to {SHARDS_MAX}, not {len(self.shards)}")
         for number, shard in enumerate(self.shards):
             _check_shard(number, shard)
-
-    def next_generation(self) -> "NamespaceIdentity":
-        return replace(self, generation=self.generation + 1)
 
 
 def _check_shard(number: int, shard: Shard) -> None:

@@ -19,8 +19,6 @@ from kvstore.client.calls import Times
 from kvstore.client.journeys import Ended, Outcomes, Stored, stored_of
 from kvstore.client.steps import Answer, PutOutcome, Reservation, Status, Taken, fail
 
-_LAPSED = 1  # Outcome.STALE: lapsed, or retired meanwhile
-
 
 class Filling:
     """What both faces share: the native reservation, and what may be asked of it when. Checks, and moves nothing."""

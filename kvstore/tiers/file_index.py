@@ -116,7 +116,6 @@ class FileIndex:
         shutil.rmtree(fresh, ignore_errors=True)
         fresh.mkdir(parents=True)
         map_bytes = min(max(tier_bytes // 8, MAP_BYTES_MIN), MAP_BYTES_MAX)
-        self.rows = 0
         try:
             self._env = lmdb.open(str(fresh), map_size=map_bytes, max_dbs=0, lock=False)
         except lmdb.Error as error:
@@ -136,7 +135,6 @@ class FileIndex:
                 with txn.cursor() as cursor:
                     cursor.putmulti(rows)
                 txn.put(index_dump.EPOCHS_KEY, _encode_epochs(epochs))
-                self.rows = txn.stat()["entries"] - 1
         except lmdb.Error as error:
             raise OSError(f"index: {error}") from error
 
@@ -151,7 +149,6 @@ class FileIndex:
                 for offset, record in split_records(records):
                     txn.put(struct.pack(">Q", offset), record)
                 txn.put(index_dump.EPOCHS_KEY, _encode_epochs(epochs))
-                self.rows = txn.stat()["entries"] - 1
         except lmdb.Error as error:
             raise OSError(f"index: {error}") from error
 

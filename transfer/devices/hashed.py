@@ -26,8 +26,6 @@ from transfer.regions import Region
 
 __all__ = ["HashedRead", "pieces_of"]
 
-_Column = npt.NDArray[np.int64]
-
 
 def pieces_of(batch: Batch, regions: Mapping[int, Region], parts: Sequence[int]) -> npt.NDArray[np.uint64] | None:
     """The address of each part, or None where one does not lie in one piece. Raises ValueError naming `parts`."""

@@ -38,7 +38,6 @@ def test_rows_come_back(tmp_path: Path) -> None:
     index = FileIndex(tmp_path / "index", TIER_BYTES)
     index.apply([], b"".join(every[:600]), 7)
     index.apply([4096, 4096 + 8192], b"".join(every[600:]), 9)
-    assert index.rows == 998
     index.close()
     assert read_left_index(tmp_path / "index") == LeftIndex(b"".join(every[2:]), 9)
 
@@ -102,6 +101,21 @@ def test_a_full_map_is_an_error_and_not_an_end(tmp_path: Path, monkeypatch: pyte
         index.apply([], b"".join(rows(20_000)), 2)
     index.apply([], b"".join(rows(10)), 3)
     index.close()
+
+
+@pytest.mark.parametrize(("tier_bytes", "map_bytes"), [(1 << 20, 256 << 20), (16 << 30, 2 << 30), (1 << 40, 64 << 30)])
+def test_the_index_of_a_large_tier_has_room(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tier_bytes: int, map_bytes: int
+) -> None:
+    """An eighth of the tier, 1 KiB for the smallest slot and its header; of small ones and the largest, limits."""
+    opened: list[int] = []
+    really = lmdb.open
+    monkeypatch.setattr(
+        "kvstore.tiers.file_index.lmdb.open",
+        lambda path, map_size, **rest: opened.append(map_size) or really(path, map_size=map_size, **rest),
+    )
+    FileIndex(tmp_path / "not" / "yet" / "index", tier_bytes).close()
+    assert opened == [map_bytes]
 
 
 @pytest.mark.parametrize("seed", range(30))
