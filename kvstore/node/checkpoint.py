@@ -38,6 +38,7 @@ class Checkpoint:
         self._epochs = core.file_epochs()  # when the index was last told; it knows of EPOCHS_AHEAD more
         self.transactions = 0
         self.failures = 0
+        self._failing = False
 
     def start(self) -> None:
         self._task = asyncio.ensure_future(self._run())
@@ -80,4 +81,10 @@ class Checkpoint:
             self.transactions += 1
         except OSError as error:
             self.failures += 1
-            log.warning("file tier: checkpoint failed, a restart may forget blocks: %s", error)
+            if not self._failing:  # several times a second, as long as a disk is full
+                log.warning("file tier: checkpoints fail, a restart may forget blocks: %s", error)
+            self._failing = True
+        else:
+            if self._failing:
+                log.warning("file tier: checkpoints are written again")
+            self._failing = False

@@ -56,6 +56,7 @@ class FileStore:
         self._dir = DataDir(directory)
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="index")
         self._checkpoint: Checkpoint | None = None
+        self._demotion: Demotion | None = None
         self._found = False  # slots of an earlier process lie here
         self._left: LeftIndex | None = None  # its index
         self._pages = PagePool(POOL_PAGES)
@@ -144,7 +145,17 @@ class FileStore:
         """Write-behind from memory to here."""
         admission = Admission(self._config.admission, ghost_keys_max=self._config.ghost_keys_max)
         bytes_max = min(self._config.write_behind_bytes_max, memory.size // 4)
-        return Demotion(memory, self.tier, admission, bytes_max, self.room_bytes)
+        self._demotion = Demotion(memory, self.tier, admission, bytes_max, self.room_bytes)
+        return self._demotion
+
+    def stats(self) -> dict[str, int]:
+        """Counters by name, as a tier's report has them: those of its table, and what the disk did not take."""
+        assert self._core is not None, "start() first"
+        return {
+            **self._core.stats(int(TierKind.FILE)),
+            "file_write_failures": self._demotion.failures if self._demotion is not None else 0,
+            "file_checkpoint_failures": self._checkpoint.failures if self._checkpoint is not None else 0,
+        }
 
     def room_bytes(self) -> int:
         """What can be written without evicting."""

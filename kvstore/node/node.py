@@ -268,8 +268,8 @@ class Node:
         told = [TierReport(memory, "shared memory", size.bytes, size.asked_bytes, self.core.stats(memory))]
         if self.files is not None:
             file = int(TierKind.FILE)
-            files, stats = self.files, self.core.stats(file)
-            told.append(TierReport(file, files.medium.name, files.medium.size, files.asked_bytes, stats))
+            files = self.files
+            told.append(TierReport(file, files.medium.name, files.medium.size, files.asked_bytes, files.stats()))
         if self.objects is not None:
             kind = int(TierKind.OBJECT)
             most = self.objects.bytes_max

@@ -19,6 +19,7 @@ from prometheus_client.registry import Collector
 from transfer.paths import Path, PathCounts
 
 TIERS: Final = {1: "memory", 2: "file", 3: "object"}
+FILE: Final = 2
 OBJECT: Final = 3
 PATHS: Final = (
     "get_mapped",
@@ -87,6 +88,7 @@ class NodeCollector(Collector):
         yield from transfers(self._source.transfers())
         samples = self._source.tiers()
         yield from tiers(samples)
+        yield from files(next((one.stats for one in samples if one.tier == FILE), {}))
         yield from objects(next((one.stats for one in samples if one.tier == OBJECT), {}))
 
 
@@ -268,6 +270,15 @@ def tiers(samples: Sequence[TierSample]) -> Iterator[Metric]:
         moved.add_metric([name], stats.get("slabs_moved", 0))
         quarantined.add_metric([name], stats.get("quarantined", 0))
     yield from (capacity, used, slots, held, pinned, index, evicted, lapsed, moved, quarantined)
+
+
+def files(stats: Mapping[str, int]) -> Iterator[Metric]:
+    """What the disk under the file tier did not take; all zero without one."""
+    for name, text in (
+        ("write_failures", "Runs of blocks that the disk did not take."),
+        ("checkpoint_failures", "Changes of the index that could not be written: a restart may forget those blocks."),
+    ):
+        yield _counter(f"kvstore_file_{name}", text, stats.get(f"file_{name}", 0))
 
 
 def objects(stats: Mapping[str, int]) -> Iterator[Metric]:

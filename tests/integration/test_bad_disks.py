@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from kvstore import Client
+from kvstore.errors import KvStoreError
 from kvstore.node.home import Home
 from tests.integration.nodes import START_MAX_S, NodeProcess, eventually, layout, put, right
 
@@ -82,6 +83,40 @@ def test_a_full_disk_under_the_object_tier_costs_no_put_and_is_used_again_once_t
         assert "Traceback" not in node.said
         told = [line for line in node.said.splitlines() if "No space left on device" in line]
         assert 1 <= len(told) <= 10, "a disk that is full is not helped by hundreds of lines a second"
+
+
+def test_a_full_disk_under_the_data_directory_costs_no_put_and_a_clear_that_cannot_be_kept_is_refused(
+    tmp_path: Path,
+) -> None:
+    """Files are allocated before; the index, and the list of what was cleared, have no room."""
+    data = tmp_path / "data"
+    data.mkdir()
+    sets = ("file.enabled=true", "file.bytes=8MiB", "file.admission=always", "file.checkpoint_ms=20")
+    mount = f"mount -t tmpfs -o size=24m tmpfs {data}"
+    with OnDisk(tmp_path, mount, *sets, memory="8MiB") as node, Client(node.address, deadline_s=30) as client:
+        ns = client.namespace(layout())
+        assert put(ns, 1, 16) == 16
+        filler = node.seen(data) / "filler"
+        with filler.open("wb", buffering=0) as file, pytest.raises(OSError, match="No space left"):
+            while True:
+                file.write(bytes(1 << 12))
+        for seed in range(2, 60):
+            assert put(ns, seed, 16) == 16
+        assert right(ns, 59, 16) == 16
+        eventually(lambda: node.counters(2)["file_checkpoint_failures"] > 1)
+        assert node.counters(2)["file_write_failures"] == 0, "their place was allocated before"
+        other = client.namespace(layout("other"))
+        assert (put(other, 1, 4), right(other, 1, 4)) == (4, 4)
+        with pytest.raises(KvStoreError, match="not cleared"):
+            ns.clear()
+        assert (ns.generation, right(ns, 59, 16)) == (0, 16), "neither half cleared nor forgotten"
+        filler.unlink()
+        assert ns.clear() == 1
+        assert (right(ns, 59, 16), put(ns, 59, 16), right(ns, 59, 16)) == (0, 16, 16)
+        assert node.stop() == 0
+        assert "Traceback" not in node.said
+        assert node.said.count("checkpoints fail, a restart may forget blocks") == 1, "and not one line each"
+        assert "mdb_txn_commit: No space left" in node.said and "checkpoints are written again" in node.said
 
 
 def read_only(path: Path) -> str:

@@ -101,6 +101,25 @@ def test_a_tier_tells_each_of_its_numbers() -> None:
         assert found[f"kvstore_tier_{name}", *sorted(labels)] == value, name
 
 
+def test_what_disks_and_buckets_did_not_take_is_told() -> None:
+    shared = dict.fromkeys(TIER_STATS, 0)
+    files = {"file_write_failures": 5, "file_checkpoint_failures": 6}
+    counters = ("probes", "probes_dropped", "errors", "not_asked", "circuit_opened", "write_failures", "sweeps")
+    objects = {f"object_{name}": 10 + i for i, name in enumerate((*counters, "blocks_passed_over"))}
+    events = {f"object_packs_{name}": 20 + i for i, name in enumerate(("written", "read", "deleted", "damaged"))}
+    others = {"object_bytes_written": 30, "object_bytes_read": 31, "object_unreachable": 1, "blocks_known": 33}
+    found = told(counts(), TierSample(2, 77, shared | files), TierSample(3, 0, shared | objects | events | others))
+    for name, value in (files | objects).items():
+        assert found[f"kvstore_{name}_total",] == value, name
+    for name, value in events.items():
+        assert found["kvstore_object_packs_total", name.removeprefix("object_packs_")] == value
+    assert found["kvstore_object_packs_total", "there_already"] == 0
+    assert (found["kvstore_object_bytes_total", "written"], found["kvstore_object_bytes_total", "read"]) == (30, 31)
+    assert (found["kvstore_object_unreachable",], found["kvstore_object_blocks_known",]) == (1, 33)
+    without = told(counts(), TierSample(1, 77, shared))
+    assert {without[f"kvstore_{name}_total",] for name in (files | objects)} == {0}
+
+
 def test_times_are_seconds_in_growing_buckets() -> None:
     counted = counts()
     path = counted["paths"]["get_mapped"]

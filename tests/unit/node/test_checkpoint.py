@@ -8,6 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import numpy.typing as npt
+import pytest
 
 from kvstore.node import checkpoint
 from kvstore.node.checkpoint import Checkpoint
@@ -90,3 +91,18 @@ async def test_a_failed_transaction_costs_its_rows_and_no_more() -> None:
     at_work = made(core, index)
     await at_work.flush()
     assert (index.rows, at_work.transactions, at_work.failures) == ([b"x"], 1, 1)
+
+
+async def test_a_disk_that_stays_full_is_told_once_and_its_end_too(caplog: pytest.LogCaptureFixture) -> None:
+    core, index = Core(), Index()
+    at_work = made(core, index)
+    for fails in (3, 0, 1):
+        core.changes, index.fails = [b"x"] * 4 * checkpoint.CHANGES_MAX, fails
+        await at_work.flush()
+    assert at_work.failures == 4
+    told = [record.message for record in caplog.records]
+    begun, ended = (
+        "file tier: checkpoints fail, a restart may forget blocks",
+        "file tier: checkpoints are written again",
+    )
+    assert [each[: len(begun)] for each in told] == [begun, ended, begun, ended]

@@ -19,9 +19,10 @@ from kvstore.clock import SystemClock
 from kvstore.config import FileConfig
 from kvstore.node.checkpoint import Checkpoint
 from kvstore.node.file_store import FileStore
-from kvstore.tiers.base import Run
+from kvstore.tiers.base import Run, TierKind
 from kvstore.tiers.data_dir import Geometry
 from kvstore.tiers.file_index import EPOCHS_AHEAD, FileIndex, LeftIndex, read_left_index
+from kvstore.tiers.memory import MemoryTier
 from tests.storage import Shapes, chain_of, content
 
 MEMORY_BYTES = 1 << 20
@@ -138,3 +139,17 @@ async def test_slots_cut_otherwise_are_forgotten_and_their_epochs_are_not(tmp_pa
     await store.start(core, node.shapes, node.payload)
     assert store.restored == 0 and core.file_epochs() >= counted
     await store.stop()
+
+
+async def test_what_the_disk_did_not_take_is_in_its_report(tmp_path: Path) -> None:
+    node = Life(tmp_path)
+    await node.start()
+    assert node.store.stats()["file_write_failures"] == 0
+    memory = MemoryTier(node.core, node.payload, lambda ns, shard: (), SystemClock())
+    node.store.demotion(memory).failures = 3
+    assert node.store.stats() == {
+        **node.core.stats(int(TierKind.FILE)),
+        "file_write_failures": 3,
+        "file_checkpoint_failures": 0,
+    }
+    await node.store.stop()
