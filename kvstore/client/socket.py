@@ -109,11 +109,21 @@ class SocketChannel:
         except PermissionError as error:
             raise Rejected(str(error)) from error
         except OSError as error:
-            self._pause_s = min(PAUSE_S_MAX, max(PAUSE_S_MIN, 2 * self._pause_s))
-            self._not_before = time.monotonic() + self._pause_s
-            raise Unavailable(f"{self._at}: {error}") from error
+            raise self._away_for_now(str(error)) from error
+        except ValueError as error:
+            if not str(error).startswith("hello:"):
+                raise
+            # Not the caller's mistake, or not for sure: a node may be gone, and another program have its port.
+            raise self._away_for_now(
+                f"what answers there is no framed door of this version ({error}); gRPC and metrics have other addresses"
+            ) from error
         self._pause_s = 0.0
         return session
+
+    def _away_for_now(self, why: str) -> Unavailable:
+        self._pause_s = min(PAUSE_S_MAX, max(PAUSE_S_MIN, 2 * self._pause_s))
+        self._not_before = time.monotonic() + self._pause_s
+        return Unavailable(f"{self._at}: {why}")
 
     def _session(self, connect_s: float) -> native.Session:
         at = self._at

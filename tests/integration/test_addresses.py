@@ -9,7 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.integration.nodes import START_MAX_S
+from kvstore import Client
+from kvstore.errors import Unavailable
+from tests.integration.nodes import START_MAX_S, NodeProcess, layout
 
 TAKEN, NOT_OURS = "Address already in use", "Cannot assign requested address"
 
@@ -55,3 +57,10 @@ def test_an_address_that_is_not_this_machine_s(tmp_path: Path, door: str, addres
 def test_what_is_no_address(tmp_path: Path, address: str) -> None:
     (line,) = said(tmp_path, "grpc", address)
     assert line.startswith(f"kvstore node: --grpc: grpc.address = {address!r}: must be HOST:PORT, or none")
+
+
+def test_a_client_at_another_door_of_the_node_is_told_so(tmp_path: Path) -> None:
+    with NodeProcess(tmp_path, grpc="127.0.0.1:0") as node:
+        for door in (each for each in node.facts["addresses"] if ".grpc" in each or each.startswith("127.0.0.1:")):
+            with Client(door) as client, pytest.raises(Unavailable, match="gRPC and metrics have other addresses"):
+                client.namespace(layout())

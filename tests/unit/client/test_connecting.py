@@ -73,6 +73,18 @@ def test_the_pause_begins_anew_when_the_node_was_there(world: World) -> None:
     assert world.connects()
 
 
+def test_what_answers_in_another_language_is_no_node(world: World) -> None:
+    """An engine goes on without it, as without one that is gone; what the caller got wrong stays that."""
+    world.answer = ValueError("hello: the answer is too large")
+    with pytest.raises(Unavailable, match=r"/nowhere: what answers there is no framed door .*hello: the answer"):
+        world.channel.connect(world.now + 5)
+    assert not world.connects(), "not asked again at once"
+    world.now += PAUSE_S_MAX
+    world.answer = ValueError("token: 70000 bytes")
+    with pytest.raises(ValueError, match="token: 70000 bytes"):
+        world.channel.connect(world.now + 5)
+
+
 def test_who_is_not_let_in_is_told_each_time(world: World) -> None:
     """Another token may be good by then, and the node was there to say so."""
     world.answer = PermissionError("not a token of this node")
