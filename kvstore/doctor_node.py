@@ -29,7 +29,14 @@ SHM_MIN_BYTES = 256 << 20
 
 def existing(path: Path) -> Path:
     """It, or the nearest folder above it that is there."""
-    return next(each for each in (path, *path.parents) if each.exists())
+    return next(each for each in (path, *path.parents) if _is_there(each))
+
+
+def _is_there(path: Path) -> bool:
+    try:
+        return path.exists()
+    except PermissionError:  # of a folder above it
+        return False
 
 
 def data_directory(path: Path) -> Finding:

@@ -60,6 +60,19 @@ def test_a_data_directory(tmp_path: Path) -> None:
     assert [each.name for each in tmp_path.iterdir()] == ["file"]
 
 
+def test_a_folder_that_may_not_be_looked_into_is_not_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "closed" / "below").mkdir(parents=True)
+    really = Path.exists
+
+    def exists(path: Path) -> bool:
+        if path.parent.name == "closed":
+            raise PermissionError(13, "Permission denied")
+        return really(path)
+
+    monkeypatch.setattr(Path, "exists", exists)
+    assert doctor_node.existing(tmp_path / "closed" / "below") == tmp_path / "closed"
+
+
 def memory(tmp_path: Path, **settings: int) -> Config:
     return Config(
         node=NodeConfig(data_dir=tmp_path, name="here"),
