@@ -318,7 +318,7 @@ def _trusted_uids() -> set[int]:
 
 
 class _Local:
-    """The local side of one call."""
+    """The local side of one call. writable: bytes land there; else they are lent."""
 
     def __init__(self, ways: Ways, way: Connection, kept: frozenset[int], *, writable: bool) -> None:
         self._ways, self._way, self._keeps, self._writable = ways, way, kept, writable
@@ -336,8 +336,7 @@ class _Local:
             if len(span.memories) == 1 and id(span.memories[0]) in self._keeps:
                 self.regions.append(await self._ways.kept_region(self._way, span.memories[0]))
                 continue
-            held = array_of(span, self._writable) if span.device is None else device_of(span)
-            region = await self._way.transport.register(held, name="caller's", writable=self._writable)
+            region = await self._registered(span)
             self.regions.append(region)
             self.temporary.append(region)
         addresses = places.addresses.astype(np.int64)
@@ -348,6 +347,16 @@ class _Local:
         lengths = places.lengths.astype(np.int64)
         table[:, 4] = np.resize(lengths, len(addresses)) if len(lengths) != len(addresses) else lengths
         return table
+
+    async def _registered(self, span: Span) -> Region:
+        """What is only lent is made ready for no transfer of our own, which costs a NIC's pinning of all of it."""
+        transport = self._way.transport
+        if span.device is not None:
+            return await transport.register(device_of(span), name="caller's", writable=self._writable)
+        held = array_of(span, self._writable)
+        if not self._writable:
+            return await transport.register_lent(held, name="caller's")
+        return await transport.register(held, name="caller's")
 
     async def close(self) -> None:
         """Raises Poisoned where memory is not quiet."""
