@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING
 
 from transfer.errors import LimitReached, Reason
 from transfer.grants import Grant, Rights
+from transfer.moving import turns
 from transfer.rdma.control import Control
 from transfer.rdma.direct import source_of
 from transfer.rdma.frames import LANES_MAX, RAILS_MAX, Ended, Hello, Join, Joined, Present, Shown
@@ -180,12 +181,23 @@ class Lent:
     async def _deregister(self, opened: _Opened) -> None:
         if opened.ready is not None:
             await opened.ready
+        if await self._let_go(opened) or await self._let_go_later(opened):
+            self._drop(opened)  # else it never becomes quiet, and whoever waits for that is told
+
+    async def _let_go_later(self, opened: _Opened) -> bool:
+        """What a device keeps it may keep for a while only: for as long as anybody waits for it."""
+        async for _ in turns(self._host.config.quiesce_max_s):
+            if await self._let_go(opened):
+                return True
+        return False
+
+    async def _let_go(self, opened: _Opened) -> bool:
         try:
             await self._host.registrar.release(opened.registered)
         except NotLetGo as error:
             opened.registered = error.left
-            return  # still open: it never becomes quiet, and whoever waits for that is told
-        self._drop(opened)
+            return False
+        return True
 
     def _drop(self, opened: _Opened) -> None:
         kept = self._opened.get(opened.grant.slot, [])

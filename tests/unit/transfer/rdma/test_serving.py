@@ -1,4 +1,4 @@
-"""What one peer's devices know of our memory, over devices made for the test: a page for trials."""
+"""What one peer's devices know of our memory, over devices made for the test: a page for trials, and grants' ends."""
 
 from __future__ import annotations
 
@@ -8,15 +8,19 @@ from collections.abc import Awaitable, Callable
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 
+from transfer import moving
 from transfer.errors import Reason
+from transfer.grants import Grant, Rights
 from transfer.rdma import trial as module
 from transfer.rdma.config import RdmaConfig
 from transfer.rdma.frames import Hello, Present, RailOffer
 from transfer.rdma.registrar import Asked, Registered, Registrar
 from transfer.rdma.serving import Guest, Lent
 from transfer.rdma.trial import ASKED, Landing
+from transfer.regions import Regions
 
 THEIRS = Hello(bytes(16), (RailOffer(bytes(16), 0, 5, 1, True, True),))
 
@@ -111,3 +115,42 @@ def test_trials_land_in_one_place(monkeypatch: pytest.MonkeyPatch) -> None:
         await refused.close()
 
     run(main)
+
+
+@pytest.mark.parametrize("keeps", [0, 3])
+def test_what_a_device_keeps_for_a_while_is_quiet_when_it_lets_go(keeps: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(moving, "_AGAIN_S", 0.001)
+
+    async def main() -> None:
+        devices = Devices(keeps=keeps)
+        grant = await opened(devices)
+        devices.lent.end(grant)
+        assert not devices.lent.quiet(grant.slot) and devices.live
+        assert await devices.lent.wait_quiet([grant.slot], 10.0)
+        assert not devices.live and devices.registrar.held == 0
+
+    run(main)
+
+
+def test_what_a_device_never_lets_go_never_becomes_quiet(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(moving, "_AGAIN_S", 0.001)
+
+    async def main() -> None:
+        devices = Devices(keeps=1 << 30, quiesce_max_s=0.05)
+        grant = await opened(devices)
+        devices.lent.end(grant)
+        assert not await devices.lent.wait_quiet([grant.slot], 0.2)
+        assert len(devices.live) == devices.registrar.held == 2
+        tried = devices.keeps
+        await asyncio.sleep(0.05)
+        assert devices.keeps == tried, "it is given up some time"
+
+    run(main)
+
+
+async def opened(devices: Devices) -> Grant:
+    region = Regions().add(np.zeros(8192, np.uint8), name="m", writable=True)
+    grant = Grant(region.id, 0, 1, Rights.READ, ((0, 8192),), 60.0, 1 << 62, b"")
+    devices.lent.publish(grant, region)
+    assert (await devices.lent.open(devices.guest, grant)).reason is Reason.LANDED
+    return grant
