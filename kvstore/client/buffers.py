@@ -181,7 +181,8 @@ def _of_device(buffer: object, ordinal: int | None, name: str) -> Memory:
         raise type(error)(f"{name}: {error}") from error
     except (BufferError, RuntimeError) as error:
         raise ValueError(f"{name}: cannot be lent: {error}") from error
-    return Memory(taken.address, taken.bytes, taken.writable, taken.owner or taken, taken.device, taken.stream)
+    owner = taken if taken.owner is None else taken.owner  # which may be an array: those have no truth value
+    return Memory(taken.address, taken.bytes, taken.writable, owner, taken.device, taken.stream)
 
 
 def _ordinal(buffer: object, name: str) -> int | None:
