@@ -181,7 +181,8 @@ def _of_device(buffer: object, ordinal: int | None, name: str) -> Memory:
         raise type(error)(f"{name}: {error}") from error
     except (BufferError, RuntimeError) as error:
         raise ValueError(f"{name}: cannot be lent: {error}") from error
-    owner = taken if taken.owner is None else taken.owner  # which may be an array: those have no truth value
+    # An array has no truth value.
+    owner = taken if taken.owner is None or taken.dma_buf is not None else taken.owner
     return Memory(taken.address, taken.bytes, taken.writable, owner, taken.device, taken.stream)
 
 
