@@ -242,12 +242,15 @@ class RdmaEngine:
 
     def events(self) -> list[tuple[int, int, int]]:
         """
-        (kind, id, status): 1 a finished job's token; 2 a lane that is down, and what broke it; 3 an access that was refused.
+        (kind, id, status): 1 a finished job's token; 2 a lane that is down, and what broke it; 3 an access that was refused; 4 a lane that takes slices from now on.
         """
 
     def add_device(self, cq: int) -> None: ...
 
-    def add_lane(self, lane: int, peer: int, qp: int, device: int, peer_device: int) -> None: ...
+    def add_lane(self, lane: int, peer: int, qp: int, device: int, peer_device: int, trial: tuple[int, int, int, int, int] | None = None) -> None:
+        """
+        trial: (address, key, address at the peer, its key, bytes) of a read that must land before the lane takes slices.
+        """
 
     def drop_lane(self, lane: int) -> None: ...
 

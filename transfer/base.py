@@ -124,6 +124,10 @@ class Transport(Protocol):
         """Makes memory (a buffer, an array, a mapped segment) usable in extents. It is held until deregistered."""
         ...
 
+    async def register_lent(self, memory: object, *, name: str) -> Region:
+        """Host memory that peers read, and no transfer of ours: a NIC is shown nothing of it but what is granted."""
+        ...
+
     async def deregister(self, region: Region) -> None:
         """Ends its grants and transfers, waits for quiet memory, lets it go. Raises RegionPoisoned past the wait."""
         ...

@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Final
 
 import numpy as np
 
+from kvstore.client.landed import Read, remote_starts, verified
 from kvstore.client.spans import spans_of
-from kvstore.client.ways import Read, remote_starts, verified
 from transfer.errors import TransferFault
 
 if TYPE_CHECKING:

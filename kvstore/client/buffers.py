@@ -181,7 +181,9 @@ def _of_device(buffer: object, ordinal: int | None, name: str) -> Memory:
         raise type(error)(f"{name}: {error}") from error
     except (BufferError, RuntimeError) as error:
         raise ValueError(f"{name}: cannot be lent: {error}") from error
-    return Memory(taken.address, taken.bytes, taken.writable, taken.owner or taken, taken.device, taken.stream)
+    # An array has no truth value.
+    owner = taken if taken.owner is None or taken.dma_buf is not None else taken.owner
+    return Memory(taken.address, taken.bytes, taken.writable, owner, taken.device, taken.stream)
 
 
 def _ordinal(buffer: object, name: str) -> int | None:

@@ -48,8 +48,9 @@ if TYPE_CHECKING:
 
     from kvstore.client.buffers import Places
     from kvstore.client.calls import Times
+    from kvstore.client.landed import Read
     from kvstore.client.space import Space
-    from kvstore.client.ways import Loan, Reached, Read
+    from kvstore.client.ways import Loan, Reached
     from kvstore.native import Result
 
 __all__ = ["conduct_of"]

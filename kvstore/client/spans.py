@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
@@ -61,6 +62,9 @@ def _touch(former: Span, memory: Memory) -> bool:
 def device_of(span: Span) -> DeviceMemory:
     """Without a stream: what it names is waited for before each call."""
     assert span.device is not None
+    given = span.memories[0].owner
+    if len(span.memories) == 1 and isinstance(given, DeviceMemory):
+        return replace(given, stream=None)
     writable = all(memory.writable for memory in span.memories)
     return DeviceMemory(span.start, span.end - span.start, span.device, writable, span.memories)
 

@@ -22,6 +22,7 @@ import numpy as np
 
 from kvstore.client import crossing
 from kvstore.client.buffers import Memory, Places
+from kvstore.client.landed import Read, leading, remote_starts, verified
 from kvstore.client.spans import At, Span, array_of, device_of, spans_of
 from kvstore.config import TransferConfig
 from kvstore.errors import Misconfigured, Poisoned, Rejected, Unavailable
@@ -42,7 +43,7 @@ if TYPE_CHECKING:
     from transfer.base import Grant, Region
     from transfer.devices import Stager
 
-__all__ = ["Loan", "NotTaken", "Reached", "Read", "TooLate", "Ways", "remote_starts", "verified"]
+__all__ = ["Loan", "NotTaken", "Reached", "TooLate", "Ways"]
 
 CONNECT_S_MAX: Final = 5.0
 LIFE_MARGIN_S: Final = 1.0  # a grant outlives its call by this; it is revoked at the call's end anyway
@@ -62,17 +63,6 @@ class Reached:
 
     fetching: Connection
     pulling: Connection
-
-
-class Read(NamedTuple):
-    """What came of reading leased blocks: those that arrived whole, in order, and verified. corrupt: the index of one
-    that did not verify. late: the deadline passed. failure: why it went no further; "" where nothing failed.
-    """
-
-    blocks: int
-    corrupt: int | None = None
-    late: bool = False
-    failure: str = ""
 
 
 class Loan(NamedTuple):
@@ -181,7 +171,7 @@ class Ways:
                 raise Poisoned(str(error)) from error
             if error.elsewhere:
                 self.lost(reached)
-            whole = _leading(np.asarray(error.arrived.reshape(blocks, -1).all(axis=1)))
+            whole = leading(np.asarray(error.arrived.reshape(blocks, -1).all(axis=1)))
             late = any(failure.reason is Reason.LATE for failure in error.failures)
             return verified(whole, error.checksums, lease, wanted, verify=verify, late=late, failure=str(error))
         except asyncio.CancelledError as error:
@@ -318,7 +308,7 @@ def _trusted_uids() -> set[int]:
 
 
 class _Local:
-    """The local side of one call."""
+    """The local side of one call. writable: bytes land there; else they are lent."""
 
     def __init__(self, ways: Ways, way: Connection, kept: frozenset[int], *, writable: bool) -> None:
         self._ways, self._way, self._keeps, self._writable = ways, way, kept, writable
@@ -336,8 +326,7 @@ class _Local:
             if len(span.memories) == 1 and id(span.memories[0]) in self._keeps:
                 self.regions.append(await self._ways.kept_region(self._way, span.memories[0]))
                 continue
-            held = array_of(span, self._writable) if span.device is None else device_of(span)
-            region = await self._way.transport.register(held, name="caller's", writable=self._writable)
+            region = await self._registered(span)
             self.regions.append(region)
             self.temporary.append(region)
         addresses = places.addresses.astype(np.int64)
@@ -348,6 +337,16 @@ class _Local:
         lengths = places.lengths.astype(np.int64)
         table[:, 4] = np.resize(lengths, len(addresses)) if len(lengths) != len(addresses) else lengths
         return table
+
+    async def _registered(self, span: Span) -> Region:
+        """What is only lent is made ready for no transfer of our own, which costs a NIC's pinning of all of it."""
+        transport = self._way.transport
+        if span.device is not None:
+            return await transport.register(device_of(span), name="caller's", writable=self._writable)
+        held = array_of(span, self._writable)
+        if not self._writable:
+            return await transport.register_lent(held, name="caller's")
+        return await transport.register(held, name="caller's")
 
     async def close(self) -> None:
         """Raises Poisoned where memory is not quiet."""
@@ -371,45 +370,6 @@ def _as_told(error: BaseException) -> BaseException:
     if isinstance(error, TimeoutError):
         return TooLate("the deadline passed before the device's bytes were there")
     return error
-
-
-def remote_starts(lease: framed.LeaseResponse, lengths: npt.NDArray[np.int64], skipped: int) -> npt.NDArray[np.int64]:
-    """Where each piece of leased blocks begins at the node. lengths: (pieces of all blocks,). skipped: bytes of each
-    block before the first piece.
-    """
-    lengths = lengths.reshape(len(lease.offsets), -1)
-    starts = np.array(lease.offsets, dtype=np.uint64).astype(np.int64) + skipped
-    told: npt.NDArray[np.int64] = (starts[:, None] + np.cumsum(lengths, axis=1) - lengths).reshape(-1)
-    return told
-
-
-def _leading(good: npt.NDArray[np.bool_]) -> int:
-    return len(good) if good.all() else int(np.argmin(good))
-
-
-def verified(
-    whole: int,
-    sums: npt.NDArray[np.uint64],
-    lease: framed.LeaseResponse,
-    wanted: range,
-    *,
-    verify: bool,
-    late: bool = False,
-    failure: str = "",
-) -> Read:
-    if not verify or whole == 0:
-        return Read(whole, None, late, failure)
-    expected = np.frombuffer(lease.checksums, dtype="<u8").reshape(len(lease.offsets), -1)[:whole]
-    expected = expected[:, wanted.start : wanted.stop]
-    found = sums.reshape(len(lease.offsets), -1)[:whole]
-    if failure:  # 0: of what arrived, nobody has said what it is (transfer.devices.hashed)
-        whole = _leading(((found == expected) | (found != 0)).all(axis=1))
-        if whole == 0:
-            return Read(0, None, late, failure)
-        expected, found = expected[:whole], found[:whole]
-    good = (found == expected).all(axis=1)
-    blocks = _leading(good)
-    return Read(blocks, None if blocks == whole else blocks, late, failure)
 
 
 async def _closed(reached: Reached) -> None:

@@ -5,6 +5,8 @@
 Rules
 - Only this node writes its slots. They are reserved as written in place, so that a reservation which lapses under a
   read is kept from reuse until the read is quiet.
+- Checksums are taken as bytes land. Where a part lies in two of the client's grants, whose bytes may come by different
+  requests, they are taken right after, of what lies in slots that nobody else may write.
 - What did not arrive whole is not sealed. Where memory does not become quiet, its slots stay taken until the process
   ends.
 """
@@ -107,6 +109,7 @@ class Slots:
         if part is None:
             pieces = pieces[self.granted]
         none = np.zeros(len(self.granted), np.bool_), np.zeros((len(self.granted), len(parts)), np.uint64)
+        apart = _apart(pieces, parts)
         carrier, region = self._host.region("source.carrier", source.carrier)
         deadline_s = min(deadline_s, self.left_s)
         until = asyncio.get_running_loop().time() + deadline_s
@@ -115,19 +118,33 @@ class Slots:
             shown = await way.present(list(source.descriptors), deadline_s=deadline_s, fresh=True)
             batch = self._batch(pieces, np.array([one.handle for one in shown], np.int64), region.id, before)
             left_s = max(0.0, until - asyncio.get_running_loop().time())
-            landed = await way.read(batch, deadline_s=left_s, parts=parts * len(self.granted))
+            landed = await way.read(batch, deadline_s=left_s, parts=None if apart else parts * len(self.granted))
         except TransferError as error:
             self._lost |= error.poisoned
-            if error.poisoned or not len(error.checksums):
+            if error.poisoned or not (apart or len(error.checksums)):
                 return *none, str(error)
             arrived = np.asarray(error.arrived.reshape(len(self.granted), -1).all(axis=1), dtype=np.bool_)
-            return arrived, error.checksums.reshape(len(self.granted), -1), str(error)
+            sums, failure = error.checksums, str(error)
         except TransferFault as error:
             return *none, str(error)
         except asyncio.CancelledError as error:
             self._lost |= isinstance(error.__cause__, TransferError) and error.__cause__.poisoned
             raise
-        return ~none[0], landed.checksums.reshape(len(self.granted), -1), ""
+        else:
+            arrived, sums, failure = ~none[0], landed.checksums, ""
+        if apart:
+            sums = await asyncio.to_thread(self._checksums, region.memory, arrived, parts, before)
+        return arrived, sums.reshape(len(self.granted), -1), failure
+
+    def _checksums(
+        self, memory: NDArray[np.uint8], arrived: NDArray[np.bool_], parts: Sequence[int], before: int
+    ) -> NDArray[np.uint64]:
+        """(blocks, parts), as they lie in the slots; 0 of what did not arrive."""
+        sums = np.zeros((len(arrived), len(parts)), np.uint64)
+        for block in np.flatnonzero(arrived).tolist():
+            start = int(self._offsets[block]) + before
+            sums[block] = native.part_checksums(memory[start : start + sum(parts)], parts)
+        return sums
 
     def _pieces(self, source: framed.Source, blocks: int, length: int) -> NDArray[np.int64]:
         """(blocks, k, 3), checked as far as can be without the grants."""
@@ -184,6 +201,13 @@ class Slots:
         self._allowance.give(self._taken)
         self._taken = 0
         self._core.owner_gone(self._owner)
+
+
+def _apart(pieces: NDArray[np.int64], parts: Sequence[int]) -> bool:
+    """Whether a part lies in two of the source's grants. pieces: (blocks, k, 3), each block's as long as the parts."""
+    ends = np.cumsum(pieces[:, :, 2], axis=1)[:, :-1]
+    changes = pieces[:, 1:, 0] != pieces[:, :-1, 0]
+    return bool((changes & ~np.isin(ends, np.cumsum(parts))).any())
 
 
 @dataclass(slots=True)

@@ -1,6 +1,7 @@
 // The RDMA engine and its jobs. Addresses are integers: Python keeps what they point at alive until a job is finished, and verbs
 // objects until their lane is down.
 #ifdef KVSTORE_RDMA
+#include <nanobind/stl/optional.h>
 #include <nanobind/stl/string.h>
 
 #include <algorithm>
@@ -35,6 +36,7 @@ std::chrono::nanoseconds seconds(double s) {
   throw nb::python_error();
 }
 
+using TrialArguments = std::tuple<std::uint64_t, std::uint32_t, std::uint64_t, std::uint32_t, std::uint32_t>;
 using WindowArguments = std::tuple<std::uint64_t, std::uint64_t, std::vector<std::uint32_t>>;  // access, base, a key a device
 
 void bind_jobs(nb::module_& m) {
@@ -172,14 +174,19 @@ void bind_engine(nb::module_& m) {
             return told;
           },
           nb::sig("def events(self) -> list[tuple[int, int, int]]"),
-          "(kind, id, status): 1 a finished job's token; 2 a lane that is down, and what broke it; 3 an access that was refused.")
+          "(kind, id, status): 1 a finished job's token; 2 a lane that is down, and what broke it; 3 an access that was refused; "
+          "4 a lane that takes slices from now on.")
       .def("add_device", [](Engine& self, std::uint64_t cq) { self.add_device(thing<ibv_cq>(cq)); }, "cq"_a)
       .def(
           "add_lane",
-          [](Engine& self, std::uint64_t lane, std::uint64_t peer, std::uint64_t qp, std::uint32_t device, std::uint32_t peer_device) {
-            self.add_lane({lane, peer, thing<ibv_qp>(qp), device, peer_device});
+          [](Engine& self, std::uint64_t lane, std::uint64_t peer, std::uint64_t qp, std::uint32_t device, std::uint32_t peer_device,
+             const std::optional<TrialArguments>& trial) {
+            Trial asked;
+            if (trial) std::tie(asked.local, asked.local_key, asked.remote, asked.remote_key, asked.bytes) = *trial;
+            self.add_lane({lane, peer, thing<ibv_qp>(qp), device, peer_device, asked});
           },
-          "lane"_a, "peer"_a, "qp"_a, "device"_a, "peer_device"_a)
+          "lane"_a, "peer"_a, "qp"_a, "device"_a, "peer_device"_a, "trial"_a = nb::none(),
+          "trial: (address, key, address at the peer, its key, bytes) of a read that must land before the lane takes slices.")
       .def("drop_lane", &Engine::drop_lane, "lane"_a)
       .def("give_up", &Engine::give_up, "peer"_a, "gone"_a)
       .def("forget", &Engine::forget, "peer"_a)

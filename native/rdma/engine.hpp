@@ -8,6 +8,8 @@
 //   theirs are broken. Slices with the same devices near share a queue; queues are served in turn.
 // - What is still out `linger` after a batch was stopped is flushed: its lanes are moved to error, and end. What other batches had
 //   on them is asked for again on another lane; that is no fault of theirs and not counted.
+// - A lane with a trial takes no slice before that has landed: a read of bytes that the peer shows to anybody, into bytes that nobody
+//   reads. A path on which requests are lost in silence connects as well as any other.
 // - A lane that has broken is given back (kLaneDown) when all of its requests are back, and never used again.
 // - Completions are matched by the lane's generation: what a queue pair that is gone has left in a completion queue is nobody's.
 #pragma once
@@ -33,6 +35,7 @@ enum class EventKind : std::uint8_t {
   kFinished = 1,  // id: a job's token
   kLaneDown = 2,  // id: a lane; status: the completion status that broke it, 0 where this side did
   kRefused = 3,   // id: an access that the peer's device has refused
+  kLaneUp = 4,    // id: a lane, which takes slices from now on
 };
 
 struct Event {
@@ -41,10 +44,17 @@ struct Event {
   std::uint32_t status = 0;
 };
 
+// A read to be done before anything else. No bytes: none is needed.
+struct Trial {
+  std::uint64_t local = 0, remote = 0;
+  std::uint32_t bytes = 0, local_key = 0, remote_key = 0;
+};
+
 struct Lane {
   std::uint64_t id, peer;
   ibv_qp* qp;
   std::uint32_t device, peer_device;
+  Trial trial{};
 };
 
 struct EngineStats {
@@ -65,7 +75,7 @@ class Engine {
   EngineStats stats() const;
 
   void add_device(ibv_cq* cq);  // with its completion channel; both outlive the engine
-  void add_lane(const Lane& lane);
+  void add_lane(const Lane& lane);  // kLaneUp or kLaneDown follows
   void drop_lane(std::uint64_t lane);  // kLaneDown follows
   // What waits for a lane of the peer fails with kPeerGone; so does what comes later, if the peer is `gone`.
   void give_up(std::uint64_t peer, bool gone);

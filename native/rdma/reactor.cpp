@@ -169,7 +169,9 @@ void Reactor::add_lane(const Lane& lane) {
   for (std::uint32_t place = config_.window; place > 0; --place) open->free.push_back(place - 1);
   peer.lanes.push_back(open.get());
   generations_[lane.id] = open->generation;
-  lanes_.emplace(open->generation, std::move(open));
+  Open& made = *lanes_.emplace(open->generation, std::move(open)).first->second;
+  if (lane.trial.bytes > 0) return try_out(made);
+  tried(made, IBV_WC_SUCCESS);
   pump(peer);
 }
 
@@ -184,7 +186,7 @@ void Reactor::drop_lane(std::uint64_t lane) {
 void Reactor::give_up(std::uint64_t id, bool gone) {
   Peer& peer = peers_[id];
   peer.gone |= gone;
-  if (gone || std::ranges::all_of(peer.lanes, [](const Open* lane) { return lane->broken; })) drain_queue(peer, Reason::kPeerGone);
+  if (gone || std::ranges::none_of(peer.lanes, [](const Open* lane) { return lane->takes(); })) drain_queue(peer, Reason::kPeerGone);
   if (!gone) return;
   for (Open* lane : std::vector<Open*>(peer.lanes)) drop_lane(lane->lane.id);
 }

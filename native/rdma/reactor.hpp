@@ -56,9 +56,12 @@ class Reactor {
     std::uint32_t generation;
     std::vector<Flight> flights;      // by the low half of a request's id
     std::vector<std::uint32_t> free;  // places of `flights`
+    bool trying = false;              // its trial is out
+    bool proven = false;              // its trial has landed, or it needs none
     bool broken = false;
     std::uint32_t status = 0;         // what broke it
-    std::size_t out() const noexcept { return flights.size() - free.size(); }
+    std::size_t out() const noexcept { return flights.size() - free.size() + (trying ? 1 : 0); }
+    bool takes() const noexcept { return proven && !broken; }
     bool near(std::uint32_t devices) const noexcept { return (devices >> lane.device & 1) != 0; }
   };
   struct Peer {
@@ -82,10 +85,14 @@ class Reactor {
   bool settle_front(const Peer& peer, std::deque<Run>& queue);
   std::uint32_t fill(const Peer& peer, std::deque<Run>& queue, Open& lane);
   bool send(Open& lane, std::span<const std::uint32_t> places);
+  void try_out(Open& lane);
+  void tried(Open& lane, std::uint32_t status);
+  void retire_later(const Open& lane);
   void break_lane(Open& lane, std::uint32_t status);
   // what comes back
   bool poll();
   void completed(const ibv_wc& completion);
+  void landed_or_failed(Open& lane, std::uint32_t place, std::uint32_t status);
   void failed(Open& lane, Flight flight, std::uint32_t status);
   void retire(Open& lane);
   void row_done(const std::shared_ptr<Job>& job, std::uint32_t slice, std::uint32_t rows, Reason reason);

@@ -9,6 +9,7 @@ namespace kvstore::rdma {
 
 namespace {
 
+constexpr std::uint32_t kTrialPlace = ~std::uint32_t{0};  // where no flight is
 constexpr std::size_t kChain = 16;  // work requests handed over at once: more would starve a peer's other lanes
 
 std::uint64_t id_of(std::uint32_t generation, std::uint32_t place) { return static_cast<std::uint64_t>(generation) << 32 | place; }
@@ -36,10 +37,10 @@ bool Reactor::Peer::waits() const noexcept {
 
 // The lane with the least out, of those over near devices; over any, where no lane over a near one is whole.
 Reactor::Open* Reactor::lane_for(const Peer& peer, std::uint32_t near) {
-  const bool some_near = std::ranges::any_of(peer.lanes, [near](const Open* lane) { return !lane->broken && lane->near(near); });
+  const bool some_near = std::ranges::any_of(peer.lanes, [near](const Open* lane) { return lane->takes() && lane->near(near); });
   Open* best = nullptr;
   for (Open* lane : peer.lanes) {
-    if (lane->broken || lane->free.empty() || (some_near && !lane->near(near))) continue;
+    if (!lane->takes() || lane->free.empty() || (some_near && !lane->near(near))) continue;
     if (best == nullptr || lane->out() < best->out()) best = lane;
   }
   return best;
@@ -112,11 +113,42 @@ bool Reactor::send(Open& lane, std::span<const std::uint32_t> places) {
     lane.free.push_back(place);
     failed(lane, flight, IBV_WC_WR_FLUSH_ERR);
   }
-  if (lane.out() == 0) post([generation = lane.generation](Reactor& self) {
+  if (lane.out() == 0) retire_later(lane);
+  return false;
+}
+
+// Whoever is here may still use the lane.
+void Reactor::retire_later(const Open& lane) {
+  post([generation = lane.generation](Reactor& self) {
     const auto found = self.lanes_.find(generation);
     if (found != self.lanes_.end() && found->second->out() == 0) self.retire(*found->second);
   });
-  return false;
+}
+
+void Reactor::try_out(Open& lane) {
+  const Trial& trial = lane.lane.trial;
+  ibv_sge piece{trial.local, trial.bytes, trial.local_key};
+  ibv_send_wr request{};
+  request.wr_id = id_of(lane.generation, kTrialPlace);
+  request.sg_list = &piece;
+  request.num_sge = 1;
+  request.opcode = IBV_WR_RDMA_READ;
+  request.send_flags = IBV_SEND_SIGNALED;
+  request.wr.rdma.remote_addr = trial.remote;
+  request.wr.rdma.rkey = trial.remote_key;
+  ibv_send_wr* refused = nullptr;
+  lane.trying = ibv_post_send(lane.lane.qp, &request, &refused) == 0;
+  if (lane.trying) return;
+  break_lane(lane, IBV_WC_GENERAL_ERR);
+  retire_later(lane);
+}
+
+void Reactor::tried(Open& lane, std::uint32_t status) {
+  lane.trying = false;
+  if (status != IBV_WC_SUCCESS) return break_lane(lane, status);
+  if (lane.broken) return;  // meanwhile, by this side
+  lane.proven = true;
+  tell({EventKind::kLaneUp, lane.lane.id});
 }
 
 void Reactor::break_lane(Open& lane, std::uint32_t status) {
@@ -142,21 +174,30 @@ void Reactor::completed(const ibv_wc& completion) {
   if (found == lanes_.end()) return;
   Open& lane = *found->second;
   const auto place = static_cast<std::uint32_t>(completion.wr_id);
-  if (place >= lane.flights.size() || lane.flights[place].job == nullptr) return;
-  const Flight flight = std::move(lane.flights[place]);
-  lane.flights[place] = {};
-  lane.free.push_back(place);
-  if (completion.status == IBV_WC_SUCCESS) {
-    ++requests_;
-    bytes_ += flight.job->layout().rows()[flight.row].length;
-    row_done(flight.job, flight.slice, 1, Reason::kLanded);
+  if (place == kTrialPlace && lane.trying) {
+    tried(lane, completion.status);
+  } else if (place < lane.flights.size() && lane.flights[place].job != nullptr) {
+    landed_or_failed(lane, place, completion.status);
   } else {
-    break_lane(lane, completion.status);
-    failed(lane, flight, completion.status);
+    return;
   }
   const std::uint64_t peer = lane.lane.peer;
   if (lane.broken && lane.out() == 0) retire(lane);
   if (const auto at = peers_.find(peer); at != peers_.end()) pump(at->second);
+}
+
+void Reactor::landed_or_failed(Open& lane, std::uint32_t place, std::uint32_t status) {
+  const Flight flight = std::move(lane.flights[place]);
+  lane.flights[place] = {};
+  lane.free.push_back(place);
+  if (status == IBV_WC_SUCCESS) {
+    ++requests_;
+    bytes_ += flight.job->layout().rows()[flight.row].length;
+    row_done(flight.job, flight.slice, 1, Reason::kLanded);
+  } else {
+    break_lane(lane, status);
+    failed(lane, flight, status);
+  }
 }
 
 void Reactor::failed(Open& lane, Flight flight, std::uint32_t status) {

@@ -57,9 +57,9 @@ class Rig {
 
   // A lane is numbered by its device and pair: 1, 2, .. of the first, 11, 12, .. of the second.
   static std::uint64_t lane_of(std::size_t pair, std::size_t on = 0) { return on * 10 + pair + 1; }
-  void lane(std::size_t pair, std::size_t on = 0) {
+  void lane(std::size_t pair, std::size_t on = 0, Trial trial = {}) {
     const auto number = static_cast<std::uint32_t>(on);
-    engine.add_lane({lane_of(pair, on), kPeer, device(on).pair(pair), number, number});
+    engine.add_lane({lane_of(pair, on), kPeer, device(on).pair(pair), number, number, trial});
   }
 
   // `rows` rows of kRowBytes, one a slice, with a gap between them; from `memory`, where it is given, else from places that nobody touches.

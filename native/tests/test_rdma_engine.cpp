@@ -279,6 +279,62 @@ void a_grant_that_has_ended_is_not_posted() {
   CHECK(rig.finished(other) && other->layout().whole());
 }
 
+constexpr Trial kTrial{1, 2, 3, 4, 5};
+
+// A lane on trial carries nobody's bytes: one read of its own, and slices when that has landed.
+void a_lane_is_tried_before_it_takes_slices() {
+  Rig rig;
+  rig.lane(0, 0, kTrial);
+  const auto job = rig.submit(2);
+  CHECK(rig.out(1) && !rig.is_told(EventKind::kLaneUp, Rig::lane_of(0)));
+  const Request trial = rig.device().out(0)[0];
+  CHECK(trial.opcode == IBV_WR_RDMA_READ && trial.flags == IBV_SEND_SIGNALED);
+  CHECK(trial.local == 1 && trial.remote == 2 && trial.bytes == 3 && trial.local_key == 4 && trial.remote_key == 5);
+  rig.lane(1);  // what needs no trial takes them at once
+  CHECK(rig.await(EventKind::kLaneUp, Rig::lane_of(1)) && rig.out(2, 1));
+  rig.device().complete_all(1);
+  CHECK(rig.finished(job) && job->layout().whole());
+  rig.device().complete(0, 0);
+  CHECK(rig.await(EventKind::kLaneUp, Rig::lane_of(0)) && rig.engine.stats().requests == 2);
+  const auto later = rig.submit(4);
+  CHECK(rig.out(2, 0) || rig.out(4, 0));
+  rig.device().complete_all(0);
+  rig.device().complete_all(1);
+  CHECK(rig.finished(later) && later->layout().whole());
+}
+
+void a_trial_that_fails() {
+  for (const ibv_wc_status status : {IBV_WC_RETRY_EXC_ERR, IBV_WC_REM_ACCESS_ERR}) {
+    Rig rig({.tries_max = 1});
+    rig.lane(0, 0, kTrial);
+    const auto job = rig.submit(2);
+    CHECK(rig.out(1));
+    rig.device().complete(0, 0, status);
+    std::uint32_t told = 0;
+    CHECK(rig.await(EventKind::kLaneDown, Rig::lane_of(0), &told) && told == static_cast<std::uint32_t>(status));
+    CHECK(!rig.is_finished(job) && !rig.is_told(EventKind::kLaneUp, Rig::lane_of(0)) && rig.engine.stats().again == 0);
+    rig.lane(1, 0, kTrial);
+    CHECK(rig.out(1, 1));
+    rig.engine.give_up(kPeer, false);  // nobody waits for what is being tried
+    CHECK(rig.finished(job) && count(job, Reason::kPeerGone) == 2);
+  }
+}
+
+void a_trial_that_nobody_waits_for() {
+  Rig rig;
+  rig.device().hang();
+  rig.lane(0, 0, kTrial);
+  CHECK(rig.out(1));
+  rig.engine.drop_lane(Rig::lane_of(0));
+  CHECK(!rig.is_told(EventKind::kLaneDown, Rig::lane_of(0)));  // it may still land
+  rig.device().release();
+  CHECK(rig.await(EventKind::kLaneDown, Rig::lane_of(0)) && !rig.is_told(EventKind::kLaneUp, Rig::lane_of(0)));
+  Rig full({.depth = 0});
+  full.lane(0, 0, kTrial);
+  std::uint32_t status = 0;
+  CHECK(full.await(EventKind::kLaneDown, Rig::lane_of(0), &status) && status == IBV_WC_GENERAL_ERR);
+}
+
 }  // namespace
 
 int main() {
@@ -298,5 +354,8 @@ int main() {
   slices_move_to_another_rail();
   ids_that_are_nobodys();
   a_grant_that_has_ended_is_not_posted();
+  a_lane_is_tried_before_it_takes_slices();
+  a_trial_that_fails();
+  a_trial_that_nobody_waits_for();
   return finish();
 }

@@ -66,6 +66,21 @@ class Rail:
         finally:
             _run(f"tc qdisc del dev {netdev} root")
 
+    @contextlib.contextmanager
+    def silent(self, device: str) -> Iterator[None]:
+        """As `deaf`, and no address has to be asked for: queue pairs connect, and nothing comes back."""
+        n = self.number
+        ends = (("a", 2, "b"), ("b", 1, "a"))
+        for end, host, other in ends:
+            lladdr = Path(f"/sys/class/net/{other}{n}/address").read_text().strip()
+            _ip(f"neigh replace 10.0.{n}.{host} lladdr {lladdr} dev {end}{n} nud permanent")
+        try:
+            with self.deaf(device):
+                yield
+        finally:
+            for end, host, _ in ends:
+                _ip(f"neigh del 10.0.{n}.{host} dev {end}{n}")
+
     def _up(self, device: str) -> None:
         """The link, the route that went with it, and the GID, which the kernel brings back a little later."""
         _ip(f"link set {_netdev(device)} up")

@@ -214,6 +214,35 @@ def test_a_lost_link_moves_its_slices_to_the_other_rail_and_is_taken_up_again(ra
     asyncio.run(main())
 
 
+def test_a_rail_that_loses_all_in_silence_carries_nothing_until_a_trial_lands(rail: Rail) -> None:
+    """Queue pairs connect over it, time and again; batches notice once."""
+
+    async def main() -> None:
+        async with connected(TWO, "rxe_b0,rxe_b1") as pair:
+            endpoint, size = endpoint_of(pair), 4 * MIB
+            await pair.owner.memory("m", size, seed=7)
+            region, memory = await pair.memory(size)
+            presented, _ = await pair.shown("m", [(0, size)])
+            batch = pairs(region, presented, [(0, 0, size)])
+            lanes = endpoint.lanes
+            assert lanes is not None
+            await until(lambda: lanes.up == 4)
+            with rail.silent(rail.far):
+                await endpoint.read(batch, deadline_s=FOREVER_S)
+                await until(lambda: endpoint.rails == [RailState.PAUSED, RailState.OK] and lanes.up == 2)
+                before = pair.reader.engine.stats()  # type: ignore[attr-defined]
+                pauses = lanes._rails.reports()[0].pauses
+                while lanes._rails.reports()[0].pauses < pauses + 3:
+                    memory[:] = 0
+                    await endpoint.read(batch, deadline_s=FOREVER_S)
+                    assert (memory == pattern(size, 7)).all()
+                assert pair.reader.engine.stats()[2] == before[2], "a batch was in a trial"  # type: ignore[attr-defined]
+                assert "did not land" in lanes.why
+            await until(lambda: endpoint.rails == [RailState.OK, RailState.OK] and lanes.up == 4)
+
+    asyncio.run(main())
+
+
 def test_no_rail_left_is_an_answer_long_before_the_deadline(rail: Rail) -> None:
     async def main() -> None:
         async with connected(ONE, "rxe_b0") as pair:

@@ -13,6 +13,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from math import prod
 
+from transfer.devices.base import DmaBuf
 from transfer.dlpack import Kind, kind_name, kind_of, lies_contiguous, lying
 
 __all__ = ["DeviceMemory", "device_memory", "on_device"]
@@ -27,6 +28,9 @@ class DeviceMemory:
 
     `stream` (a CUDA stream handle) is where work that still touches it may be queued: it is waited for before the first
     transfer. None: the producer says there is none, or does not say.
+
+    `dma_buf`: the memory as its owner has exported it. NICs register that, and the driver is not asked for one. It
+    stays the owner's, and open as long as the region is.
     """
 
     address: int
@@ -35,6 +39,7 @@ class DeviceMemory:
     writable: bool = True
     owner: object = field(default=None, repr=False, compare=False)
     stream: int | None = None
+    dma_buf: DmaBuf | None = None
 
     def __post_init__(self) -> None:
         for name, least in (("address", 1), ("bytes", 1), ("device", 0)):
@@ -45,6 +50,9 @@ class DeviceMemory:
                 raise ValueError(f"{name} must be at least {least}, not {value}")
         if self.address + self.bytes > _ADDRESSES:
             raise ValueError("address + bytes goes beyond the address space")
+        part = self.dma_buf
+        if part is not None and (part.fd < 0 or part.offset < 0 or part.bytes != self.bytes):
+            raise ValueError(f"dma_buf must be an open descriptor with the memory's {self.bytes} bytes, not {part}")
 
 
 def device_memory(memory: object, *, device: int | None = None) -> DeviceMemory:

@@ -45,8 +45,6 @@ class Inner(Transport, Protocol):
 
     def find_region(self, region_id: int) -> Region | None: ...
 
-    async def register_lent(self, memory: object, *, name: str) -> Region: ...
-
 
 class StagedTransport:
     """See transfer.base.Transport. `inner`: any of this package's; it is closed with this one."""
@@ -99,6 +97,9 @@ class StagedTransport:
         return self._regions.add_device(
             taken, name=name, writable=writable, way=Way.STAGED, why=why, on_poison=on_poison
         )
+
+    async def register_lent(self, memory: object, *, name: str) -> Region:
+        return await self.inner.register_lent(memory, name=name)
 
     async def _try_stager(self) -> None:
         """NICs reach the memory by themselves; what must be hashed cannot do without cupy."""

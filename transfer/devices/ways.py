@@ -7,8 +7,9 @@
 Rules
 - In this order, whatever the settings leave; all NICs by the same way or none. What was tried and failed leaves nothing
   behind, and is told as a reason.
-- The descriptor is closed when every NIC has registered, or one has not: registrations hold the memory themselves, and
-  one descriptor for all NICs is one window of the device's.
+- A dma-buf that the memory's owner has made is taken as it is, and left open; it may be where the driver makes none.
+  Else the descriptor is closed when every NIC has registered, or one has not: registrations hold the memory by
+  themselves, and one descriptor for all NICs is one window of the device's.
 - Either way a NIC knows the memory by its CUDA addresses.
 - Direct only where synchronous copies are over when they say so (SYNC_MEMOPS): else a NIC may read bytes from before.
 """
@@ -137,7 +138,7 @@ def _by_dma_buf(
     if _release(kernel) < _KERNEL_LEAST:
         raise _Refused(f"kernel {kernel} is older than 5.12")
     try:
-        if not driver.exports_dma_buf(memory.device):
+        if memory.dma_buf is None and not driver.exports_dma_buf(memory.device):
             raise _Refused("the CUDA driver does not export dma-bufs (open kernel modules do)")
         with exported(memory, driver, page_bytes=page, close=close) as part:
             return _on_all(nics, lambda nic: nic.register_dma_buf(part, memory.address))
@@ -152,6 +153,9 @@ def exported(
     """The memory as a dma-buf of whole pages, while the block runs; what has been registered of it stays. Raises
     CudaError.
     """
+    if memory.dma_buf is not None:
+        yield memory.dma_buf
+        return
     page = page_bytes or os.sysconf("SC_PAGE_SIZE")
     first = memory.address // page * page
     last = -(-(memory.address + memory.bytes) // page) * page

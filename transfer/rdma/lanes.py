@@ -2,9 +2,10 @@
 
 Rules
 - Rail i joins the i-th devices of both sides, the shorter list taken again from its start; each has `qps` lanes.
+- A lane is up when a read over it has landed (trial.py): a path that loses everything in silence connects all the same.
 - A lane that breaks is given back by the engine when nothing of it is out any more; only then is its queue pair closed.
 - A lane that broke by its path's fault sets its rail aside at once (transfer.rails): its requests were repeated for as
-  long as `timeout` and `retries` say. A trial is a lane that is built anew; when it works, the rail's others follow.
+  long as `timeout` and `retries` say. A rail's trial is a lane that is built anew; when it is up, the others follow.
 - One that this side flushed, or that a grant's end broke, says nothing about its rail and is built anew at once.
 - When no lane is up and none can be built, what waits for one fails: elsewhere is worth trying then.
 """
@@ -24,6 +25,7 @@ from transfer.native import rdma_connect
 from transfer.rails import Rails, RailState
 from transfer.rdma.control import Control
 from transfer.rdma.frames import Hello, Join, Joined, RailOffer
+from transfer.rdma.trial import ASKED, Trials, trials
 from transfer.rdma.verbs import Device, QueuePair, RdmaUnavailable
 
 if TYPE_CHECKING:
@@ -84,7 +86,9 @@ class _Lane:
     rail: int
     device: int
     peer_device: int
-    number: int = 0  # the engine's, while it is up
+    number: int = 0  # the engine's, while it has the lane
+    up: bool = False
+    trial: asyncio.Future[str] | None = None  # why it did not come up; "": it is up
     pair: QueuePair | None = None
     building: asyncio.Task[None] | None = None
     failed: bool = False  # it could not be built, or its rail is set aside
@@ -109,19 +113,22 @@ class Lanes:
             for rail, (here, there) in enumerate(pairs)
         ]
         self.a_device = max((sum(one.device == i for one in self._lanes) for i in range(len(host.devices))), default=0)
+        self._tried_with: Trials | None = None
         self._stopped = False
         self._changed = asyncio.Event()
         self.why = "the two sides share no rail" if not pairs else ""
 
     @property
     def up(self) -> int:
-        return sum(lane.number != 0 for lane in self._lanes)
+        return sum(lane.up for lane in self._lanes)
 
     def states(self) -> list[RailState]:
         return [report.state for report in self._rails.reports()]
 
     async def open(self) -> None:
         """Returns when the first lane is up; the others follow. Raises PeerUnreachable where none can be built."""
+        told = await self._control.ask(ASKED, self._host.config.greeting_s)
+        self._tried_with = await trials(self._host, told, len(self._theirs))
         for lane in self._lanes:
             lane.building = self._task(lane)
         while not self.up:
@@ -153,8 +160,6 @@ class Lanes:
                     self._rails.tried(lane.rail, False, loop.time())
                 self._not_built(lane, error)
             else:
-                self._rails.tried(lane.rail, True, loop.time())
-                self._changed.set()
                 return
 
     def _not_built(self, lane: _Lane, error: Exception) -> None:
@@ -206,9 +211,30 @@ class Lanes:
         except BaseException:
             await self._host.in_thread(pair.close)
             raise
-        lane.pair, lane.number, lane.failed = pair, self._host.number(), False
+        await self._tried(lane, pair)
+
+    async def _tried(self, lane: _Lane, pair: QueuePair) -> None:
+        """Hands the lane to the engine. Raises PeerUnreachable where it does not come up."""
+        loop, with_ = asyncio.get_running_loop(), self._tried_with
+        lane.pair, lane.number, lane.trial = pair, self._host.number(), loop.create_future()
         self._host.lane_opened(lane.number, self, lane.index)
-        self._host.engine.add_lane(lane.number, self.peer, pair.address, lane.device, lane.peer_device)
+        trial = with_.of(lane.device, lane.peer_device) if with_ is not None else None
+        self._host.engine.add_lane(lane.number, self.peer, pair.address, lane.device, lane.peer_device, trial)
+        late = loop.call_later(self._host.config.greeting_s, self._host.engine.drop_lane, lane.number)
+        why = await lane.trial
+        late.cancel()
+        if why:
+            await self._host.in_thread(pair.close)
+            raise PeerUnreachable(why)
+
+    def lane_up(self, index: int) -> None:
+        """The engine says so."""
+        lane = self._lanes[index]
+        assert lane.trial is not None
+        lane.up, lane.failed = True, False
+        self._rails.tried(lane.rail, True, asyncio.get_running_loop().time())
+        self._changed.set()
+        lane.trial.set_result("")
 
     async def _connect(
         self, pair: QueuePair, device: Device, mine: RailOffer, theirs: RailOffer, told: Joined, psn: int
@@ -232,15 +258,20 @@ class Lanes:
     def lane_down(self, index: int, status: int) -> None:
         """The engine has let the lane go: nothing of it is out."""
         lane = self._lanes[index]
+        assert lane.trial is not None
+        pair, lane.pair, lane.number, lane.up = lane.pair, None, 0, False
+        self._changed.set()
+        if not lane.trial.done():
+            # Whatever broke it: the peer's page is for everybody to read, while the connection lives.
+            lane.trial.set_result(f"a read over a new queue pair did not land (completion status {status})")
+            return
         if status not in (BROKEN_BY_US, BROKEN_BY_GRANT):
             self.why = f"completion status {status}"
             self._rails.failed(lane.rail, asyncio.get_running_loop().time(), severe=True)
             for other in self._lanes:  # what lies on them moves at once, too
-                if other.rail == lane.rail and other.number and other is not lane:
+                if other.rail == lane.rail and other.number:
                     self._host.engine.drop_lane(other.number)
         lane.failed = self.states()[lane.rail] is not RailState.OK
-        pair, lane.pair, lane.number = lane.pair, None, 0
-        self._changed.set()
         lane.building = asyncio.get_running_loop().create_task(self._again(lane, pair))
 
     async def _again(self, lane: _Lane, pair: QueuePair | None) -> None:
@@ -258,7 +289,7 @@ class Lanes:
         """False: some request is still out; its queue pair is left."""
         self.stop("this side has closed")
         for lane in self._lanes:
-            if lane.building is not None and lane.number == 0 and lane.pair is None:
+            if lane.building is not None and not lane.number:
                 lane.building.cancel()
         await self._ended()
         for lane in self._lanes:
@@ -266,7 +297,7 @@ class Lanes:
                 self._host.engine.drop_lane(lane.number)
         try:
             async with asyncio.timeout(wait_s):
-                while self.up:
+                while any(lane.number for lane in self._lanes):
                     self._changed.clear()
                     await self._changed.wait()
         except TimeoutError:
@@ -276,6 +307,6 @@ class Lanes:
 
     async def _ended(self) -> None:
         """A cancellation of whoever waits here goes on: it is not the builders'."""
-        building = [lane.building for lane in self._lanes if lane.building is not None]
+        building = [lane.building for lane in self._lanes if lane.building is not None and not lane.number]
         if building:
             await asyncio.wait(building)

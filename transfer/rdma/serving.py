@@ -21,11 +21,13 @@ from typing import TYPE_CHECKING
 
 from transfer.errors import LimitReached, Reason
 from transfer.grants import Grant, Rights
+from transfer.moving import turns
 from transfer.rdma.control import Control
 from transfer.rdma.direct import source_of
 from transfer.rdma.frames import LANES_MAX, RAILS_MAX, Ended, Hello, Join, Joined, Present, Shown
 from transfer.rdma.lanes import NO_ROOM, connect_pair
 from transfer.rdma.registrar import Asked, NotLetGo, Registered
+from transfer.rdma.trial import ASKED, Page
 from transfer.rdma.verbs import Domain, QueuePair, RdmaUnavailable
 from transfer.regions import Region
 
@@ -104,7 +106,7 @@ class Lent:
             if one.guest is guest and one.grant == grant:
                 return self._shown(one)
         region = self._regions[grant.slot]
-        opened = _Opened(guest, grant, base_of(next(self._serials), region.pinned_at))
+        opened = _Opened(guest, grant, self.new_base(region.pinned_at))
         self._opened.setdefault(grant.slot, []).append(opened)
         loop = asyncio.get_running_loop()
         opened.ready = loop.create_future()
@@ -121,6 +123,9 @@ class Lent:
             left_s = (grant.expiry_ns - time.monotonic_ns()) / 1e9
             opened.expiry = loop.call_later(max(0.0, left_s), self._end, grant, Reason.EXPIRED)
         return self._shown(opened)
+
+    def new_base(self, address: int) -> int:
+        return base_of(next(self._serials), address)
 
     def _asked(self, opened: _Opened, region: Region) -> list[Asked]:
         rights, address = opened.grant.rights, region.pinned_at
@@ -176,12 +181,23 @@ class Lent:
     async def _deregister(self, opened: _Opened) -> None:
         if opened.ready is not None:
             await opened.ready
+        if await self._let_go(opened) or await self._let_go_later(opened):
+            self._drop(opened)  # else it never becomes quiet, and whoever waits for that is told
+
+    async def _let_go_later(self, opened: _Opened) -> bool:
+        """What a device keeps it may keep for a while only: for as long as anybody waits for it."""
+        async for _ in turns(self._host.config.quiesce_max_s):
+            if await self._let_go(opened):
+                return True
+        return False
+
+    async def _let_go(self, opened: _Opened) -> bool:
         try:
             await self._host.registrar.release(opened.registered)
         except NotLetGo as error:
             opened.registered = error.left
-            return  # still open: it never becomes quiet, and whoever waits for that is told
-        self._drop(opened)
+            return False
+        return True
 
     def _drop(self, opened: _Opened) -> None:
         kept = self._opened.get(opened.grant.slot, [])
@@ -200,6 +216,7 @@ class Guest:
         self.control = control
         self.domains: list[Domain] = []
         self._pairs: dict[int, QueuePair] = {}
+        self._page = Page(host)
 
     async def answer(self, question: Join | Present, theirs: Hello) -> Joined | Shown:
         """Raises RdmaUnavailable, OSError."""
@@ -208,6 +225,8 @@ class Guest:
         match question:
             case Join():
                 return await self._joined(question, theirs)
+            case Present() if question == ASKED:
+                return await self._page.shown(self.domains, self._host.lent.new_base(self._page.address))
             case Present(descriptor):
                 return await self._shown(descriptor)
 
@@ -262,6 +281,7 @@ class Guest:
 
         await self._host.in_thread(lambda: _close_all(pairs))
         await self._host.lent.leave(self)
+        await self._page.close()
         await self._host.in_thread(lambda: _close_all(self.domains))
 
 

@@ -32,13 +32,14 @@ from transfer.rdma.nearness import Nearby, Nearness
 from transfer.rdma.registrar import Asked, Registered, Registrar
 from transfer.rdma.sealing import sealing
 from transfer.rdma.serving import Lent
+from transfer.rdma.trial import Landing
 from transfer.rdma.verbs import forks_safely, open_devices
 from transfer.regions import Region, RegionState
 from transfer.sockets import connected, listening
 
 __all__ = ["RdmaTransport"]
 
-_FINISHED, _LANE_DOWN, _REFUSED = 1, 2, 3
+_FINISHED, _LANE_DOWN, _REFUSED, _LANE_UP = 1, 2, 3, 4
 _CLOSE_S = 5.0
 _THREADS = 4
 _T = TypeVar("_T")
@@ -81,6 +82,7 @@ class RdmaTransport(Lender):
         self._nearby = Nearby([one.name for one in self.devices], sysfs, every=self.config.all_rails)
         self._local: dict[int, Local] = {}  # by region, in the order of the devices
         self.ground = self.lent = Lent(self)
+        self.landing = Landing(self)
         self.engine = RdmaEngine(self.config.window, self.config.tries_max, self.config.linger_s, self.config.spin_s)
         for device in self.devices:
             self.engine.add_device(device.cq_address)
@@ -198,6 +200,9 @@ class RdmaTransport(Lender):
             elif kind == _LANE_DOWN:
                 lanes, index = self._lanes.pop(number)
                 lanes.lane_down(index, status)
+            elif kind == _LANE_UP:
+                lanes, index = self._lanes[number]
+                lanes.lane_up(index)
             elif kind == _REFUSED:
                 any(endpoint.access_ended(number) for endpoint in self._endpoints)
 
@@ -337,10 +342,13 @@ class RdmaTransport(Lender):
         await self.kept.close()
         self._loop.remove_reader(self.engine.fd)
         if self.engine.close(_CLOSE_S if self._whole else 0.0):
+            await self.landing.close()
             for device in self.devices:
                 await self.in_thread(device.close)
         else:
-            keep_forever([self.engine, self.devices, list(self._motions.values()), self._lanes, self._local])
+            keep_forever(
+                [self.engine, self.devices, self.landing, list(self._motions.values()), self._lanes, self._local]
+            )
         self._threads.shutdown(wait=False)
         if poisoned:
             raise RegionPoisoned(f"not quiet at close: {', '.join(poisoned)}")

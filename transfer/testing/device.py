@@ -49,6 +49,14 @@ class DeviceArray:
     def __dlpack_device__(self) -> tuple[int, int]:
         return 2, self.memory.device
 
+    def __bool__(self) -> bool:
+        raise ValueError("the truth value of an array with more than one element is ambiguous")
+
+    def __eq__(self, other: object) -> bool:
+        raise ValueError("arrays are compared by their elements, on the device")
+
+    __hash__ = None  # type: ignore[assignment]
+
 
 class SimulatedDevice:
     """Copies end `latency_s` after the one before them on their stream has."""

@@ -15,8 +15,8 @@ from hypothesis import strategies as st
 from kvstore.client import buffers
 from kvstore.client.buffers import Extents, Memory, Places, Registry, Wanted, memory_of, places
 from kvstore.client.crossing import fill, windows_of
+from kvstore.client.landed import verified
 from kvstore.client.spans import device_of, spans_of
-from kvstore.client.ways import verified
 from kvstore.config import TransferConfig
 from kvstore.errors import Misconfigured, Poisoned
 from kvstore.quiet import quietly

@@ -14,9 +14,9 @@ from kvstore.client.calls import Times, times_of
 from kvstore.client.conducts import Awaited, Called, Mover, drive
 from kvstore.client.held import Reach
 from kvstore.client.journeys import Limits
+from kvstore.client.landed import Read
 from kvstore.client.moving import AwaySlots, conduct_of
 from kvstore.client.steps import Fetch, Hold, Put, PutOutcome, Reserve, Status, WireHint
-from kvstore.client.ways import Read
 from kvstore.errors import Poisoned, Unavailable
 from kvstore.wire import framed, store
 from transfer.offers import Carrier

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import numpy.typing as npt
 import pytest
 
 from kvstore.client.buffers import memory_of
-from kvstore.client.spans import array_of, spans_of
+from kvstore.client.spans import array_of, device_of, spans_of
+from transfer.devices import DeviceMemory, DmaBuf
 from transfer.regions import owner_of
 
 Bytes = npt.NDArray[np.uint8]
@@ -45,3 +48,14 @@ def test_rights_are_those_of_what_was_handed_over(writable: bool) -> None:
     whole.flags.writeable = False
     assert part.flags.writeable
     assert (owner_of(spanned(part, writable=writable)) is whole) is not writable
+
+
+def test_what_says_how_a_device_lends_it_is_told_so() -> None:
+    """Beside other memory, too, and without the stream, which is waited for before."""
+    part = DmaBuf(5, 0, 100)
+    given = DeviceMemory(1 << 44, 100, 1, False, owner=object(), stream=7, dma_buf=part)
+    alone, other = memory_of(given, "into"), memory_of(DeviceMemory(1 << 45, 8, 1), "into")
+    first, second = spans_of([other, alone])
+    told = device_of(first)
+    assert (told, told.dma_buf, told.stream) == (replace(given, stream=None), part, None)
+    assert device_of(second).dma_buf is None

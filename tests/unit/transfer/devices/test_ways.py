@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+from dataclasses import replace
 
 import pytest
 
@@ -81,7 +82,11 @@ class Card:
 
 
 def run(
-    cards: list[Card], driver: Driver | None, settings: WaySettings | None = None, *, kernel: str = "6.1.0-56-amd64"
+    cards: list[Card],
+    driver: Driver | None,
+    settings: WaySettings | None = None,
+    *,
+    kernel: str = "6.1.0-56-amd64",
 ) -> Reached:
     close = driver.close if driver is not None else os.close
     settings = settings or WaySettings()
@@ -102,6 +107,24 @@ def test_a_dma_buf_of_the_wanted_pages_for_every_nic() -> None:
     assert driver.exported == [(BASE, 3 * PAGE)]
     assert driver.synced == [MEMORY.address]
     assert [card.held for card in cards] == [{1: (DmaBuf(70, 100, 10_000), MEMORY.address)}] * 2
+
+
+def test_a_dma_buf_that_the_owner_has_made_is_taken_and_left_open() -> None:
+    driver = Driver(exports=False, refuses=1)
+    cards = [Card("a", driver), Card("b", driver)]
+    part = DmaBuf(9, 5 * PAGE + 100, 10_000)
+    driver.open.add(9)
+    try:
+        assert reach(
+            replace(MEMORY, dma_buf=part), cards, driver, WaySettings(), kernel="6.1.0", close=driver.close
+        ) == (Reached(Way.DMA_BUF, (1, 1), ()))
+        assert driver.open == {9} and driver.synced == [MEMORY.address]
+        assert [card.held for card in cards] == [{1: (part, MEMORY.address)}] * 2
+    finally:
+        driver.open.clear()
+    for wrong in (DmaBuf(-1, 0, 10_000), DmaBuf(9, -1, 10_000), DmaBuf(9, 0, 9_999)):
+        with pytest.raises(ValueError, match="dma_buf must be"):
+            replace(MEMORY, dma_buf=wrong)
 
 
 @pytest.mark.parametrize("number", [errno.EOPNOTSUPP, errno.EINVAL, errno.EPROTONOSUPPORT])

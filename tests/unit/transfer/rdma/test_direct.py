@@ -6,6 +6,7 @@ import asyncio
 import errno
 import os
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import TypeVar
@@ -14,7 +15,7 @@ import pytest
 
 from tests.unit.transfer.fake_sysfs import ROOT_A, ROOT_B, Sysfs
 from transfer.devices import CudaUnavailable, DeviceMemory, NoWay, Way, WaySettings
-from transfer.devices.base import CudaError
+from transfer.devices.base import CudaError, DmaBuf
 from transfer.devices.process import Devices, DeviceSettings
 from transfer.errors import LimitReached, NotReached
 from transfer.grants import Grant, Rights
@@ -164,6 +165,27 @@ def test_what_peers_are_granted_is_parts_of_the_same_buffer(monkeypatch: pytest.
             sides.lent._opened.clear()
             await sides.granted(region)
         assert sides.transport.registrar.held == 6
+
+    asyncio.run(main())
+
+
+def test_grants_are_parts_of_the_dma_buf_that_the_owner_has_made(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def main() -> None:
+        sides = Sides(Verbs(), monkeypatch)
+        sides.driver.refuses = True
+        fd, other = os.pipe()
+        try:
+            memory = replace(MEMORY, dma_buf=DmaBuf(fd, 3 * PAGE + 100, 10_000))
+            region = await sides.transport.register(memory, name="kv")
+            assert region.way == Way.DMA_BUF
+            assert await sides.granted(region) == [203, 204, 205, 206]
+            asked = list(sides.verbs.live.values())
+            assert [one.address - 3 * PAGE for one in asked] == [100, 100, 110, 110, 5100, 5100]
+            assert {one.dma_buf for one in asked} == {fd}
+            os.fstat(fd)  # is open
+        finally:
+            os.close(fd)
+            os.close(other)
 
     asyncio.run(main())
 

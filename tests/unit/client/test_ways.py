@@ -1,0 +1,60 @@
+"""What a caller's memory costs a transport: made ready for transfers where bytes land, and where lent, only granted."""
+
+from __future__ import annotations
+
+import asyncio
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+
+from kvstore.client.buffers import Memory, Places
+from kvstore.client.ways import Ways
+from kvstore.config import TransferConfig
+from transfer.base import Region
+from transfer.offers import Carrier
+from transfer.tcp import TcpConfig, TcpTransport
+
+SIZE = 4096
+
+
+class Transport(TcpTransport):
+    """Told apart: what is registered for its own transfers, and what is only lent."""
+
+    def __init__(self) -> None:
+        super().__init__(TcpConfig(listens=False))
+        self.own: list[object] = []
+        self.lent: list[object] = []
+
+    async def register(self, memory: object, **named: object) -> Region:  # type: ignore[override]
+        self.own.append(memory)
+        return await super().register(memory, **named)  # type: ignore[arg-type]
+
+    async def register_lent(self, memory: object, *, name: str) -> Region:
+        self.lent.append(memory)
+        return await super().register_lent(memory, name=name)
+
+
+@pytest.mark.parametrize("registered", [False, True])
+def test_what_is_lent_is_not_registered_for_transfers(registered: bool) -> None:
+    async def main() -> None:
+        transport = Transport()
+        path = SimpleNamespace(carrier=Carrier.TCP)
+        way = SimpleNamespace(transport=transport, chosen=SimpleNamespace(path=path))
+        ways = Ways(None, TransferConfig())
+        ways._transfers = SimpleNamespace(  # type: ignore[assignment]
+            incarnation=lambda _: transport.incarnation, transport=lambda _: transport
+        )
+        memory = np.zeros(SIZE, np.uint8)
+        at = int(memory.ctypes.data)
+        one = Memory(at, SIZE, True, memory)
+        kept = frozenset([id(one)] if registered else [])
+        places = Places(np.array([at], np.uint64), np.array([SIZE], np.uint64), 1, (one,))
+        reached = SimpleNamespace(pulling=way)
+        loan = await ways.lend(reached, places, kept, 5.0)  # type: ignore[arg-type]
+        assert len(loan.grants) == 1
+        assert (len(transport.own), len(transport.lent)) == ((1, 0) if registered else (0, 1))
+        await ways.take_back(loan)
+        await transport.close()
+
+    asyncio.run(main())
