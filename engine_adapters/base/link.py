@@ -34,18 +34,17 @@ class Breaker:
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._failures = 0
-        self._again_at = 0.0
+        self.again_at = 0.0  # may be read without the lock: it is one number
 
     def allows(self, now: float) -> bool:
-        with self._lock:
-            return now >= self._again_at
+        return now >= self.again_at
 
     def failed(self, now: float) -> bool:
         """Whether this is news."""
         with self._lock:
-            if now < self._again_at:
+            if now < self.again_at:
                 return False  # several calls under way failed for one reason
-            self._again_at = now + min(AGAIN_S_MAX, AGAIN_S * 2.0**self._failures)
+            self.again_at = now + min(AGAIN_S_MAX, AGAIN_S * 2.0**self._failures)
             self._failures = min(self._failures + 1, 16)
             return self._failures == 1
 
@@ -53,7 +52,7 @@ class Breaker:
         """Whether this is news."""
         with self._lock:
             back = self._failures > 0
-            self._failures, self._again_at = 0, 0.0
+            self._failures, self.again_at = 0, 0.0
             return back
 
 
@@ -66,7 +65,7 @@ class Link:
         self._breaker = Breaker()
         self._opening = threading.Lock()
         self._quiet_until = 0.0
-        self._namespace: Namespace | None = None
+        self.opened: Namespace | None = None  # if it was opened at some time
         self._client = Client(
             settings.address,
             token=settings.token or None,
@@ -80,30 +79,25 @@ class Link:
         return self._client
 
     @property
-    def opened(self) -> Namespace | None:
-        """The namespace, if it was opened at some time. Does not wait."""
-        return self._namespace
-
-    @property
     def up(self) -> bool:
         """Whether asking is worth while. It does not ask."""
-        return self._breaker.allows(self._now())
+        return self._now() >= self._breaker.again_at
 
     def namespace(self) -> Namespace | None:
         """None while the store is not to be had. May wait: not for an engine's own thread."""
         if not self._breaker.allows(self._now()):
             return None
-        if self._namespace is not None:
-            return self._namespace
+        if self.opened is not None:
+            return self.opened
         with self._opening:
-            if self._namespace is None and self._breaker.allows(self._now()):
+            if self.opened is None and self._breaker.allows(self._now()):
                 try:
-                    self._namespace = self._client.namespace(self.layout, tenant=self._settings.tenant)
+                    self.opened = self._client.namespace(self.layout, tenant=self._settings.tenant)
                 except KvStoreError as error:
                     self.failed(error)
                 else:
                     self.worked()
-            return self._namespace
+            return self.opened
 
     def failed(self, error: Exception) -> None:
         """A call failed. Only a store that is not there is left alone; other errors say nothing about the next call."""

@@ -73,7 +73,9 @@ class Pieces:
         lengths = self.rows[:, 2]
         return tuple(int(lengths[a:b].sum()) for a, b in itertools.pairwise(self.cuts))
 
-    def table(self, blocks: npt.NDArray[np.int64], first: int = 0, end: int | None = None) -> npt.NDArray[np.int64]:
+    def table(
+        self, blocks: Sequence[int] | npt.NDArray[np.int64], first: int = 0, end: int | None = None
+    ) -> npt.NDArray[np.int64]:
         """Extents of layers first..end of these blocks: (n, k, 3) of buffer, offset, length.
 
         blocks: (n * ratio,) the engine's block numbers, in order. Neighbouring pieces are one, so that an engine that

@@ -16,6 +16,7 @@ import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from typing import TYPE_CHECKING, Final, NamedTuple, Protocol
 
 import numpy as np
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
 __all__ = ["Budget", "Crowded", "Finding", "Promise", "find", "needed", "needs_of"]
 
 Keys = npt.NDArray[np.uint8]
+NO_TIERS: Final = np.empty(0, np.uint8)
 TRIES: Final = 3  # a boundary that went away between being found and being held is looked for again
 MEMORY: Final = 1  # the tier that a hold costs nothing to take from
 
@@ -87,7 +89,7 @@ class Promise:
 
     first: int
     end: int
-    tiers: npt.NDArray[np.uint8] = field(default_factory=lambda: np.empty(0, np.uint8))
+    tiers: npt.NDArray[np.uint8] = field(default_factory=lambda: NO_TIERS)
     expires_s: float = math.inf
     give_back: Callable[[], None] | None = None
 
@@ -100,6 +102,9 @@ class Promise:
         give_back, self.give_back = self.give_back, None
         if give_back is not None:
             give_back()
+
+
+NOTHING: Final = Promise(0, 0)  # of whoever has not found anything yet
 
 
 class Crowded(Exception):
@@ -204,21 +209,34 @@ def _held(namespace: Namespace, chain: Keys, first: int, found: Found, want: _Wa
 class Finding:
     """One search in a thread. `done` is set last; until then nothing else here may be looked at.
 
-    eager: take from memory only what is there, and have the rest brought up (the request may wait long for its turn);
-    the caller looks again when its turn comes.
+    keys: gives the chain, in the thread: an engine's own has better things to do than to hash. eager: take from memory
+    only what is there, and have the rest brought up (the request may wait long for its turn); the caller looks again
+    when its turn comes.
     """
 
-    def __init__(self, chain: Keys, first: int, *, eager: bool = False) -> None:
-        self.chain, self.first, self.eager = chain, first, eager
+    def __init__(self, keys: Callable[[Namespace], Keys], first: int, *, eager: bool = False) -> None:
+        self.keys, self.first, self.eager = keys, first, eager
         self.done = False
         self.crowded = False
         self.again = False  # what was found is not held yet: look again, not eagerly
-        self.promise = Promise(first, first)
+        self.promise = NOTHING
         self._left = False
         self._lock = threading.Lock()
 
+    @classmethod
+    def nothing(cls, first: int) -> Finding:
+        """A search that is over and found nothing."""
+        finding = cls(lambda _: np.empty((0, 32), np.uint8), first)
+        finding.done = True
+        return finding
+
     def start(self, workers: Workers, link: Link, budget: Budget, until: float) -> bool:
-        return workers.submit(lambda: self._run(link, budget, until))
+        return workers.submit(partial(self._run, link, budget, until))
+
+    @property
+    def holds(self) -> bool:
+        """Whether there may be something to give back."""
+        return not self.done or self.promise.give_back is not None
 
     def leave(self) -> None:
         """Nobody waits for it any more: what it holds, or comes to hold, is given back."""
@@ -228,7 +246,7 @@ class Finding:
 
     def take(self) -> Promise:
         """The promise, which is the caller's from here on."""
-        promise, self.promise = self.promise, Promise(self.first, self.first)
+        promise, self.promise = self.promise, NOTHING
         return promise
 
     def _run(self, link: Link, budget: Budget, until: float) -> None:
@@ -249,11 +267,11 @@ class Finding:
             self.done = True
 
     def _found(self, namespace: Namespace, link: Link, budget: Budget, until: float) -> Promise:
-        found = None
+        chain, found = self.keys(namespace), None
         if self.eager:
-            found = namespace.lookup(self.chain, needs_of(link.layout), deadline_s=max(0.001, until - time.monotonic()))
+            found = namespace.lookup(chain, needs_of(link.layout), deadline_s=max(0.001, until - time.monotonic()))
             if found.blocks and (found.tiers > MEMORY).any():
                 self.again = True
-                namespace.prefetch(self.chain[: found.blocks], deadline_s=max(0.001, until - time.monotonic()))
-                return Promise(self.first, self.first)
-        return find(namespace, self.chain, self.first, link.layout, budget, until, found)
+                namespace.prefetch(chain[: found.blocks], deadline_s=max(0.001, until - time.monotonic()))
+                return NOTHING
+        return find(namespace, chain, self.first, link.layout, budget, until, found)

@@ -1,7 +1,12 @@
-"""A request's chain of keys, from the engine's own block hashes, made longer as tokens are decoded."""
+"""A request's chain of keys, from the engine's own block hashes, made longer as tokens are decoded.
+
+The engine's thread only copies its list of hashes; a search's thread makes keys of them. What no search has asked for
+(what was decoded) is made when it is saved.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -12,25 +17,32 @@ if TYPE_CHECKING:
 
     from engine_adapters.base.link import Link
     from engine_adapters.vllm.layout import Geometry
+    from kvstore import Namespace
 
 __all__ = ["Chain"]
+
+Keys = npt.NDArray[np.uint8]
+NO_KEYS = np.empty((0, 32), np.uint8)
 
 
 class Chain:
     """The engine's hashes stand in for tokens: they cover salt, LoRA, multimodal items and embeddings, and each is of
     the whole prefix. A block of the store takes the hash at its end.
+
+    All calls are of the engine's thread; what `naming` returns may be called in any.
     """
+
+    __slots__ = ("_made", "_request", "_step")
 
     def __init__(self, request: Request, geometry: Geometry) -> None:
         self._request = request
         self._step = geometry.block_tokens // geometry.hash_tokens
-        self._keys: npt.NDArray[np.uint8] = np.empty((0, 32), np.uint8)
-        self._of = b""  # the namespace's digest that the keys are of
+        self._made = (b"", NO_KEYS)  # the namespace's digest, and keys of it; replaced as one, by whoever makes more
 
     @property
     def digest(self) -> bytes:
         """Of the namespace that `keys` last gave keys of."""
-        return self._of
+        return self._made[0]
 
     @property
     def blocks(self) -> int:
@@ -40,17 +52,36 @@ class Chain:
     def hash_of(self, block: int) -> bytes:
         return bytes(self._request.block_hashes[(block + 1) * self._step - 1])
 
-    def keys(self, link: Link) -> npt.NDArray[np.uint8] | None:
+    def naming(self, blocks: int) -> Callable[[Namespace], Keys]:
+        """What makes the keys of all blocks that are known now, and gives those of the first `blocks`."""
+        hashes = self._hashes()
+        return lambda namespace: self._keys(namespace, hashes)[:blocks]
+
+    def keys(self, link: Link) -> Keys | None:
         """(blocks, 32). None before the namespace was opened: then the search opens it."""
         namespace = link.opened
         if namespace is None:
             return None
-        if namespace.digest != self._of:  # cleared meanwhile: the old keys name nothing
-            self._keys, self._of = self._keys[:0], namespace.digest
-        known = self._keys.shape[0]
-        if known < self.blocks:
-            hashes = self._request.block_hashes[(known + 1) * self._step - 1 :: self._step]
-            parent = self._keys[-1].tobytes() if known else None
-            more = namespace.chain_of_hashes(hashes, parent=parent)
-            self._keys = np.concatenate((self._keys, more)) if known else more
-        return self._keys[: self.blocks]
+        digest, made = self._made
+        blocks = self.blocks
+        if made.shape[0] < blocks or digest != namespace.digest:
+            return self._keys(namespace, self._hashes())
+        return made[:blocks]
+
+    def _hashes(self) -> Sequence[bytes]:
+        hashes: Sequence[bytes] = self._request.block_hashes[self._step - 1 :: self._step]
+        return hashes  # a copy, which does not grow
+
+    def _keys(self, namespace: Namespace, hashes: Sequence[bytes]) -> Keys:
+        digest, keys = self._made
+        current = namespace.digest
+        if digest != current:  # cleared meanwhile: the old keys name nothing
+            keys = NO_KEYS
+        known = keys.shape[0]
+        if known < len(hashes):
+            parent = keys[-1].tobytes() if known else None
+            more = namespace.chain_of_hashes(hashes[known:], parent=parent)
+            keys = np.concatenate((keys, more)) if known else more
+            # Cleared in between: of whichever these are, they are not kept.
+            self._made = (current, keys) if namespace.digest == current else (b"", NO_KEYS)
+        return keys[: len(hashes)]

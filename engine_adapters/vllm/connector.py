@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Sequence
+from functools import cache
 from typing import TYPE_CHECKING, Any
 
 from vllm.distributed.kv_transfer.kv_connector.factory import KVConnectorFactory
@@ -87,11 +88,9 @@ class KVStoreConnector(base.KVConnectorBase_V1, base.SupportsHMA):  # type: igno
         return group_ids_of(self._kv_cache_config)
 
     def get_external_cache_hit_sources(self, request: Request, num_external_tokens: int) -> dict[Any, int]:
-        from engine_adapters.vllm.sources import by_source
-
         if self._scheduler is None or num_external_tokens == 0:
             return {}
-        return by_source(self._scheduler.hit_sources(request), num_external_tokens)
+        return _by_source()(self._scheduler.hit_sources(request), num_external_tokens)
 
     def update_state_after_alloc(self, request: Request, blocks: KVCacheBlocks, num_external_tokens: int) -> None:
         if self._scheduler is not None:
@@ -121,7 +120,7 @@ class KVStoreConnector(base.KVConnectorBase_V1, base.SupportsHMA):  # type: igno
         return events_of(notes)
 
     def has_pending_push_work(self) -> bool:
-        return self._scheduler is not None and self._scheduler.saves.pending
+        return self._scheduler is not None and bool(self._scheduler.saves.under_way)
 
     def has_pending_block_frees(self) -> bool:
         return self._scheduler is not None and self._scheduler.saves.pinned
@@ -187,6 +186,14 @@ class KVStoreConnector(base.KVConnectorBase_V1, base.SupportsHMA):  # type: igno
         meta = self._get_connector_metadata()
         assert isinstance(meta, StepMeta)
         return meta
+
+
+@cache
+def _by_source() -> Callable[[Sequence[int], int], dict[Any, int]]:
+    """Only where it is asked for: releases that do not ask have no words for it."""
+    from engine_adapters.vllm.sources import by_source
+
+    return by_source
 
 
 def _register() -> None:

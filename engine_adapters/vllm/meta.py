@@ -6,6 +6,7 @@ Pickled by vLLM between its own processes, so these are plain data.
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Load", "Save", "StepMeta", "WorkerMeta"]
 
-Ids = npt.NDArray[np.int64]
+Ids = Sequence[int]  # slices of the engine's own lists: to make arrays of them is the workers' business
 
 
 @dataclass(slots=True)
@@ -44,8 +45,8 @@ class Load:
 class Save:
     """Blocks first..first + len(keys) of a prompt out of the engine's memory, which are pinned until `job` is told.
 
-    held: for each group which of the blocks its memory still has, (blocks,); ids: their numbers, (blocks * ratio,).
-    parent: the key before the first; b"": none.
+    held: for each group which of the blocks its memory still has, (blocks,), None: all; ids: their numbers, (blocks *
+    ratio,). parent: the key before the first; b"": none.
     """
 
     job: int
@@ -53,7 +54,7 @@ class Save:
     first: int
     keys: npt.NDArray[np.uint8]
     parent: bytes
-    held: tuple[npt.NDArray[np.bool_], ...]
+    held: tuple[npt.NDArray[np.bool_] | None, ...]
     ids: tuple[Ids, ...]
     session: str = ""
     digest: bytes = b""  # of the namespace that the keys are of

@@ -14,10 +14,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
-
-import numpy as np
 
 from engine_adapters.base.link import Link
 from engine_adapters.base.promises import Budget, Finding, Promise, needed
@@ -27,6 +24,8 @@ from engine_adapters.vllm.handover import expected_blocks, told
 from engine_adapters.vllm.meta import Load, StepMeta, WorkerMeta
 from engine_adapters.vllm.saves import Saves
 from engine_adapters.vllm.stats import Stats
+from engine_adapters.vllm.tracked import Tracked
+from engine_adapters.vllm.trust import Trust
 from kvstore.errors import KvStoreError
 
 if TYPE_CHECKING:
@@ -39,6 +38,7 @@ if TYPE_CHECKING:
     from engine_adapters.base.settings import AdapterSettings
     from engine_adapters.vllm.layout import Geometry
     from kvstore import KVLayout
+    from kvstore.layout import Need
 
 __all__ = ["StoreScheduler"]
 
@@ -50,23 +50,6 @@ LAYOUT_S_MAX: Final = 5.0  # a request that comes before the workers have said w
 CLOSE_S_MAX: Final = 2.0
 CLEAR_S_MAX: Final = 5.0
 LEASE_MARGIN_S: Final = 1.0
-
-
-@dataclass(slots=True)
-class Tracked:
-    """A request, from its arrival to its end."""
-
-    request: Request
-    chain: Chain
-    expect: int = 0  # blocks that somebody said are coming
-    saved: int = 0  # blocks that are in the store, as far as is known
-    finding: Finding | None = None
-    asked_at: float = 0.0  # when the engine first wanted an answer; 0: not yet
-    promise: Promise | None = None  # of a load under way
-    loading: int = 0  # ranks that still load it
-    first: int = 0  # of the load's blocks
-    holed: bool = False  # a block of it found no room in the store
-    failed: bool = False  # a load of it failed: it is computed, or it would be loaded and fail for ever
 
 
 class StoreScheduler:
@@ -82,10 +65,11 @@ class StoreScheduler:
         self._budget = Budget(settings.promise_bytes_max)
         self._workers = Workers("find", FINDING_THREADS, FINDINGS_MAX)
         self._layouts: dict[int, KVLayout | None] = {}
+        self._needs: tuple[Need, ...] = ()  # of each group, in the engine's order
         self._pending: list[Load] = []
         self._opening = False
-        self._failures: dict[int, int] = {}
-        self._stale = False  # a clear failed: what the store holds may be of older weights
+        self._failures: dict[int, int] = {}  # replaced, never changed: every step's metadata has it
+        self._trust = Trust()
         self.stats = Stats()
         self.saves = Saves(settings, geometry, self._world, self.stats, events=events)
 
@@ -101,7 +85,7 @@ class StoreScheduler:
 
     def matched(self, request: Request, computed: int) -> tuple[int | None, bool]:
         """As get_num_new_matched_tokens."""
-        tracked = self._track(request)
+        tracked = self._requests.get(request.request_id) or self._track(request)
         if not self._may_load(tracked):
             return 0, False
         now = time.monotonic()
@@ -110,7 +94,7 @@ class StoreScheduler:
             self._drop(tracked)
             return 0, False
         tracked.asked_at = tracked.asked_at or now
-        if not self._ready:
+        if self._link is None or self._link.opened is None:
             return (None if self._soon(now - tracked.asked_at) else 0), False
         promise = self._promised(tracked, first, cap, now)
         if promise is None:
@@ -121,21 +105,20 @@ class StoreScheduler:
 
     def allocated(self, request: Request, blocks: KVCacheBlocks, tokens: int) -> None:
         """As update_state_after_alloc."""
-        tracked = self._track(request)
+        tracked = self._requests.get(request.request_id) or self._track(request)
         finding, tracked.finding, tracked.asked_at = tracked.finding, None, 0.0
         if finding is None:
             return
         if tokens == 0:
             # Not chosen, or nothing to load. What was found in the store need not be saved again.
-            tracked.saved = max(tracked.saved, finding.promise.end if finding.done else 0)
-            finding.leave()
+            tracked.has(max(tracked.saved, finding.promise.end if finding.done else 0))
+            self._leave(finding)
             return
         promise = finding.take()
         first = (promise.end * self._geometry.block_tokens - tokens) // self._geometry.block_tokens
-        load = self._load(tracked, blocks, first, promise.end)
+        self._pending.append(self._load(tracked, blocks, first, promise.end))
         tracked.promise, tracked.loading, tracked.first = promise, self._world, first
-        tracked.saved = max(tracked.saved, promise.end)
-        self._pending.append(load)
+        tracked.has(max(tracked.saved, promise.end))
         self.stats.add("hit_tokens", tokens)
 
     def hit_sources(self, request: Request) -> list[int]:
@@ -143,21 +126,21 @@ class StoreScheduler:
         tracked = self._requests.get(request.request_id)
         if tracked is None or tracked.promise is None:
             return [0] * 4
-        told: list[int] = np.bincount(
-            tracked.promise.tiers[tracked.first - tracked.promise.first :], minlength=4
-        ).tolist()
-        return told
+        tiers = tracked.promise.tiers[tracked.first - tracked.promise.first :].tobytes()
+        return [tiers.count(0), tiers.count(1), tiers.count(2), tiers.count(3)]
 
     # ---- each step
 
     def build(self, output: SchedulerOutput) -> StepMeta:
         """As build_connector_meta."""
+        if not output.num_scheduled_tokens and not self._pending and not self.saves.ended:
+            return StepMeta([], [], self._failures)  # it only waits
         loads, self._pending = self._pending, []
-        saves = []
-        if self._link is not None:
-            # Of a store that is not trusted only what was on its way: its blocks are pinned until a worker has had it.
-            saves = self.saves.collect(output, {} if self._stale else self._requests, self._link)
-        return StepMeta(loads, saves, dict(self._failures))
+        if self._link is not None and (self._trust.whole or self._trusted()):
+            saves = self.saves.collect(output, self._requests, self._link)
+        else:  # what was on its way: its blocks are pinned until a worker has had it
+            saves = self.saves.take()
+        return StepMeta(loads, saves, self._failures)
 
     def heard(self, said: WorkerMeta) -> None:
         """As update_connector_output."""
@@ -166,15 +149,18 @@ class StoreScheduler:
         for request_id, block in said.short.items():
             tracked = self._requests.get(request_id)
             if tracked is not None:
-                tracked.saved, tracked.failed = min(tracked.saved, block), True
+                tracked.failed = True
+                tracked.has(min(tracked.saved, block))
         for request_id, ranks in said.loaded.items():
             tracked = self._requests.get(request_id)
             if tracked is not None:
                 tracked.loading -= ranks
                 if tracked.loading <= 0:
                     self._landed(tracked)
-        self._failures.update(said.failures)
-        self.saves.finished(said.saved, self._requests)
+        if said.failures:
+            self._failures = {**self._failures, **said.failures}
+        if said.saved:
+            self.saves.finished(said.saved, self._requests)
 
     def finished(self, request: Request, ids: Sequence[Sequence[int]]) -> dict[str, Any] | None:
         """As request_finished_all_groups: parameters for whoever decodes it."""
@@ -182,41 +168,42 @@ class StoreScheduler:
         if tracked is None:
             return None
         blocks = 0
-        if not tracked.loading and self._link is not None and not self._stale:
+        if not tracked.loading and self._link is not None and (self._trust.whole or self._trusted()):
             blocks = self.saves.last(tracked, ids, self._link)
-        self._drop(tracked)
-        self._landed(tracked)
-        return told(request, blocks)
+        if tracked.finding is not None:
+            self._drop(tracked)
+        if tracked.promise is not None:
+            self._landed(tracked)
+        return told(request, blocks) if request.kv_transfer_params else None
 
     def clear(self) -> bool:
-        """As reset_cache: what the store holds of this model is unreachable, for everybody. Until that worked nothing
-        is loaded and nothing saved. The one call that waits: it is the operator's.
+        """As reset_cache: what the store holds of this model is unreachable, for everybody. Until that worked, and the
+        engine's own cache was emptied, nothing is loaded and nothing saved. The one call that waits: it is the
+        operator's.
         """
-        if self._link is None:
-            return True
-        self._stale = True
-        namespace = self._link.namespace()
-        if namespace is None:
-            return False
-        try:
-            namespace.clear(deadline_s=CLEAR_S_MAX)
-        except KvStoreError as error:
-            self._link.failed(error)
-            return False
-        self._stale = False
+        assert self.saves.pool is not None, "bound before the first step"
+        self._trust.end(self.saves.pool)
         for tracked in self._requests.values():
             self._drop(tracked)
             tracked.holed = True  # its blocks may be of the old weights: under new keys they would be a lie
-        return True
+        # Before blocks are known there is nothing to clear by: then it is done before the first of them is asked for.
+        return self._link is None or self._clear(self._link)
 
     def close(self) -> None:
         for tracked in self._requests.values():
             self._drop(tracked)
-        self._workers.close(CLOSE_S_MAX)
+        self._workers.close(CLOSE_S_MAX)  # what promises hold is given back by then
         if self._link is not None:
             self._link.close()
 
     # ---- within
+
+    def _trusted(self) -> bool:
+        """After a clear, whether all is well again."""
+        if self._trust.owed and self._link is not None:
+            self._soon(0.0)
+        assert self.saves.pool is not None, "bound before the first step"
+        return self._trust.regained(self.saves.pool)
 
     @property
     def _layouts_missing(self) -> bool:
@@ -230,10 +217,6 @@ class StoreScheduler:
             self._requests[request.request_id] = tracked
         return tracked
 
-    @property
-    def _ready(self) -> bool:
-        return self._link is not None and self._link.opened is not None
-
     def _soon(self, waited_s: float) -> bool:
         """Whether a request that has waited so long should wait for the store to be known and opened."""
         if self._link is None:
@@ -245,13 +228,27 @@ class StoreScheduler:
     def _open(self) -> None:
         try:
             assert self._link is not None
-            self._link.namespace()
+            if self._link.namespace() is not None and self._trust.owed:
+                self._clear(self._link)
         finally:
             self._opening = False
 
+    def _clear(self, link: Link) -> bool:
+        """Waits, in any thread."""
+        asked, namespace = self._trust.asked, link.namespace()
+        if namespace is None:
+            return False
+        try:
+            namespace.clear(deadline_s=CLEAR_S_MAX)
+        except KvStoreError as error:
+            link.failed(error)
+            return False
+        self._trust.cleared(asked)
+        return True
+
     def _may_load(self, tracked: Tracked) -> bool:
         skips: bool = tracked.request.skip_reading_prefix_cache
-        return self._loads and not self._stale and not skips and not tracked.failed
+        return self._loads and not skips and not tracked.failed and (self._trust.whole or self._trusted())
 
     def _cap(self, tracked: Tracked) -> int:
         """Blocks that may come from elsewhere: one token at least is left to compute, as of a local hit."""
@@ -268,7 +265,7 @@ class StoreScheduler:
             if late:
                 self.stats.add("lookups_late", 1)
                 self._drop(tracked)
-                tracked.finding = _nothing(first)
+                tracked.finding = Finding.nothing(first)
                 return tracked.finding.promise
             return None
         promise = finding.promise
@@ -285,15 +282,15 @@ class StoreScheduler:
         return None if self._search(tracked, first, cap) else Promise(first, first)
 
     def _search(self, tracked: Tracked, first: int, cap: int, *, eager: bool = False) -> bool:
-        if self._link is None or not self._link.up or cap <= first:
+        link = self._link
+        if link is None or cap <= first or not link.up:
             return False
-        keys = tracked.chain.keys(self._link)
-        if keys is None:
+        if link.opened is None:
             self._soon(0.0)
             return False
-        finding = Finding(keys[:cap], first, eager=eager)
+        finding = Finding(tracked.chain.naming(cap), first, eager=eager)
         until = time.monotonic() + self._settings.lookup_ms / 1e3
-        if not finding.start(self._workers, self._link, self._budget, until):
+        if not finding.start(self._workers, link, self._budget, until):
             return False
         self.stats.add("lookups", 1)
         tracked.finding = finding
@@ -302,13 +299,18 @@ class StoreScheduler:
     def _drop(self, tracked: Tracked) -> None:
         finding, tracked.finding = tracked.finding, None
         if finding is not None:
-            finding.leave()
+            self._leave(finding)
 
     def _landed(self, tracked: Tracked) -> None:
         promise, tracked.promise = tracked.promise, None
         tracked.loading = 0
-        if promise is not None:
+        if promise is not None and not self._workers.submit(promise.close):
             promise.close()
+
+    def _leave(self, finding: Finding) -> None:
+        """Giving back is telling the node: not from this thread."""
+        if finding.holds and not self._workers.submit(finding.leave):
+            finding.leave()
 
     def _load(self, tracked: Tracked, blocks: KVCacheBlocks, first: int, end: int) -> Load:
         assert self._link is not None
@@ -316,11 +318,10 @@ class StoreScheduler:
         assert keys is not None, "a promise was made of them"
         ids, at = [], []
         every = blocks.get_block_ids()
-        needs = self._link.layout.needs(0)
-        for place, (group, ratio) in enumerate(zip(self._geometry.groups, self._geometry.ratios, strict=True)):
-            begin = needed(needs[place], first, end)
+        for need, group, ratio in zip(self._needs, self._geometry.groups, self._geometry.ratios, strict=True):
+            begin = needed(need, first, end)
             at.append(begin)
-            ids.append(np.array(every[group][begin * ratio : end * ratio], dtype=np.int64))
+            ids.append(every[group][begin * ratio : end * ratio])
         return Load(
             tracked.request.request_id,
             first,
@@ -348,11 +349,6 @@ class StoreScheduler:
             self._loads = False
             return
         self._link = Link(self._settings, layout)
+        self._needs = layout.needs(0)
+        self.saves.know(layout)
         self._soon(0.0)
-
-
-def _nothing(first: int) -> Finding:
-    """A search that is over and found nothing."""
-    finding = Finding(np.empty((0, 32), np.uint8), first)
-    finding.done = True
-    return finding

@@ -8,21 +8,19 @@ from vllm.v1.metrics.cache_hit_source import CacheHitSource  # only releases tha
 
 __all__ = ["by_source"]
 
-_OF_TIER = (
-    CacheHitSource.EXTERNAL_UNSPECIFIED,
-    CacheHitSource.HOST,
-    CacheHitSource.DISK,
-    CacheHitSource.EXTERNAL_UNSPECIFIED,
-)
+_UNKNOWN = CacheHitSource.EXTERNAL_UNSPECIFIED
+_OF_TIER = (_UNKNOWN, CacheHitSource.HOST, CacheHitSource.DISK, _UNKNOWN)
 
 
 def by_source(blocks: Sequence[int], tokens: int) -> dict[CacheHitSource, int]:
     """blocks: how many came from each tier, by its number. The counts of the answer add up to `tokens`."""
     every = sum(blocks)
     if every == 0 or tokens % every:
-        return {CacheHitSource.EXTERNAL_UNSPECIFIED: tokens}
+        return {_UNKNOWN: tokens}
+    each = tokens // every
     counts: dict[CacheHitSource, int] = {}
-    for source, count in zip(_OF_TIER, blocks, strict=False):
+    for tier, count in enumerate(blocks):
         if count:
-            counts[source] = counts.get(source, 0) + count * (tokens // every)
+            source = _OF_TIER[tier]
+            counts[source] = counts.get(source, 0) + count * each
     return counts

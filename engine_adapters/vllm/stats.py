@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import threading
+from collections import deque
 from typing import Any, Final
 
 from vllm.distributed.kv_transfer.kv_connector.v1.metrics import (
@@ -32,20 +32,20 @@ class Stats:
     """Counts since the last `take`. Thread-safe."""
 
     def __init__(self) -> None:
-        self._lock = threading.Lock()
-        self._counts: dict[str, float] = {}
+        self._added: deque[tuple[str, float]] = deque()  # whose ends are whole steps under the GIL, or have its lock
 
     def add(self, name: str, value: float) -> None:
         assert name in COUNTERS, name
-        with self._lock:
-            self._counts[name] = self._counts.get(name, 0) + value
+        self._added.append((name, value))
 
     def take(self) -> StoreStats | None:
-        if not self._counts:
+        if not self._added:
             return None  # every step asks; what is added meanwhile is told with the next
-        with self._lock:
-            counts, self._counts = self._counts, {}
-        return StoreStats(data=counts) if counts else None
+        counts: dict[str, float] = {}
+        for _ in range(len(self._added)):
+            name, value = self._added.popleft()
+            counts[name] = counts.get(name, 0) + value
+        return StoreStats(data=counts)
 
 
 class StoreStats(KVConnectorStats):  # type: ignore[misc]

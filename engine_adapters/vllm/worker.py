@@ -246,7 +246,7 @@ class StoreWorker:
             self._said.short[load.request] = arrived
             if len(self._pieces) == 1:
                 ratio = self._pieces[0].ratio
-                self._bad_blocks.update(load.ids[0][(arrived - load.at[0]) * ratio :].tolist())
+                self._bad_blocks.update(load.ids[0][(arrived - load.at[0]) * ratio :])
             else:
                 self._failed.add(load.request)
 
@@ -303,7 +303,7 @@ class StoreWorker:
         shard = self._shards[group]
         stored: int = save.keys.shape[0]
         row = 0
-        for begin, end in _stretches(there):
+        for begin, end in ((0, stored),) if there is None else _stretches(there):
             publish = partial(
                 namespace.put,
                 save.keys[begin:end],

@@ -143,6 +143,33 @@ def test_a_reset_clears_the_store_for_everybody(node: NodeProcess, tmp_path: Pat
         until(lambda: probe(engine, "clear"))
 
 
+def test_what_the_engine_keeps_through_a_clear_does_not_reach_the_store(node: NodeProcess, tmp_path: Path) -> None:
+    """vLLM cannot empty its own cache while a request holds blocks: it goes on serving what the old weights made."""
+    old, longer = Prompt(words(LONG, 15), max_tokens=8), Prompt(words(2 * LONG, 15), max_tokens=8)
+    with engine_on(node, "llama", tmp_path) as engine:
+        engine.generate(old)
+        settle(engine)
+        (running,) = engine.submit([Prompt(words(LONG, 16), max_tokens=600)])
+        engine.first_token(running)
+        assert not probe(engine, "clear"), "a request runs"
+        assert engine.generate(longer).local == HIT, "of the old weights"
+        engine.answers([running])
+        found = external(engine, longer)
+        assert (found.local, found.external) == (0, 0), "nothing of it may be found"
+        assert external(engine, longer).external == 2 * LONG // BLOCK * BLOCK, "and what came after is saved"
+
+
+def test_a_clear_that_comes_before_the_first_request_is_not_forgotten(node: NodeProcess, tmp_path: Path) -> None:
+    prompt = Prompt(words(LONG, 17), max_tokens=8)
+    with engine_on(node, "llama", tmp_path, log="old.log") as engine:
+        engine.generate(prompt)
+        settle(engine)
+    with engine_on(node, "llama", tmp_path, log="new.log") as engine:
+        assert probe(engine, "clear")
+        assert engine.generate(prompt).external == 0
+        until(lambda: external(engine, prompt).external == HIT)
+
+
 def test_the_engines_event_stream_tells_what_is_stored(node: NodeProcess, tmp_path: Path) -> None:
     endpoint = f"ipc://{tmp_path}/events"  # which vLLM binds; to an address of one host it would connect
     events = {"enable_kv_cache_events": True, "publisher": "zmq", "endpoint": endpoint}

@@ -223,7 +223,7 @@ def test_a_finding_that_nobody_waits_for_gives_back_what_it_comes_to_hold(worker
         return holds(*given, **named)  # type: ignore[arg-type]
 
     store.hold = slowly  # type: ignore[method-assign, assignment]
-    finding = Finding(chain(4), 0)
+    finding = Finding(lambda _: chain(4), 0)
     assert finding.start(workers, LinkTwin(store), Budget(1 << 30), soon())  # type: ignore[arg-type]
     finding.leave()
     gate.set()
@@ -234,17 +234,17 @@ def test_a_finding_that_nobody_waits_for_gives_back_what_it_comes_to_hold(worker
 
 def test_an_eager_finding_has_lower_tiers_brought_up_and_holds_nothing(workers: Workers) -> None:
     store = Store([full(4, tier=2)])
-    finding = Finding(chain(4), 0, eager=True)
+    finding = Finding(lambda _: chain(4), 0, eager=True)
     run(finding, LinkTwin(store), workers)
     assert (finding.again, store.prefetched, store.held, finding.promise.blocks) == (True, 4, 0, 0)
-    eager = Finding(chain(4), 0, eager=True)
+    eager = Finding(lambda _: chain(4), 0, eager=True)
     store.shards = [full(4)]
     run(eager, LinkTwin(store), workers)
     assert (eager.again, store.held, store.lookups) == (False, 4, 2)
 
 
 def test_a_store_that_is_away_is_a_promise_of_nothing(workers: Workers) -> None:
-    away = Finding(chain(4), 0)
+    away = Finding(lambda _: chain(4), 0)
     run(away, LinkTwin(None), workers)
     assert away.promise.blocks == 0
 
@@ -255,7 +255,7 @@ def test_a_store_that_is_away_is_a_promise_of_nothing(workers: Workers) -> None:
         raise Unavailable("gone")
 
     store.lookup = gone  # type: ignore[method-assign, assignment]
-    finding = Finding(chain(4), 0)
+    finding = Finding(lambda _: chain(4), 0)
     run(finding, link, workers)
     assert finding.promise.blocks == 0
     assert isinstance(link.errors[0], Unavailable)
@@ -264,7 +264,7 @@ def test_a_store_that_is_away_is_a_promise_of_nothing(workers: Workers) -> None:
 def test_a_crowded_finding_says_so(workers: Workers) -> None:
     budget = Budget(4 * SIZE)
     assert budget.take(2 * SIZE)
-    finding = Finding(chain(4), 0)
+    finding = Finding(lambda _: chain(4), 0)
     run(finding, LinkTwin(Store([full(4)])), workers, budget)
     assert finding.crowded
 
