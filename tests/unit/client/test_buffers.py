@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import ctypes
+import gc
 import mmap
+import weakref
 
 import numpy as np
 import pytest
@@ -194,6 +196,20 @@ def test_a_registration_ends_once() -> None:
         with pytest.raises(BufferError):
             buffer.extend(b"more")  # it is known where it lies
     buffer.extend(b"more")
+    with face.register([buffer]):
+        pass
+    buffer.extend(b"more")  # the next time, too
+
+
+def test_what_was_registered_is_kept_alive_no_longer() -> None:
+    face = ClientFace(1.0)
+    array = np.zeros(SIZE, np.uint8)
+    there = weakref.ref(array)
+    registration = face.register([array])
+    registration.close()
+    del array, registration
+    gc.collect()
+    assert there() is None
 
 
 def test_memory_of_keeps_its_owner() -> None:
