@@ -1,4 +1,4 @@
-"""A real etcd (Debian's etcd-server) for tests: a process of the test's own, on loopback ports, in a folder of its own."""
+"""A real etcd (Debian's etcd-server) for tests: a process of the test's own, on loopback ports, in its own folder."""
 
 from __future__ import annotations
 
@@ -21,8 +21,12 @@ import pytest
 from tests.certificates import Pair
 
 START_MAX_S = 20.0
+# The system's, or the one that deploy/dev/setup.sh has unpacked.
+ETCD = shutil.which("etcd") or shutil.which("etcd", path=Path(__file__).resolve().parents[1] / "build/etcd/usr/bin")
 
-needs_etcd = pytest.mark.skipif(shutil.which("etcd") is None, reason="no etcd (apt-get install etcd-server)")
+needs_etcd = pytest.mark.skipif(
+    ETCD is None, reason="no etcd (deploy/dev/setup.sh etcd, or apt-get install etcd-server)"
+)
 
 
 def free_ports(count: int) -> list[int]:
@@ -65,7 +69,8 @@ class EtcdServer:
     def spawn(self) -> None:
         peer = f"http://127.0.0.1:{self._peers[self.name]}"
         cluster = ",".join(f"{name}=http://127.0.0.1:{port}" for name, port in self._peers.items())
-        command = ["etcd", "--name", self.name, "--data-dir", str(self._folder), "--log-level", "error"]
+        assert ETCD is not None
+        command = [ETCD, "--name", self.name, "--data-dir", str(self._folder), "--log-level", "error"]
         command += ["--listen-client-urls", self.url, "--advertise-client-urls", self.url]
         command += ["--listen-peer-urls", peer, "--initial-advertise-peer-urls", peer, "--initial-cluster", cluster]
         command += ["--heartbeat-interval", "50", "--election-timeout", "500"]

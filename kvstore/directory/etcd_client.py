@@ -208,6 +208,8 @@ class EtcdClient:
                 async with asyncio.timeout(self._call_s):
                     await call.write(etcd.rpc.WatchRequest(create_request=create))
                     first = await call.read()
+                if isinstance(first, etcd.rpc.WatchResponse) and first.canceled:
+                    self._token = ""  # as etcd says that it knows the token no more: here alone without a status
                 yield _begun(first, after, cluster)
                 while True:
                     events = _told(await call.read(), after)

@@ -7,9 +7,10 @@ Rules
 - The view (where blocks are placed) lags: the dead leave it after `dead_after` more, and not at all for `mass_hold`
   where more than half of the known nodes, this one among them, died within `dead_after`: then it is rather our own
   network. Being dead and being out of the view are two things: whoever is dead is asked for nothing, at once.
-- Who stood still (nobody looked for longer than `dead_after`: a stopped process, a suspended machine) counts nobody's
+- Who stood still (nobody looked for half of `dead_after`: a stopped process, a suspended machine) counts nobody's
   silence meanwhile, and is not `fit` until a majority of those it knew has answered pings sent since. Until then it
-  may be the one that the others have given up.
+  may be the one that the others have given up: their silence began with their last ping before it stopped, so a pause
+  that is shorter than `dead_after` is enough for that.
 """
 
 from __future__ import annotations
@@ -133,7 +134,10 @@ class Liveness:
             self._voted.add(address)
         if now - peer.heard_at > self._dead_after():
             return None  # it came so late that it says nothing of now
-        return self._turn(address, peer, State.ALIVE, now)
+        change = self._turn(address, peer, State.ALIVE, now)
+        if change is not None:
+            self._see(now)
+        return change
 
     def refused(self, address: str, now: int) -> Change | None:
         """Nobody listens there."""
@@ -172,7 +176,7 @@ class Liveness:
     def tick(self, now: int) -> list[Change]:
         """To be called every few ten milliseconds: a longer gap is taken for a time in which this process stood."""
         gap, self._ticked = now - self._ticked, now
-        if gap > self.rules.dead_after_ns:
+        if gap > self.rules.dead_after_ns // 2:
             self._stood_still(now)
         changes = []
         dead_after = self._dead_after()
@@ -190,7 +194,7 @@ class Liveness:
 
     @property
     def view(self) -> frozenset[str]:
-        """Where blocks are placed, as of the last tick; `epoch` grows whenever it changes."""
+        """Where blocks are placed; `epoch` grows whenever it changes."""
         return self._view
 
     @property

@@ -182,9 +182,22 @@ def test_who_stood_still_blames_nobody_and_is_not_fit_until_a_majority_has_answe
 def test_a_short_pause_is_none() -> None:
     network = Network(["a"])
     network.run(1_000)
-    network.now += 1_900 * MS
+    network.now += 900 * MS
     network.step()
     assert network.liveness.fit
+    network.run(5_000)
+    assert not network.died
+
+
+def test_a_pause_that_may_have_made_others_give_us_up_is_noticed_though_it_is_shorter_than_death() -> None:
+    """Their last ping may have been half a second old when we stopped."""
+    network = Network(["a"])
+    network.run(1_000)
+    network.now += 1_600 * MS
+    network.step()
+    assert not network.liveness.fit and not network.died
+    network.run(1_000)
+    assert network.liveness.fit and not network.died
 
 
 def test_alone_it_is_fit_at_once() -> None:
