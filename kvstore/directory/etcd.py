@@ -68,9 +68,8 @@ class _Records:
     def others(self, me: Member) -> tuple[Member, ...]:
         newest: dict[str, Member] = {}
         for _, member in sorted(self.members.values(), key=lambda one: one[0]):
-            if member.id != me.id:
-                newest[member.address] = member
-        newest.pop(me.address, None)  # whoever was there before us is gone, since we are there
+            newest[member.address] = member
+        newest.pop(me.address, None)  # our own, or of whoever was there before us
         return tuple(newest[address] for address in sorted(newest))
 
 

@@ -217,6 +217,11 @@ async def test_user_and_password_also_after_etcd_has_forgotten_the_token(server:
     def client(*user: str) -> EtcdClient:
         return EtcdClient([server.endpoint], user=(user[0], user[1]) if user else None, call_s=1.0)
 
+    alone = client("kvstore", "secret word")
+    await alone.put(b"a", b"")
+    alone._token = "forgotten.1"  # as after five minutes without a call
+    await alone.put(b"a", b"")
+    await alone.close()
     with pytest.raises(Misconfigured, match=r"refuses: .*authentication failed"):
         async with joined(member(3), client=client("kvstore", "wrong")):
             pass
@@ -229,7 +234,7 @@ async def test_user_and_password_also_after_etcd_has_forgotten_the_token(server:
     ):
         await until(a, "n2")
         server.kill()
-        server.start()  # its tokens were in memory
+        server.start()
         async with joined(member(3), client=client("kvstore", "secret word")):
             await until(a, "n2", "n3")
             await until(b, "n1", "n3")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -80,26 +82,16 @@ def test_what_was_overheard_is_of_no_use() -> None:
         hello(at, right)
     challenge(at, 2)
     assert "has not shown" in hello(at, right, 2)  # another connection has another nonce
-    assert "has not shown" in hello(at, _as(right, node=encode_node(B)), _again(at))
+    told = challenge(at, 2)
+    right = of().hello(NONCE, told.nonce, A)
+    right.node = encode_node(replace(A, address="elsewhere:1"))  # what is proven is of the whole introduction
+    assert "has not shown" in hello(at, right, 2)
     mirrored = challenge(at, 3)  # what it says itself, sent back
     said = peers.PeerHelloRequest(node=mirrored.node, settings=mirrored.settings, proof=mirrored.proof)
     assert "has not shown" in hello(at, said, 3)
     late = challenge(desk(), nonce=OTHER)
     with pytest.raises(Misconfigured, match="has not shown"):
         of().found(NONCE, late)
-
-
-def _again(at: PeerDesk) -> int:
-    challenge(at, 9)
-    return 9
-
-
-def _as(request: peers.PeerHelloRequest, **fields: bytes) -> peers.PeerHelloRequest:
-    changed = peers.PeerHelloRequest(**fields)  # type: ignore[arg-type]
-    merged = peers.PeerHelloRequest()
-    merged.CopyFrom(request)
-    merged.MergeFrom(changed)
-    return merged
 
 
 def test_who_is_not_welcome_is_told_why_and_is_nobody() -> None:
