@@ -205,6 +205,12 @@ def test_a_copied_data_directory_is_refused_with_both_addresses(three: Cluster) 
     (twin / "data" / "node-id").write_text((three.folder / "h1" / "data" / "node-id").read_text())
     error = refusal(three.node(8, address=f"127.0.0.1:{port}", home="twin"))
     assert "two nodes have it" in error and three.at(1) in error and f"127.0.0.1:{port}" in error
+    for node in three.nodes[:2]:  # the one that is copied, and one that knows it
+        node.stop()
+        refused = [line for line in node.said.splitlines() if "a node is refused: node id" in line]
+        assert len(refused) == 1 and three.at(1) in refused[0] and f"127.0.0.1:{port}" in refused[0]
+        node.start()
+    three.meet()
 
 
 def session(node: NodeProcess, token: str = "") -> native.Session:
