@@ -12,6 +12,8 @@ from typing import Final
 GIB: Final = 1 << 30
 MIB: Final = 1 << 20
 
+WILDCARDS: Final = frozenset({"0.0.0.0", "[::]", "*"})  # noqa: S104 - where one listens, and nobody connects to
+
 Read = Callable[[object], object]  # raises ValueError saying what is allowed
 
 _UNITS: Final = {"": 1, "B": 1, "KiB": 1 << 10, "MiB": MIB, "GiB": GIB, "TiB": 1 << 40}
@@ -82,6 +84,20 @@ def address(value: object) -> object:
     found = re.fullmatch(r"(?:\[[^\s\[\]]+\]|[^\s\[\]]+):(\d{1,5})", value) if isinstance(value, str) else None
     if value != "none" and (found is None or int(found[1]) > 65_535):
         raise ValueError("HOST:PORT, or none; a port is 0 to 65535")
+    return value
+
+
+def one_address(value: object) -> object:
+    """HOST:PORT that somebody can connect to."""
+    allowed = "HOST:PORT that other machines can connect to: no wildcard, a port of 1 to 65535"
+    try:
+        address(value)
+    except ValueError:
+        raise ValueError(allowed) from None
+    assert isinstance(value, str)
+    host, _, port = value.rpartition(":")
+    if value == "none" or int(port) == 0 or host in WILDCARDS:
+        raise ValueError(allowed)
     return value
 
 

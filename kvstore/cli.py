@@ -37,6 +37,7 @@ FLAGS: Final = {
     "data_dir": ("node.data_dir", "Where the node keeps what it must not forget.", "PATH"),
     "socket": ("node.socket", "The Unix socket that clients connect to.", "PATH"),
     "address": ("node.address", "HOST:PORT where clients of other machines connect, or none.", "ADDRESS"),
+    "members": ("cluster.members", "The cluster: HOST:PORT,... of every node, or etcd://HOST:PORT/PREFIX.", "MEMBERS"),
     "name": ("node.name", "Names the node and its shared memory.", "NAME"),
     "memory": ("memory.bytes", "Size of the memory tier, such as 4GiB.", "SIZE"),
     "grpc": ("grpc.address", "HOST:PORT of the gRPC door, or none.", "ADDRESS"),

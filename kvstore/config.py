@@ -21,6 +21,7 @@ from typing import Final
 
 from kvstore.allowed import GIB, MIB, Read, human
 from kvstore.errors import Misconfigured
+from kvstore.members import Alone, Listed, parse_members
 from kvstore.security import SecurityConfig
 from kvstore.setting_rules import BY_TYPE, RULES
 
@@ -32,14 +33,36 @@ ADDRESS_VARIABLE: Final = "KVSTORE_ADDRESS"  # store-admin's node; no setting of
 
 @dataclass(frozen=True, slots=True)
 class ClusterConfig:
-    """What every node must agree on.
+    """Which nodes there are, and what every one of them must agree on.
 
-    secret_file: 32 bytes, 0600, from which the seeds of keys are made. None: DATA_DIR/secret, made at the first start.
+    secret_file: 32 bytes, 0600, from which the seeds of keys are made, and by which nodes know each other. None:
+    DATA_DIR/secret, made at the first start.
     family_blocks: a chain's first so many blocks name its family when no label is given.
+    members: standalone; HOST:PORT,... of every node's framed door, the same list everywhere; or
+    etcd://HOST:PORT[,HOST:PORT]/PREFIX, etcds:// with TLS.
+    address: HOST:PORT where other nodes reach this one's framed door. None: node.address, as it is bound.
+    etcd_user, etcd_password_file: for an etcd that asks. etcd_ca, etcd_certificate, etcd_private_key: PEM, for etcds.
+    etcd_ttl_s: how long etcd lists a node that it does not hear of. join_ms: how long a starting node waits for etcd.
+    ping_ms: how often a node asks each other whether it lives; more seldom where that were more than
+    pings_per_second_max. dead_after_ms: without an answer a node is dead. mass_hold_ms: how long the last view stays
+    where more than half die at once.
     """
 
     secret_file: Path | None = None
     family_blocks: int = 4
+    members: str = "standalone"
+    address: str | None = None
+    etcd_user: str | None = None
+    etcd_password_file: Path | None = None
+    etcd_ca: Path | None = None
+    etcd_certificate: Path | None = None
+    etcd_private_key: Path | None = None
+    etcd_ttl_s: int = 10
+    join_ms: int = 30_000
+    ping_ms: int = 500
+    dead_after_ms: int = 2_000
+    mass_hold_ms: int = 30_000
+    pings_per_second_max: int = 500
 
 
 @dataclass(frozen=True, slots=True)
@@ -318,6 +341,33 @@ def _check_relations(config: Config) -> None:
         raise Misconfigured(
             f"limits.keys_per_call_max = {config.limits.keys_per_call_max}: at 32 bytes a key does not fit "
             f"limits.frame_bytes_max, {human(config.limits.frame_bytes_max)}"
+        )
+    _check_cluster(config)
+
+
+def _check_cluster(config: Config) -> None:
+    cluster, at = config.cluster, parse_members(config.cluster.members)
+    unread: tuple[str, ...]
+    if isinstance(at, Alone):
+        unread = ("address", "etcd_user", "etcd_password_file", "etcd_ca", "etcd_certificate", "etcd_private_key")
+    elif isinstance(at, Listed):
+        unread = ("etcd_user", "etcd_password_file", "etcd_ca", "etcd_certificate", "etcd_private_key")
+    else:
+        unread = () if at.tls else ("etcd_ca", "etcd_certificate", "etcd_private_key")
+    for name in unread:
+        if getattr(cluster, name) is not None:
+            raise Misconfigured(f"cluster.{name}: is not read with cluster.members = {cluster.members!r}")
+    for one, other in (("etcd_user", "etcd_password_file"), ("etcd_certificate", "etcd_private_key")):
+        if (getattr(cluster, one) is None) != (getattr(cluster, other) is None):
+            raise Misconfigured(f"cluster.{one} and cluster.{other}: both or neither")
+    if not isinstance(at, Alone) and config.node.address == "none":
+        raise Misconfigured(
+            "node.address = 'none': other nodes come there; give it an address, or cluster.members none"
+        )
+    if 2 * cluster.ping_ms > cluster.dead_after_ms:
+        raise Misconfigured(
+            f"cluster.dead_after_ms = {cluster.dead_after_ms}: must be at least twice cluster.ping_ms, "
+            f"{cluster.ping_ms}: one lost message is no death"
         )
 
 

@@ -18,11 +18,13 @@ from kvstore.allowed import (
     count,
     matching,
     multiple_of,
+    one_address,
     one_of,
     power_of_two,
     size,
     tuple_of,
 )
+from kvstore.members import members
 
 __all__ = ["BY_TYPE", "POLICIES", "RULES"]
 
@@ -42,6 +44,14 @@ BY_TYPE: Final[Mapping[object, Read]] = types.MappingProxyType(
 RULES: Final[Mapping[str, Read]] = types.MappingProxyType(
     {
         "cluster.family_blocks": count(1, 1_024, "blocks"),
+        "cluster.members": members,
+        "cluster.address": one_address,
+        "cluster.etcd_ttl_s": count(2, 3_600, "seconds"),
+        "cluster.join_ms": count(1, 3_600_000, "milliseconds"),
+        "cluster.ping_ms": count(10, 60_000, "milliseconds"),
+        "cluster.dead_after_ms": count(100, 600_000, "milliseconds"),
+        "cluster.mass_hold_ms": count(0, 86_400_000, "milliseconds"),
+        "cluster.pings_per_second_max": count(1, 1_000_000),
         "node.name": matching(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}", "1 to 64 letters, digits, dots, dashes, underscores"),
         "node.address": address,
         "memory.bytes": size(256 << 10),

@@ -1,8 +1,8 @@
-"""Generates kvstore/wire/*_pb2* from proto/kvstore/v1/*.proto: `make proto`.
+"""Generates kvstore/wire/*_pb2* from proto/kvstore/v1/*.proto and proto/etcd/*.proto: `make proto`.
 
 The files are committed, so that building and installing need no protoc; tests/architecture/test_generated.py compares
-them with a fresh run. protoc names modules after the path of the .proto (kvstore.v1); they live in kvstore.wire, hence
-the rewritten imports. What reflection tells the world (kvstore/v1/store.proto) is untouched.
+them with a fresh run. protoc names modules after the path of the .proto (kvstore.v1, etcd); they live in kvstore.wire,
+hence the rewritten imports. What reflection tells the world (kvstore/v1/store.proto) is untouched.
 """
 
 from __future__ import annotations
@@ -15,7 +15,14 @@ import tempfile
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
-PROTOS = ("kvstore/v1/store.proto", "kvstore/v1/admin.proto", "kvstore/v1/framed.proto")
+PROTOS = (
+    "kvstore/v1/store.proto",
+    "kvstore/v1/admin.proto",
+    "kvstore/v1/framed.proto",
+    "kvstore/v1/peers.proto",
+    "etcd/etcd_kv.proto",
+    "etcd/etcd_rpc.proto",
+)
 
 
 def generate(out: Path) -> list[Path]:
@@ -38,9 +45,10 @@ def generate(out: Path) -> list[Path]:
             timeout=60,
         )
         written = []
-        for source in sorted((Path(scratch) / "kvstore/v1").iterdir()):
+        for source in sorted(Path(scratch).rglob("*_pb2*"), key=lambda path: path.name):
             target = out / source.name
-            target.write_text(re.sub(r"\bkvstore\.v1(?= import|\.\w+_pb2)", "kvstore.wire", source.read_text()))
+            ours = re.sub(r"\bkvstore\.v1(?= import|\.\w+_pb2)", "kvstore.wire", source.read_text())
+            target.write_text(re.sub(r"(?<![\w./])etcd(?= import|\.\w+_pb2)", "kvstore.wire", ours))
             written.append(target)
     return written
 

@@ -43,16 +43,25 @@ class Authority:
         self.path = folder / f"{name}.ca.pem"
         self.path.write_bytes(self._certificate.public_bytes(serialization.Encoding.PEM))
 
-    def sign(self, name: str, *, server: bool = False, days: float = 1, also: Sequence[x509.GeneralName] = ()) -> Pair:
+    def sign(
+        self,
+        name: str,
+        *,
+        server: bool = False,
+        client: bool = False,
+        days: float = 1,
+        also: Sequence[x509.GeneralName] = (),
+    ) -> Pair:
         """A pair for `name`, and for what it is `also` called; a server's is good for localhost and the loopback
-        address. `days` < 0: has run out.
+        address, and for a client too where that is said. `days` < 0: has run out.
         """
         key = ec.generate_private_key(ec.SECP256R1())
         now = datetime.datetime.now(datetime.UTC)
         names: list[x509.GeneralName] = [x509.DNSName(name), *also]
         if server:
             names += [x509.DNSName("localhost"), x509.IPAddress(ipaddress.ip_address("127.0.0.1"))]
-        usage = ExtendedKeyUsageOID.SERVER_AUTH if server else ExtendedKeyUsageOID.CLIENT_AUTH
+        usage = [ExtendedKeyUsageOID.SERVER_AUTH] if server else []
+        usage += [ExtendedKeyUsageOID.CLIENT_AUTH] if client or not server else []
         certificate = (
             x509.CertificateBuilder()
             .subject_name(x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)]))
@@ -62,7 +71,7 @@ class Authority:
             .not_valid_before(now - datetime.timedelta(days=10))
             .not_valid_after(now + datetime.timedelta(days=days))
             .add_extension(x509.SubjectAlternativeName(names), critical=False)
-            .add_extension(x509.ExtendedKeyUsage([usage]), critical=False)
+            .add_extension(x509.ExtendedKeyUsage(usage), critical=False)
             .sign(self._key, hashes.SHA256())
         )
         pair = Pair(self._folder / f"{name}.pem", self._folder / f"{name}.key")

@@ -1,6 +1,6 @@
 #!/bin/sh
 # Everything `make` needs, on a fresh Debian machine with Python 3.11, gcc and make. Safe to run again: it does only what
-# is missing. Usage: setup.sh [extra...], where extra is one of: torch bench clang rdma rdma-vm
+# is missing. Usage: setup.sh [extra...], where extra is one of: torch bench clang etcd rdma rdma-vm
 # Prints what it is about to download. Without the right to install system packages it names them and goes on without.
 set -eu
 cd "$(dirname "$0")/../.."
@@ -123,6 +123,15 @@ import tomllib
 print("\n".join(tomllib.load(open("pyproject.toml", "rb"))["project"]["optional-dependencies"]["torch"]))
 PYEOF
       "$PY" -m pip install -q --disable-pip-version-check -r "$STAMP/torch.txt" ;;
+    etcd)
+      # Unpacked, not installed: Debian's package would start a service, and no right to install is needed.
+      { command -v etcd || [ -x build/etcd/usr/bin/etcd ]; } >/dev/null && continue
+      say "unpacking Debian's etcd-server (8 MB to download) into build/etcd, for the tests of membership"
+      mkdir -p build/etcd-deb
+      (cd build/etcd-deb && apt-get download -q etcd-server >../../$STAMP/etcd.log 2>&1) ||
+        { [ "$(id -u)" = 0 ] && apt-get update -qq && (cd build/etcd-deb && apt-get download -q etcd-server); } >>$STAMP/etcd.log 2>&1 ||
+        { say "went on without etcd (its tests are skipped): $(tail -n 1 $STAMP/etcd.log)"; continue; }
+      dpkg -x build/etcd-deb/etcd-server_*.deb build/etcd && rm -r build/etcd-deb ;;
     bench) apt_install "the disk limit in benchmarks" fio || true ;;
     clang) apt_install "fuzzing" clang-14 libclang-rt-14-dev || true ;;
     *) say "unknown extra: $extra"; exit 2 ;;

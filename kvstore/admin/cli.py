@@ -182,6 +182,17 @@ def tiers(context: Context) -> None:
 
 @main.command()
 @pass_context
+def nodes(context: Context) -> None:
+    """The nodes of the cluster as this one sees them: itself first, then who it knows of, alive, suspect or dead."""
+    answer = context.call("Nodes", admin.NodesRequest(), admin.NodesResponse)
+    table = rows.nodes(answer)
+    context.show("nodes", table, rows.NODE_COLUMNS)
+    if not context.as_json:
+        click.echo("\n".join(rows.nodes_told(answer)))
+
+
+@main.command()
+@pass_context
 def hits(context: Context) -> None:
     """Blocks asked for and found, by namespace, since the node started."""
     answer = context.call("Hits", admin.HitsRequest(), admin.HitsResponse)

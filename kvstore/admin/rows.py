@@ -26,6 +26,8 @@ TIER_COLUMNS: Final = (
 HIT_COLUMNS: Final = ("namespace", "tenant", "model", "asked", "hit_rate", "memory", "file", "object")
 NAMESPACE_COLUMNS: Final = ("namespace", "tenant", "generation", "model", "revision", "dtype", "block_tokens")
 FAMILY_COLUMNS: Final = ("family", "tenant", "namespace", "asked", "hit_rate", "memory", "file", "object")
+NODE_STATES: Final = {0: "alive", 1: "suspect", 2: "dead"}
+NODE_COLUMNS: Final = ("name", "id", "address", "version", "state", "for_s", "rtt_ms")
 PLACES: Final = ("memory_shards", "file_shards", "object_shards")
 COPIED: Final = frozenset({"namespace", "key", "pin", "family", "tier"})  # goes from a table into the next command line
 OBJECT: Final = 3
@@ -49,6 +51,33 @@ def status(answer: admin.StatusResponse) -> Row:
         "pinned_bytes": answer.pinned_bytes,
         "event_sequence": answer.event_sequence,
     }
+
+
+def nodes(answer: admin.NodesResponse) -> list[Row]:
+    return [
+        {
+            "name": node.name or None,
+            "id": node.id.hex() or None,
+            "address": node.address,
+            "grpc": node.grpc or None,
+            "version": node.version or None,
+            "host": node.host or None,
+            "state": NODE_STATES[node.state],
+            "for_s": None if node.self else round(node.state_s, 1),
+            "rtt_ms": round(node.rtt_ms, 3) or None,
+            "self": node.self,
+            "in_view": node.in_view,
+            "problem": node.problem or None,
+        }
+        for node in answer.nodes
+    ]
+
+
+def nodes_told(answer: admin.NodesResponse) -> list[str]:
+    """What a table of nodes does not say, as lines under it."""
+    away = f", not to be reached for {answer.discovery_away_s:,.0f} s" if answer.discovery_away_s else ""
+    told = [f"discovery: {answer.discovery}{away}; asked: {answer.nodes[0].name}"]
+    return told + [f"{node.address}: {node.problem}" for node in answer.nodes if node.problem]
 
 
 def tiers(answer: admin.TiersResponse) -> list[Row]:
@@ -214,5 +243,5 @@ def shown(name: str, value: Value) -> str:
         case dict():
             text = "  ".join(f"{key} {count:,}" for key, count in value.items() if count) or "-"
         case _:
-            text = value[:12] if name in {"namespace", "key", "parent"} else value
+            text = value[:12] if name in {"namespace", "key", "parent", "id"} else value
     return text

@@ -18,6 +18,7 @@ from kvstore.wire import admin, convert, services, store
 
 if TYPE_CHECKING:
     from kvstore.node.auth import Peer
+    from kvstore.node.cluster import NodeSeen
     from kvstore.node.grpc_door import Context, Entrance
     from kvstore.node.handlers import Handlers, NodeHost, TierReport
     from kvstore.node.namespaces import Opened
@@ -154,6 +155,17 @@ class AdminService(services.AdminServicer):
             await find_packs(ns, shard, keys[hole:], position + hole, self._host.limits.hold_wait_ms_max / 1e3)
         return in_packs(ns, shard, keys)
 
+    async def Nodes(self, request: admin.NodesRequest, context: Context) -> admin.NodesResponse:
+        async with self._call(context):
+            cluster = self._host.cluster
+            discovery = cluster.discovery
+            return admin.NodesResponse(
+                nodes=[_node_row(node) for node in cluster.nodes()],
+                discovery=discovery.kind,
+                discovery_away_s=discovery.away_s,
+                view_epoch=cluster.view_epoch,
+            )
+
     async def Events(self, request: store.WatchRequest, context: Context) -> None:  # type: ignore[override]
         from kvstore.node.service import tell_events
 
@@ -233,6 +245,24 @@ class AdminService(services.AdminServicer):
             log.info("%s verifies %s", peer.name, only.tenant if only else "everything")
             async for progress in verify(self._host, only, keys):
                 await context.write(progress)
+
+
+def _node_row(node: NodeSeen) -> admin.NodeRow:
+    member = node.member
+    return admin.NodeRow(
+        name=member.name,
+        id=member.id,
+        address=member.address,
+        grpc=member.grpc,
+        version=member.version,
+        host=member.host,
+        state=admin.NodeState.ValueType(node.state),
+        state_s=node.state_s,
+        rtt_ms=(node.rtt_s or 0.0) * 1e3,
+        self=node.own,
+        in_view=node.in_view,
+        problem=node.problem,
+    )
 
 
 def _tier_status(tier: TierReport) -> admin.TierStatus:

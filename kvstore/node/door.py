@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import hashlib
 import itertools
 import logging
 import os
@@ -24,6 +25,8 @@ from kvstore.errors import Misconfigured, Rejected, Unavailable
 from kvstore.node.auth import TRUSTED, Denied, Guard, Peer
 from kvstore.node.handlers import Handlers
 from kvstore.node.namespaces import NotOpen
+from kvstore.node.peer_desk import METHODS as PEER_METHODS
+from kvstore.node.peer_desk import PeerDesk
 from kvstore.node.tls import Certificates
 from kvstore.node.visitors import METHODS, Visitors
 from kvstore.security import SecurityConfig
@@ -132,8 +135,14 @@ class Bearers:
         return self._peers.get(number)
 
 
+# Who shows the token of nodes: nothing but the right to introduce himself.
+NODE: Final = Peer("a node", frozenset())
+
+
 class FramedDoor:
-    """Lives on the node's event loop from `start` to `stop`. `address`: HOST:PORT, or none."""
+    """Lives on the node's event loop from `start` to `stop`. `address`: HOST:PORT, or none. node_token: what other
+    nodes show; their desk says who they are.
+    """
 
     def __init__(
         self,
@@ -144,7 +153,11 @@ class FramedDoor:
         core: native.NodeCore,
         path: Path,
         address: str,
+        desk: PeerDesk,
+        node_token: bytes,
     ) -> None:
+        self._desk = desk
+        self._nodes: Tokens = ((hashlib.sha256(node_token).digest(), NODE),)
         self._security = security
         self._guard = guard
         self._certificates = certificates
@@ -184,7 +197,7 @@ class FramedDoor:
             if remote is not None:
                 self._native.listen_tcp(remote.fileno(), self._certificates.framed())
         self._handlers, self._visitors = handlers, visitors
-        self._native.set_bearers(*self._bearers.renew(tokens, self._guard.certificates()))
+        self._set_bearers(tokens)
         self._native.start()
         asyncio.get_running_loop().add_reader(self._native.request_fd, self._take)
 
@@ -200,9 +213,12 @@ class FramedDoor:
         if self.address != "none":
             self._native.renew_tls(self._certificates.framed())
         tokens = self._guard.tokens()
-        self._native.set_bearers(*self._bearers.renew(tokens, self._guard.certificates()))
+        self._set_bearers(tokens)
         if self._is_ours():
             self._path.chmod(MODE_FOR_OTHERS if self._for_others(tokens) else MODE)
+
+    def _set_bearers(self, tokens: Tokens) -> None:
+        self._native.set_bearers(*self._bearers.renew((*tokens, *self._nodes), self._guard.certificates()))
 
     def _is_ours(self) -> bool:
         with contextlib.suppress(FileNotFoundError):
@@ -229,6 +245,7 @@ class FramedDoor:
         for request in self._native.take_requests(REQUESTS_MAX):
             if request.gone:
                 self._visitors.gone(request.owner)
+                self._desk.gone(request.owner)
                 continue
             if request.method in METHODS:
                 self._visitors.came(request.owner)
@@ -252,7 +269,9 @@ class FramedDoor:
         owner, number = request.owner, request.request
         try:
             peer = self._peer(request)
-            if request.method in METHODS:
+            if request.method in PEER_METHODS:
+                body = self._desk.call(owner, request.method, request.body)
+            elif request.method in METHODS:
                 body = await self._visitors.call(owner, peer, request.method, request.body)
             else:
                 body = await self._handlers.call(

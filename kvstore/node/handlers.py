@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from kvstore.config import GrpcConfig, LimitsConfig
     from kvstore.node.auth import Peer
     from kvstore.node.bridge import CoreBridge
+    from kvstore.node.cluster import Cluster
     from kvstore.transfers import Transfers
 
 log = logging.getLogger(__name__)
@@ -79,7 +80,7 @@ class NodeHost:
     tier.
     several_tenants: whether callers of different tenants are told apart here (shares.py).
     transfers: how peers reach this node.
-    tiers, doors: for Admin. readers: by tier, how to read (offset, bytes) of it; None where that fails.
+    tiers, doors, cluster: for Admin. readers: by tier, how to read (offset, bytes) of it; None where that fails.
     """
 
     name: str
@@ -97,6 +98,7 @@ class NodeHost:
     transfers: Transfers
     tiers: Callable[[], Sequence[TierReport]]
     doors: Callable[[], DoorsReport]
+    cluster: Cluster
     readers: Mapping[int, Callable[[int, int], Awaitable[memoryview | None]]]
     find_packs: FindPacks | None = None
     in_packs: InPacks | None = None

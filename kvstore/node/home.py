@@ -2,6 +2,7 @@
 
 DATA_DIR/lock             an exclusive flock while a node runs: no lock, no start
 DATA_DIR/secret           32 random bytes, 0600, made at the first start
+DATA_DIR/node-id          16 random bytes in hex, made at the first start: what a cluster knows this node by
 DATA_DIR/packs-at         a digest of the URL of the object tier that this node's last start had
 DATA_DIR/namespaces.json  what was opened, and how often cleared (namespaces.py)
 """
@@ -20,6 +21,7 @@ from kvstore.errors import Misconfigured
 
 SECRET_BYTES: Final = 32
 SECRET_BYTES_MAX: Final = 4096
+ID_BYTES: Final = 16
 
 
 class Home:
@@ -72,6 +74,21 @@ class Home:
     def default_name(self) -> str:
         """The same for one directory at every start, different for two."""
         return "n" + hashlib.sha256(os.fsencode(self.path.resolve())).hexdigest()[:10]
+
+    def node_id(self) -> bytes:
+        """Raises Misconfigured for a file that is none."""
+        path = self.path / "node-id"
+        try:
+            if not path.exists():
+                fresh = path.with_suffix(".new")
+                fresh.write_text(secrets.token_hex(ID_BYTES) + "\n")
+                fresh.replace(path)
+            text = path.read_bytes()[:SECRET_BYTES_MAX].decode("ascii", "replace").strip()
+        except OSError as error:
+            raise Misconfigured(f"node.data_dir: {path}: {error.strerror}") from error
+        if len(text) != 2 * ID_BYTES or set(text) - set("0123456789abcdef"):
+            raise Misconfigured(f"node.data_dir: {path}: must have {2 * ID_BYTES} hexadecimal digits; delete it")
+        return bytes.fromhex(text)
 
     def secret(self, configured: Path | None) -> bytes:
         """The cluster's secret. Raises Misconfigured for a file that is missing, too short, or open to others."""

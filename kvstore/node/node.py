@@ -20,9 +20,11 @@ from kvstore import config as settings
 from kvstore import native
 from kvstore.clock import Clock, SystemClock
 from kvstore.config import Config, LimitsConfig
+from kvstore.directory.base import Member
 from kvstore.errors import Misconfigured, Unavailable
 from kvstore.node.auth import Guard
 from kvstore.node.bridge import CoreBridge
+from kvstore.node.cluster import Cluster
 from kvstore.node.door import FramedDoor
 from kvstore.node.file_store import FileStore
 from kvstore.node.handlers import DoorsReport, Handlers, NodeHost, TierReport
@@ -67,6 +69,7 @@ class Node:
     grpc: GrpcServer = field(init=False)
     telemetry: Telemetry = field(init=False)
     transfers: Transfers = field(init=False)
+    cluster: Cluster = field(init=False)
     said_aloud: tuple[str, ...] = ()
     _guard: Guard = field(init=False)
     _certificates: Certificates = field(init=False)
@@ -120,6 +123,8 @@ class Node:
         if url is not None:
             self.objects = ObjectStore(config.object, url)
             await asyncio.to_thread(self.objects.open)
+        self.cluster = Cluster(config.cluster, config.security, self._certificates, self.clock, secret, url)
+        exits.push_async_callback(self.cluster.peers.close)
         self.core = make_core(self.segments, config, file_table)
         namespaces = self._namespaces = Namespaces(
             self.core, secret, self.home.namespaces, config.limits.namespaces_max
@@ -133,6 +138,22 @@ class Node:
         await self._start_doors(bridge, namespaces, exits)
         ticking = asyncio.ensure_future(self._tick())
         exits.push_async_callback(_cancelled, ticking)
+        exits.push_async_callback(self.cluster.stop)
+        await self._join()
+
+    async def _join(self) -> None:
+        """Last of all: others come in by the doors as soon as they can find this node."""
+        self.cluster.introduce(
+            Member(
+                address=self._door.address,
+                id=self.home.node_id(),
+                incarnation=self.core.incarnation,
+                name=self.name,
+                grpc=next((at for at in self.grpc.addresses if not at.startswith("unix:")), ""),
+                host=self.transfers.connector.offer.home.boot.hex(),
+            )
+        )
+        await self.cluster.join()
 
     async def _start_mover(self, namespaces: Namespaces, exits: contextlib.AsyncExitStack) -> None:
         def part_bytes(ns: int, shard: int) -> tuple[int, ...]:
@@ -176,7 +197,15 @@ class Node:
     async def _start_doors(self, bridge: CoreBridge, namespaces: Namespaces, exits: contextlib.AsyncExitStack) -> None:
         config, guard = self.config, self._guard
         self._door = FramedDoor(
-            config.security, guard, self._certificates, config.limits, self.core, self.socket, config.node.address
+            config.security,
+            guard,
+            self._certificates,
+            config.limits,
+            self.core,
+            self.socket,
+            config.node.address,
+            self.cluster.desk,
+            self.cluster.door_token,
         )
         host = NodeHost(
             name=self.name,
@@ -194,6 +223,7 @@ class Node:
             transfers=self.transfers,
             tiers=self.tiers,
             doors=self.doors,
+            cluster=self.cluster,
             readers=self._readers(),
             find_packs=self.objects.find if self.objects is not None else None,
             in_packs=self.objects.tier.lookup if self.objects is not None else None,

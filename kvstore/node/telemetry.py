@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import kvstore
 from kvstore.node.auth import Denied
 from kvstore.observe.http import MetricsServer
-from kvstore.observe.metrics import NamespaceLabels, NodeCollector, Source, TierSample
+from kvstore.observe.metrics import ClusterSample, NamespaceLabels, NodeCollector, Source, TierSample
 
 if TYPE_CHECKING:
     from kvstore.config import Config
@@ -32,6 +32,7 @@ class Telemetry:
             namespace=self._namespace,
             family=self._family,
             transfers=lambda: host.transfers.connector.counts,
+            cluster=self._cluster,
             info={"node": host.name, "version": kvstore.__version__},
             families_told_max=config.metrics.families_told_max,
         )
@@ -64,6 +65,17 @@ class Telemetry:
         told = self._guard.denials()
         told["framed", False] += self._host.doors().refused
         return told
+
+    def _cluster(self) -> ClusterSample:
+        cluster = self._host.cluster
+        return ClusterSample(
+            nodes=cluster.states,
+            pings=cluster.counts.pings,
+            pings_failed=cluster.counts.pings_failed,
+            deaths=cluster.counts.deaths,
+            discovery_away=cluster.discovery.away_s > 0,
+            stood_still=not cluster.fit,
+        )
 
     def _tiers(self) -> list[TierSample]:
         return [TierSample(told.tier, told.capacity_bytes, told.stats) for told in self._host.tiers()]

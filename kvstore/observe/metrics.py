@@ -53,6 +53,20 @@ class TierSample:
 
 
 @dataclass(frozen=True, slots=True)
+class ClusterSample:
+    """The nodes that this one knows of, itself among them, by state; what it has asked them; whether discovery is
+    away; whether this node stood still and is not believed again yet.
+    """
+
+    nodes: Mapping[str, int]
+    pings: int
+    pings_failed: int
+    deaths: int
+    discovery_away: bool
+    stood_still: bool
+
+
+@dataclass(frozen=True, slots=True)
 class Source:
     """Where a collector reads. Called on the metrics thread; each call takes the core's mutex for microseconds."""
 
@@ -62,6 +76,7 @@ class Source:
     namespace: Callable[[int], NamespaceLabels | None]
     family: Callable[[int], str]
     transfers: Callable[[], Mapping[Path, PathCounts]]
+    cluster: Callable[[], ClusterSample]
     info: Mapping[str, str]
     families_told_max: int
 
@@ -86,6 +101,7 @@ class NodeCollector(Collector):
         yield denied(self._source.denials())
         yield from paths(counts)
         yield from transfers(self._source.transfers())
+        yield from cluster(self._source.cluster())
         samples = self._source.tiers()
         yield from tiers(samples)
         yield from files(next((one.stats for one in samples if one.tier == FILE), {}))
@@ -235,6 +251,28 @@ def transfers(counts: Mapping[Path, PathCounts]) -> Iterator[Metric]:
         connects.add_metric([path.value], one.connects)
         refusals.add_metric([path.value], one.refusals)
     yield from (moved, endpoints, connects, refusals)
+
+
+def cluster(sample: ClusterSample) -> Iterator[Metric]:
+    nodes = GaugeMetricFamily(
+        "kvstore_cluster_nodes", "Nodes that this one knows of, itself among them, by state.", labels=["state"]
+    )
+    for state, count in sample.nodes.items():
+        nodes.add_metric([state], count)
+    yield nodes
+    yield _counter("kvstore_cluster_pings", "Pings to other nodes.", sample.pings)
+    yield _counter("kvstore_cluster_pings_failed", "Pings that were not answered.", sample.pings_failed)
+    yield _counter("kvstore_cluster_deaths", "How often another node was found dead.", sample.deaths)
+    yield _gauge_value(
+        "kvstore_cluster_discovery_away",
+        "1: etcd does not answer; the nodes that are known stay known, none can join.",
+        sample.discovery_away,
+    )
+    yield _gauge_value(
+        "kvstore_cluster_stood_still",
+        "1: this node stood still, and serves no other until a majority of them answers.",
+        sample.stood_still,
+    )
 
 
 def tiers(samples: Sequence[TierSample]) -> Iterator[Metric]:

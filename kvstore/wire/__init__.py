@@ -6,6 +6,7 @@ gRPC itself is in kvstore.wire.services, so that the framed client never loads i
 
 from kvstore.wire import admin_pb2 as admin
 from kvstore.wire import framed_pb2 as framed
+from kvstore.wire import peers_pb2 as peers
 from kvstore.wire import store_pb2 as store
 
-__all__ = ["admin", "framed", "store"]
+__all__ = ["admin", "framed", "peers", "store"]

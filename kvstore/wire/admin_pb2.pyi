@@ -7,6 +7,7 @@ from collections import abc as _abc
 from google.protobuf import descriptor as _descriptor
 from google.protobuf import message as _message
 from google.protobuf.internal import containers as _containers
+from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
 from kvstore.wire import store_pb2 as _store_pb2
 import builtins as _builtins
 import sys
@@ -18,6 +19,25 @@ else:
     from typing_extensions import TypeAlias as _TypeAlias, Never as _Never
 
 DESCRIPTOR: _descriptor.FileDescriptor
+
+class _NodeState:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _NodeStateEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_NodeState.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    NODE_ALIVE: _NodeState.ValueType  # 0
+    NODE_SUSPECT: _NodeState.ValueType  # 1
+    """has not answered lately, or never yet"""
+    NODE_DEAD: _NodeState.ValueType  # 2
+
+class NodeState(_NodeState, metaclass=_NodeStateEnumTypeWrapper): ...
+
+NODE_ALIVE: NodeState.ValueType  # 0
+NODE_SUSPECT: NodeState.ValueType  # 1
+"""has not answered lately, or never yet"""
+NODE_DEAD: NodeState.ValueType  # 2
+Global___NodeState: _TypeAlias = NodeState  # noqa: Y015
 
 @_typing.final
 class StatusRequest(_message.Message):
@@ -727,3 +747,108 @@ class CorruptBlock(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___CorruptBlock: _TypeAlias = CorruptBlock  # noqa: Y015
+
+@_typing.final
+class NodesRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    def __init__(
+        self,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___NodesRequest: _TypeAlias = NodesRequest  # noqa: Y015
+
+@_typing.final
+class NodesResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NODES_FIELD_NUMBER: _builtins.int
+    DISCOVERY_FIELD_NUMBER: _builtins.int
+    DISCOVERY_AWAY_S_FIELD_NUMBER: _builtins.int
+    VIEW_EPOCH_FIELD_NUMBER: _builtins.int
+    discovery: _builtins.str
+    """"standalone", "static" or "etcd" """
+    discovery_away_s: _builtins.float
+    """for how long etcd has not answered; 0: it does"""
+    view_epoch: _builtins.int
+    """grows whenever the nodes that blocks are placed on change"""
+    @_builtins.property
+    def nodes(self) -> _containers.RepeatedCompositeFieldContainer[Global___NodeRow]: ...
+    def __init__(
+        self,
+        *,
+        nodes: _abc.Iterable[Global___NodeRow] | None = ...,
+        discovery: _builtins.str = ...,
+        discovery_away_s: _builtins.float = ...,
+        view_epoch: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["discovery", b"discovery", "discovery_away_s", b"discovery_away_s", "nodes", b"nodes", "view_epoch", b"view_epoch"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___NodesResponse: _TypeAlias = NodesResponse  # noqa: Y015
+
+@_typing.final
+class NodeRow(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: _builtins.int
+    ID_FIELD_NUMBER: _builtins.int
+    ADDRESS_FIELD_NUMBER: _builtins.int
+    GRPC_FIELD_NUMBER: _builtins.int
+    VERSION_FIELD_NUMBER: _builtins.int
+    STATE_FIELD_NUMBER: _builtins.int
+    STATE_S_FIELD_NUMBER: _builtins.int
+    RTT_MS_FIELD_NUMBER: _builtins.int
+    SELF_FIELD_NUMBER: _builtins.int
+    IN_VIEW_FIELD_NUMBER: _builtins.int
+    PROBLEM_FIELD_NUMBER: _builtins.int
+    HOST_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    """empty, as are the other texts, for one that was never met"""
+    id: _builtins.bytes
+    address: _builtins.str
+    """of the framed door, for other nodes"""
+    grpc: _builtins.str
+    version: _builtins.str
+    state: Global___NodeState.ValueType
+    state_s: _builtins.float
+    """for how long"""
+    rtt_ms: _builtins.float
+    """of the last ping that was answered; 0: none, or the node itself"""
+    self: _builtins.bool
+    in_view: _builtins.bool
+    """blocks are placed on it: the dead leave the view late, and not when many die at once"""
+    problem: _builtins.str
+    """why it is not talked to: settings that differ, a certificate, a refused connection"""
+    host: _builtins.str
+    def __init__(
+        self_,  # pyright: ignore[reportSelfClsParameterName]
+        *,
+        name: _builtins.str = ...,
+        id: _builtins.bytes = ...,
+        address: _builtins.str = ...,
+        grpc: _builtins.str = ...,
+        version: _builtins.str = ...,
+        state: Global___NodeState.ValueType = ...,
+        state_s: _builtins.float = ...,
+        rtt_ms: _builtins.float = ...,
+        self: _builtins.bool = ...,
+        in_view: _builtins.bool = ...,
+        problem: _builtins.str = ...,
+        host: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["address", b"address", "grpc", b"grpc", "host", b"host", "id", b"id", "in_view", b"in_view", "name", b"name", "problem", b"problem", "rtt_ms", b"rtt_ms", "self", b"self", "state", b"state", "state_s", b"state_s", "version", b"version"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___NodeRow: _TypeAlias = NodeRow  # noqa: Y015

@@ -90,6 +90,11 @@ class AdminStub:
                 request_serializer=kvstore_dot_v1_dot_store__pb2.WatchRequest.SerializeToString,
                 response_deserializer=kvstore_dot_v1_dot_store__pb2.WatchBatch.FromString,
                 _registered_method=True)
+        self.Nodes = channel.unary_unary(
+                '/kvstore.v1.Admin/Nodes',
+                request_serializer=kvstore_dot_v1_dot_admin__pb2.NodesRequest.SerializeToString,
+                response_deserializer=kvstore_dot_v1_dot_admin__pb2.NodesResponse.FromString,
+                _registered_method=True)
         self.Offer = channel.unary_unary(
                 '/kvstore.v1.Admin/Offer',
                 request_serializer=kvstore_dot_v1_dot_store__pb2.OfferRequest.SerializeToString,
@@ -173,6 +178,13 @@ class AdminServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def Nodes(self, request, context):
+        """The nodes of the cluster as this one sees them, itself first; one row where it stands alone.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def Offer(self, request, context):
         """How a peer's transfer engine reaches this node. Unlike the others, whoever may call this node at all may ask.
         """
@@ -237,6 +249,11 @@ def add_AdminServicer_to_server(servicer, server):
                     servicer.Events,
                     request_deserializer=kvstore_dot_v1_dot_store__pb2.WatchRequest.FromString,
                     response_serializer=kvstore_dot_v1_dot_store__pb2.WatchBatch.SerializeToString,
+            ),
+            'Nodes': grpc.unary_unary_rpc_method_handler(
+                    servicer.Nodes,
+                    request_deserializer=kvstore_dot_v1_dot_admin__pb2.NodesRequest.FromString,
+                    response_serializer=kvstore_dot_v1_dot_admin__pb2.NodesResponse.SerializeToString,
             ),
             'Offer': grpc.unary_unary_rpc_method_handler(
                     servicer.Offer,
@@ -541,6 +558,33 @@ class Admin:
             '/kvstore.v1.Admin/Events',
             kvstore_dot_v1_dot_store__pb2.WatchRequest.SerializeToString,
             kvstore_dot_v1_dot_store__pb2.WatchBatch.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Nodes(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/kvstore.v1.Admin/Nodes',
+            kvstore_dot_v1_dot_admin__pb2.NodesRequest.SerializeToString,
+            kvstore_dot_v1_dot_admin__pb2.NodesResponse.FromString,
             options,
             channel_credentials,
             insecure,

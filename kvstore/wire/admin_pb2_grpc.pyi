@@ -51,6 +51,8 @@ class AdminStub:
     """
     Events: _grpc.UnaryStreamMultiCallable[_store_pb2.WatchRequest, _store_pb2.WatchBatch]
     """Store.Watch over all tenants."""
+    Nodes: _grpc.UnaryUnaryMultiCallable[_admin_pb2.NodesRequest, _admin_pb2.NodesResponse]
+    """The nodes of the cluster as this one sees them, itself first; one row where it stands alone."""
     Offer: _grpc.UnaryUnaryMultiCallable[_store_pb2.OfferRequest, _store_pb2.OfferResponse]
     """How a peer's transfer engine reaches this node. Unlike the others, whoever may call this node at all may ask."""
 
@@ -76,6 +78,8 @@ class AdminAsyncStub(AdminStub):
     """
     Events: _aio.UnaryStreamMultiCallable[_store_pb2.WatchRequest, _store_pb2.WatchBatch]  # type: ignore[assignment]
     """Store.Watch over all tenants."""
+    Nodes: _aio.UnaryUnaryMultiCallable[_admin_pb2.NodesRequest, _admin_pb2.NodesResponse]  # type: ignore[assignment]
+    """The nodes of the cluster as this one sees them, itself first; one row where it stands alone."""
     Offer: _aio.UnaryUnaryMultiCallable[_store_pb2.OfferRequest, _store_pb2.OfferResponse]  # type: ignore[assignment]
     """How a peer's transfer engine reaches this node. Unlike the others, whoever may call this node at all may ask."""
 
@@ -164,6 +168,14 @@ class AdminServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_abc.Iterator[_store_pb2.WatchBatch], _abc.AsyncIterator[_store_pb2.WatchBatch]]:
         """Store.Watch over all tenants."""
+
+    @_abc_1.abstractmethod
+    def Nodes(
+        self,
+        request: _admin_pb2.NodesRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_admin_pb2.NodesResponse, _abc.Awaitable[_admin_pb2.NodesResponse]]:
+        """The nodes of the cluster as this one sees them, itself first; one row where it stands alone."""
 
     @_abc_1.abstractmethod
     def Offer(

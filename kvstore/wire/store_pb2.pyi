@@ -60,6 +60,10 @@ class _MethodEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Method.ValueTy
     METHOD_PUBLISH: _Method.ValueType  # 13
     METHOD_SEAL: _Method.ValueType  # 14
     METHOD_ABORT: _Method.ValueType  # 15
+    METHOD_PEER_CHALLENGE: _Method.ValueType  # 32
+    """Of peers.proto: between nodes of a cluster."""
+    METHOD_PEER_HELLO: _Method.ValueType  # 33
+    METHOD_PEER_PING: _Method.ValueType  # 34
 
 class Method(_Method, metaclass=_MethodEnumTypeWrapper):
     """The rare verbs as the framed socket names them in its CALL frames (docs/format/frames.md): the body is the request message,
@@ -83,6 +87,10 @@ METHOD_FILL: Method.ValueType  # 12
 METHOD_PUBLISH: Method.ValueType  # 13
 METHOD_SEAL: Method.ValueType  # 14
 METHOD_ABORT: Method.ValueType  # 15
+METHOD_PEER_CHALLENGE: Method.ValueType  # 32
+"""Of peers.proto: between nodes of a cluster."""
+METHOD_PEER_HELLO: Method.ValueType  # 33
+METHOD_PEER_PING: Method.ValueType  # 34
 Global___Method: _TypeAlias = Method  # noqa: Y015
 
 class _Tier:

@@ -40,6 +40,7 @@ def told() -> dict[str, set[str]]:
         namespace=lambda ns: metrics.NamespaceLabels("abc", "default", "m"),
         family=lambda family: f"{family:016x}",
         transfers=lambda: {path: paths.PathCounts() for path in paths.Path},
+        cluster=lambda: metrics.ClusterSample({"alive": 1}, 0, 0, 0, discovery_away=False, stood_still=False),
         info={"node": "n", "version": "0"},
         families_told_max=10,
     )

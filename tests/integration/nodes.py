@@ -87,7 +87,11 @@ class NodeProcess:
 
     def start(self) -> NodeProcess:
         self.process = self.spawn()
-        assert self.process.stdout is not None
+        return self.finish_start()
+
+    def finish_start(self) -> NodeProcess:
+        """Waits for what was spawned."""
+        assert self.process is not None and self.process.stdout is not None
         line = read_line(self.process, START_MAX_S)
         self.facts = json.loads(line)
         self._segments.add(self.facts["memory_at"])

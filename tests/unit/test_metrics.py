@@ -7,7 +7,7 @@ from typing import Any
 from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.parser import text_string_to_metric_families
 
-from kvstore.observe.metrics import NamespaceLabels, NodeCollector, Source, TierSample
+from kvstore.observe.metrics import ClusterSample, NamespaceLabels, NodeCollector, Source, TierSample
 from tests.architecture.test_dashboard import counts
 from transfer.paths import Path, PathCounts
 
@@ -28,6 +28,9 @@ def told(counted: dict[str, Any], *samples: TierSample, families_told_max: int =
         namespace=NAMESPACES.get,
         family=lambda family: f"f{family % 100}",
         transfers=lambda: {path: PathCounts(*range(i, i + 50, 10)) for i, path in enumerate(Path, 1)},
+        cluster=lambda: ClusterSample(
+            {"alive": 3, "suspect": 0, "dead": 1}, 50, 6, 2, discovery_away=True, stood_still=False
+        ),
         info={"node": "n", "version": "0"},
         families_told_max=families_told_max,
     )

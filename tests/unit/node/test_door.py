@@ -14,6 +14,7 @@ from kvstore.config import LimitsConfig
 from kvstore.errors import Misconfigured
 from kvstore.node.auth import TRUSTED, Denied, Guard, Peer
 from kvstore.node.door import Bearers, FramedDoor, listen
+from kvstore.node.peer_desk import PeerDesk
 from kvstore.node.tls import Certificates
 from kvstore.security import SecurityConfig
 
@@ -78,7 +79,10 @@ def test_a_token_keeps_its_number_as_long_as_it_gives_the_same() -> None:
 def door_of(security: SecurityConfig, folder: Path) -> FramedDoor:
     certificates = Certificates(SecurityConfig())
     core: native.NodeCore = None  # type: ignore[assignment]
-    return FramedDoor(security, Guard(security), certificates, LimitsConfig(), core, folder / "s", "none")
+    desk: PeerDesk = None  # type: ignore[assignment]
+    return FramedDoor(
+        security, Guard(security), certificates, LimitsConfig(), core, folder / "s", "none", desk, b"of nodes"
+    )
 
 
 def request(**fields: object) -> native.Request:

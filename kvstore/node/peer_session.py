@@ -1,0 +1,101 @@
+"""One connection to another node's framed door, on an event loop: calls in flight, each with its deadline.
+
+The session is native, and the client's; its threads read and write, its eventfd says what has come.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import itertools
+import os
+from collections.abc import Callable
+from concurrent.futures import Executor
+from functools import partial
+
+from kvstore import native
+from kvstore.client.address import TcpAddress
+from kvstore.client.calls import body_of
+from kvstore.errors import Unavailable
+
+__all__ = ["NotLetIn", "NotListening", "PeerSession"]
+
+
+class NotListening(Unavailable):
+    """The machine answers, and refuses the connection: no process listens there."""
+
+
+class NotLetIn(Unavailable):
+    """The door does not know what was shown to it."""
+
+
+class PeerSession:
+    """From `open` to `close`."""
+
+    def __init__(self, session: native.Session) -> None:
+        self._session = session
+        self._tokens = itertools.count(1)
+        self._waiting: dict[int, asyncio.Future[native.Result]] = {}
+        self._loop = asyncio.get_running_loop()
+        self._loop.add_reader(session.completion_fd, self._complete)
+
+    @staticmethod
+    async def open(
+        at: TcpAddress, token: bytes, tls: native.Tls | None, connect_s: float, executor: Executor
+    ) -> PeerSession:
+        """Raises NotListening, NotLetIn, Unavailable."""
+        connect = partial(native.Session, "", token, connect_s, 1, True, host=at.host, port=at.port, tls=tls)
+        loop = asyncio.get_running_loop()
+        connecting = loop.run_in_executor(executor, connect)
+        try:
+            session = await asyncio.shield(connecting)
+        except asyncio.CancelledError:
+            connecting.add_done_callback(partial(_let_go, executor))
+            raise
+        except PermissionError as error:
+            raise NotLetIn(f"{at}: {error}") from error
+        except OSError as error:
+            kind = NotListening if str(error).endswith(os.strerror(errno.ECONNREFUSED)) else Unavailable
+            raise kind(f"{at}: {error}") from error
+        except ValueError as error:  # another version of the frames
+            raise Unavailable(f"{at}: {error}") from error
+        return PeerSession(session)
+
+    @property
+    def closed(self) -> bool:
+        return self._session.closed
+
+    def _complete(self) -> None:
+        for result in self._session.take_completions():
+            future = self._waiting.pop(result.token, None)
+            if future is not None and not future.done():
+                future.set_result(result)
+
+    async def call(self, method: int, body: bytes, deadline_s: float) -> bytes:
+        """Raises what the answer says: Unavailable where none comes in time, Rejected, ValueError."""
+        token, future = next(self._tokens), self._loop.create_future()
+        self._waiting[token] = future
+        self._session.submit_call(token, method, body, deadline_s)
+        try:
+            return body_of(await future)
+        except asyncio.CancelledError:
+            self._session.cancel(token)
+            raise
+        finally:
+            self._waiting.pop(token, None)
+
+    def close(self, executor: Executor) -> None:
+        """Calls in flight end Unavailable. Its threads end beside the loop."""
+        self._loop.remove_reader(self._session.completion_fd)
+        waiting, self._waiting = self._waiting, {}
+        for future in waiting.values():
+            if not future.done():
+                future.set_exception(Unavailable("peer: the connection was closed"))
+        executor.submit(self._session.close)
+
+
+def _let_go(executor: Executor, connecting: asyncio.Future[native.Session]) -> None:
+    """Of a connection that nobody waits for any more."""
+    if not connecting.cancelled() and connecting.exception() is None:
+        close: Callable[[], None] = connecting.result().close
+        executor.submit(close)

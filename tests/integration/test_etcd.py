@@ -1,0 +1,260 @@
+"""Membership over a real etcd that is killed, emptied, compacted, sealed and locked."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import grpc
+import pytest
+
+from kvstore.directory.base import Member, View
+from kvstore.directory.etcd import Etcd
+from kvstore.directory.etcd_client import Compacted, EtcdClient
+from kvstore.errors import Misconfigured, Unavailable
+from kvstore.testing.exam_membership import SETTINGS, member
+from tests.certificates import Authority
+from tests.etcd_server import EtcdServer, etcd_cluster, free_ports, needs_etcd
+
+pytestmark = needs_etcd
+PREFIX = "here"
+TTL_S = 2
+
+
+@pytest.fixture
+def server(tmp_path: Path) -> Iterator[EtcdServer]:
+    with EtcdServer(tmp_path) as started:
+        yield started
+
+
+async def nobody(address: str) -> Member:
+    raise Unavailable(f"{address}: nobody there")
+
+
+@asynccontextmanager
+async def joined(
+    me: Member, *endpoints: str, join_s: float = 10, client: EtcdClient | None = None
+) -> AsyncIterator[Etcd]:
+    one = Etcd(client or EtcdClient(endpoints, call_s=1.0), PREFIX, join_s, TTL_S)
+    try:
+        await one.join(me, SETTINGS, nobody)
+        yield one
+    finally:
+        await one.leave()
+
+
+async def until(one: Etcd, *names: str, within_s: float = 10.0) -> View:
+    async with asyncio.timeout(within_s):
+        view = one.view
+        while sorted(found.name for found in view.members) != sorted(names):
+            view = await one.changed(view.epoch)
+        return view
+
+
+async def happens(check: object, within_s: float = 10.0) -> None:
+    assert callable(check)
+    end = time.monotonic() + within_s
+    while not check():
+        assert time.monotonic() < end, "did not happen"
+        await asyncio.sleep(0.05)
+
+
+async def test_who_joins_and_leaves_is_seen_at_once(server: EtcdServer) -> None:
+    async with joined(member(1), server.endpoint) as a:
+        async with joined(member(2), server.endpoint) as b:
+            view = await until(a, "n2", within_s=1)
+            assert view.members == (member(2),)
+            assert (await until(b, "n1")).members == (member(1),)
+        await until(a, within_s=1)
+
+
+async def test_who_is_not_heard_of_is_listed_until_its_lease_ends(server: EtcdServer) -> None:
+    async with joined(member(1), server.endpoint) as a, joined(member(2), server.endpoint) as b:
+        await until(a, "n2")
+        for task in b._tasks:
+            task.cancel()
+        began = time.monotonic()
+        await until(a, within_s=4 * TTL_S)
+        assert time.monotonic() - began > TTL_S / 2
+
+
+async def test_etcd_away_for_longer_than_the_leases_takes_nobody_away(server: EtcdServer) -> None:
+    async with joined(member(1), server.endpoint) as a, joined(member(2), server.endpoint) as b:
+        views = await until(a, "n2"), await until(b, "n1")
+        server.kill()
+        await happens(lambda: a.discovery.away_s > 0 and b.discovery.away_s > 0)
+        with pytest.raises(Misconfigured, match=r"not joined within cluster\.join_ms, 1 s: etcd at"):
+            async with joined(member(3), server.endpoint, join_s=1):
+                pass
+        await asyncio.sleep(TTL_S + 0.5)
+        assert (a.view, b.view) == views and a.discovery.why
+        server.start()
+        await happens(lambda: a.discovery.away_s == 0 and b.discovery.away_s == 0)
+        await happens(lambda: len(server.keys(f"{PREFIX}/nodes/")) == 2)
+        async with joined(member(3), server.endpoint):
+            await until(a, "n2", "n3")
+            await until(b, "n1", "n3")
+
+
+async def test_an_etcd_that_lost_everything_is_told_anew(server: EtcdServer) -> None:
+    for i in range(20):
+        server.put(f"other/{i}", "")  # so that its next life has fewer revisions
+    async with joined(member(1), server.endpoint) as a, joined(member(2), server.endpoint) as b:
+        await until(a, "n2")
+        server.kill()
+        server.wipe()
+        server.start()
+        await happens(lambda: len(server.keys(f"{PREFIX}/nodes/")) == 2)
+        async with joined(member(3), server.endpoint):
+            await until(a, "n2", "n3")
+            await until(b, "n1", "n3")
+
+
+async def test_a_record_that_somebody_deletes_is_written_again(server: EtcdServer) -> None:
+    async with joined(member(1), server.endpoint) as a, joined(member(2), server.endpoint):
+        await until(a, "n2")
+        server.delete(f"{PREFIX}/nodes/{member(2).id.hex()}")
+        await until(a)
+        await until(a, "n2", within_s=2)
+
+
+async def test_a_watcher_that_was_away_resumes_without_loss(server: EtcdServer) -> None:
+    client = EtcdClient([server.endpoint])
+    try:
+        start = await client.listing(b"k/", 10)
+        revisions = [server.put(f"k/{i}", str(i)) for i in range(3)]
+        told = []
+        async for events in client.watch(b"k/", start.revision, start.cluster):
+            told += [(key, kv.value if kv else None) for key, kv in events.changes]
+            if events.revision == revisions[-1]:
+                break
+        assert told == [(f"k/{i}".encode(), str(i).encode()) for i in range(3)]
+        server.delete("k/1")
+        async for events in client.watch(b"k/", revisions[1], start.cluster):
+            if events.changes and events.changes[-1] == (b"k/1", None):
+                break
+    finally:
+        await client.close()
+
+
+async def test_what_was_compacted_under_a_stopped_watcher_is_listed_anew(server: EtcdServer) -> None:
+    async with joined(member(1), server.endpoint) as a:
+        watching = a._tasks[1]
+        watching.cancel()
+        await asyncio.gather(watching, return_exceptions=True)
+        after = a._after
+        async with joined(member(2), server.endpoint), joined(member(3), server.endpoint):
+            server.ask("kv/compaction", revision=server.put("other", ""), physical=True)
+            with pytest.raises(Compacted):
+                async for events in a._client.watch(f"{PREFIX}/nodes/".encode(), after, a._cluster):
+                    assert not events.changes, "a watch over a hole"
+            assert a.view.members == ()
+            a._tasks[1] = asyncio.ensure_future(a._watch())
+            await until(a, "n2", "n3")
+        await until(a)  # and it goes on from there
+
+
+async def test_a_dead_endpoint_is_passed_over_and_one_that_dies_is_left(tmp_path: Path) -> None:
+    (closed,) = free_ports(1)
+    servers = etcd_cluster(tmp_path, 3)
+    try:
+        for one in servers:
+            one.spawn()
+        for one in servers:
+            one.wait()
+        endpoints = [f"127.0.0.1:{closed}", *(one.endpoint for one in servers)]
+        async with joined(member(1), *endpoints) as a, joined(member(2), *endpoints) as b:
+            await until(a, "n2")
+            servers[0].kill()
+            async with joined(member(3), *endpoints):
+                await until(a, "n2", "n3")
+                await until(b, "n1", "n3")
+            await until(a, "n2")
+            await asyncio.sleep(TTL_S + 0.5)
+            assert (a.discovery.away_s, a.view.members) == (0, (member(2),))
+    finally:
+        for one in servers:
+            one.kill()
+
+
+async def test_an_etcd_that_stands_still_is_away_and_nobody_hangs(server: EtcdServer) -> None:
+    async with joined(member(1), server.endpoint) as a:
+        assert server.process is not None
+        server.process.send_signal(19)  # SIGSTOP
+        await happens(lambda: a.discovery.away_s > 0)
+        began = time.monotonic()
+        await a.leave()
+        assert time.monotonic() - began < 3
+
+
+async def test_tls_with_certificates_of_both_sides(tmp_path: Path) -> None:
+    authority, stranger = Authority(tmp_path, "ours"), Authority(tmp_path, "strange")
+    ours, theirs = authority.sign("node"), stranger.sign("false-node")
+    pair = authority.sign("etcd", server=True, client=True)  # its own gateway is a client of it
+    with EtcdServer(tmp_path, tls=pair, client_ca=authority.path) as server:
+
+        def client(ca: Path, shown: object = ours) -> EtcdClient:
+            files = (shown.private_key.read_bytes(), shown.certificate.read_bytes()) if shown else (None, None)  # type: ignore[attr-defined]
+            return EtcdClient([server.endpoint], grpc.ssl_channel_credentials(ca.read_bytes(), *files), call_s=1.0)
+
+        async with (
+            joined(member(1), client=client(authority.path)) as a,
+            joined(member(2), client=client(authority.path)),
+        ):
+            await until(a, "n2")
+        for wrong in (client(stranger.path), client(authority.path, theirs), client(authority.path, None)):
+            with pytest.raises(Misconfigured, match="not joined"):
+                async with joined(member(3), client=wrong, join_s=0.2):
+                    pass
+
+
+async def test_user_and_password_also_after_etcd_has_forgotten_the_token(server: EtcdServer) -> None:
+    server.with_user("kvstore", "secret word")
+
+    def client(*user: str) -> EtcdClient:
+        return EtcdClient([server.endpoint], user=(user[0], user[1]) if user else None, call_s=1.0)
+
+    alone = client("kvstore", "secret word")
+    await alone.put(b"a", b"")
+    alone._token = "forgotten.1"  # as after five minutes without a call
+    await alone.put(b"a", b"")
+    await alone.close()
+    with pytest.raises(Misconfigured, match=r"refuses: .*authentication failed"):
+        async with joined(member(3), client=client("kvstore", "wrong")):
+            pass
+    with pytest.raises(Misconfigured, match=r"refuses: .*user name is empty"):
+        async with joined(member(3), client=client()):
+            pass
+    async with (
+        joined(member(1), client=client("kvstore", "secret word")) as a,
+        joined(member(2), client=client("kvstore", "secret word")) as b,
+    ):
+        await until(a, "n2")
+        server.kill()
+        server.start()
+        async with joined(member(3), client=client("kvstore", "secret word")):
+            await until(a, "n2", "n3")
+            await until(b, "n1", "n3")
+
+
+async def test_records_that_are_none_are_passed_over(server: EtcdServer) -> None:
+    name = bytes(range(16)).hex()
+    for value in (
+        "",
+        "[1",
+        "[]",
+        '{"id": 3}',
+        '{"id": "00", "address": "a:1"}',
+        "x" * 5000,
+        '{"id": "' + "0" * 32 + '"}',
+    ):
+        server.put(f"{PREFIX}/nodes/{name}", value)
+        async with joined(member(1), server.endpoint) as a:
+            assert a.view.members == ()
+    server.put(f"{PREFIX}/settings", "[]")
+    with pytest.raises(Misconfigured, match="here/settings in etcd: not a JSON object of texts"):
+        async with joined(member(1), server.endpoint):
+            pass
