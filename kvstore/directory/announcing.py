@@ -214,8 +214,7 @@ class Announcer:
                 scratch = self._sweep.scratch if self._sweep.begun else {}
             self._version, self._told = self._view.version, self._view.told
             # Who was being told from scratch is told all of it once more, without another beginning.
-            if before != [()]:  # not the first view
-                self._sweep = _Sweep(scratch, before, None, begun=True)
+            self._sweep = _Sweep(scratch, before, None, begun=True)
         for node in live:
             if len(live) <= self._settings.width or node in self._sequences:  # it may have what it was told before
                 self._home(node)
@@ -255,8 +254,11 @@ class Announcer:
         return out
 
     def _queue(self, node: bytes, ns: bytes, keys: Bytes) -> None:
+        if not len(keys):
+            return
         home = self._home(node)
-        if home is None or not len(keys):
+        if home is None:
+            self._sequences.setdefault(node, 0)  # to be told when it is back
             return
         sweeping = self._sweep is not None and node in self._sweep.scratch
         if home.scratch == ALL_BUCKETS and not sweeping:
@@ -315,17 +317,16 @@ class Announcer:
 
     def _sweep_page(self, sweep: _Sweep, ns: bytes, keys: Bytes, shards: Words, tiers: Bytes) -> None:
         now = self._keepers(ns, keys, self._told)
-        if sweep.before:
-            none = np.zeros(len(keys), np.bool_)
-            before = [self._keepers(ns, keys, told) for told in sweep.before]
-            for node in sorted(now.keys() | set().union(*before)):
-                if node not in sweep.scratch:
-                    every = [now.get(node, none), *(kept.get(node, none) for kept in before)]
-                    self._queue(node, ns, keys[np.logical_or.reduce(every) & ~np.logical_and.reduce(every)])
-        for node, mask in sorted(sweep.scratch.items()):
-            if node in now:
-                told = now[node] if mask == ALL_BUCKETS else now[node] & _in_buckets(keys, mask)
-                self._queue(node, ns, keys[told])
+        before = [self._keepers(ns, keys, told) for told in sweep.before]
+        none = np.zeros(len(keys), np.bool_)
+        for node in sorted(now.keys() | sweep.scratch.keys() | set().union(*before)):
+            kept, earlier = now.get(node, none), [each.get(node, none) for each in before]
+            mask = sweep.scratch.get(node)
+            if mask is None:
+                due = np.logical_or.reduce([kept, *earlier]) & ~np.logical_and.reduce([kept, *earlier])
+            else:  # and what it was told since its beginning, under a view that is past
+                due = (kept & _in_buckets(keys, mask)) | (np.logical_or.reduce([none, *earlier]) & ~kept)
+            self._queue(node, ns, keys[due])
         digests = sweep.digests or {}
         for node, chosen in now.items():
             if node in digests:
@@ -373,5 +374,7 @@ class Announcer:
 
 
 def _in_buckets(keys: Bytes, mask: int) -> npt.NDArray[np.bool_]:
+    if mask == ALL_BUCKETS:
+        return np.ones(len(keys), np.bool_)
     wanted = np.array([mask >> bucket & 1 for bucket in range(64)], np.bool_)
     return wanted[claim_buckets(keys)]
