@@ -24,3 +24,7 @@ class DirectorySettings:
     digest_ms: int = 30_000
     hedge_ms: int = 50
     locate_ms_max: int = 500  # a lookup's end, whoever has not answered
+
+    def __post_init__(self) -> None:
+        if self.queue_max < 2 * self.scan_keys:
+            raise ValueError("queue_max: at least twice scan_keys, or what one step finds would never fit")

@@ -84,7 +84,7 @@ class ClusterSimulation:
         self.digests = rng.random() < 0.5
         delay = rng.choice((5, 20)) * MS
         foul = Weather(delay, rng.choice((0, 0.02, 0.1)), rng.choice((0, 0.05)), rng.choice((0, 0.03)), 1_500 * MS)
-        self.network = Network(self.world, Weather(5 * MS) if self.calm else foul)
+        self.network = Network(self.world, Weather(10 * MS) if self.calm else foul)
         self.settings = DirectorySettings(
             width=rng.choice((2, 3, 16)),
             claims_max=4_096,
@@ -92,7 +92,7 @@ class ClusterSimulation:
             grace_ms=GRACE_MS,
             announce_rows_max=rng.choice((2, 8, 64)),
             queue_max=rng.choice((30, 10_000)),
-            scan_keys=rng.choice((3, 50)),
+            scan_keys=rng.choice((3, 15)),
             digest_ms=1_500 if self.digests else 1 << 40,
             hedge_ms=60,
             locate_ms_max=400,
@@ -109,7 +109,7 @@ class ClusterSimulation:
             self._join(number)
         self._ping()
         self._every(rng.randint(20, 120), self._change)
-        self._every(rng.randint(60, 200), self._lookup)
+        self._every(rng.randint(20, 60) if self.calm else rng.randint(60, 200), self._lookup)
         if self.calm:
             self._churn()
         else:
@@ -294,7 +294,8 @@ class ClusterSimulation:
                     raise Broken(f"not found: {key[:4].hex()}, which {node} holds, by a lookup at {asking.node}")
             for holder in asking.found[key]:
                 node = self.nodes[holder]
-                if name not in node.holdings.blocks and not self._lately(node, name, fresh):
+                there = node.running and name in node.holdings.blocks
+                if not there and not self._lately(node, name, fresh):
                     raise Broken(f"named what it has not: {key[:4].hex()} of {node}, by a lookup at {asking.node}")
 
     def _lately(self, node: ClusterNode, name: Name, since: int) -> bool:
