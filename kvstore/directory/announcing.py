@@ -237,8 +237,10 @@ class Announcer:
         for ns in changes.cleared:
             for home in self._homes.values():
                 home.cleared.append(ns)
+        # What went before a sweep came to it is not seen by it: its former homes are told here.
+        former = [places for told in self._sweep.before for places in told] if self._sweep is not None else []
         for ns, keys in changes.keys:
-            for node, chosen in self._keepers(ns, keys, self._told).items():
+            for node, chosen in self._keepers(ns, keys, (*self._told, *former)).items():
                 self._queue(node, ns, keys[chosen])
 
     def _keepers(self, ns: bytes, keys: Bytes, told: tuple[Places, ...]) -> dict[bytes, npt.NDArray[np.bool_]]:
