@@ -46,7 +46,7 @@ def keys_of(numbers: Sequence[int]) -> Bytes:
 def counted(name: str, value: float, unit: str, target: Target, limit: float | None = None, limit_is: str = "") -> Row:
     """A figure that is the same on every machine."""
     return row_of(
-        name, unit=unit, ours=value, limit=limit, limit_is=limit_is, target=target, taken=(), steady=(), load=0.0
+        name, unit=unit, ours=float(value), limit=limit, limit_is=limit_is, target=target, taken=(), steady=(), load=0.0
     )
 
 

@@ -79,6 +79,7 @@ class SettledView:
     _died: dict[bytes, int] = field(default_factory=dict)
     _former: list[tuple[Places, int]] = field(default_factory=list)
     _begun: bool = False
+    _idle_until: float = 0.0  # nothing changes by time before
 
     def __post_init__(self) -> None:
         self.asked = Places((), self.settings.width)
@@ -98,9 +99,12 @@ class SettledView:
             others = [node for node in live if node != self.me]
             self.asked = Places(others or [self.me], self.settings.width)
             self._begun = True
+        self._idle_until = 0.0
         self.tick(now)
 
     def tick(self, now: int) -> None:
+        if now < self._idle_until:
+            return
         settle = self.settings.settle_ms * MS
         grace = self.settings.grace_ms * MS
         members = set(self.asked.members)
@@ -115,6 +119,8 @@ class SettledView:
         coming = members | self.live.keys()
         coming -= {node for node, died in self._died.items() if now - died >= early}
         self._tell([self.asked.members, frozenset(coming), *(places.members for places, _ in self._former)])
+        change = self.next_change(now)
+        self._idle_until = float("inf") if change is None else change
 
     def _tell(self, sets: list[frozenset[bytes]]) -> None:
         wanted = list(dict.fromkeys(sets))
@@ -127,6 +133,7 @@ class SettledView:
     def distrust_me(self, now: int) -> None:
         """What this node knows as a home is of another time: it is as if it had come now."""
         self._since[self.me] = now
+        self._idle_until = 0.0
 
     def trusts(self, node: bytes, now: int) -> bool:
         """It answers, and has for long enough to have been told what it should know."""
