@@ -42,6 +42,7 @@
 //     failed_read(ns, tier, blocks); moved(from_tier, to_tier, blocks)   # counters told by the mover
 //     events_since(sequence, max) -> (list[Event], gap: bool); event_sequence
 //         # Event: sequence kind ns shard tier key parent meta; kinds: STORED REMOVED CLEARED
+//     held(ns, keys), scan_held(...), changes_since(...)           # for the directory: kvstore_claims.cpp
 //     counters() -> dict                                           # native/core/counters.hpp says what is in it
 #include "buffers.hpp"
 #include "core/slot_header.hpp"
@@ -266,6 +267,7 @@ void bind_core(nb::module_& m) {
   bind_administration(core);
   bind_counters(core);
   bind_objects(core);
+  bind_held(core);
 }
 
 }  // namespace kvstore::bind

@@ -36,5 +36,6 @@ void bind_core_rows(nanobind::module_& m);              // kvstore_core_rows.cpp
 void bind_calls(nanobind::class_<CoreClass>& core);     // kvstore_core_calls.cpp
 void bind_counters(nanobind::class_<CoreClass>& core);  // kvstore_counters.cpp
 void bind_objects(nanobind::class_<CoreClass>& core);   // kvstore_objects.cpp
+void bind_held(nanobind::class_<CoreClass>& core);      // kvstore_claims.cpp
 
 }  // namespace kvstore::bind

@@ -9,6 +9,7 @@ void bind_slot_header(nb::module_& m);
 void bind_table(nb::module_& m);
 namespace bind {
 void bind_checksum(nb::module_& m);
+void bind_claims(nb::module_& m);
 void bind_core(nb::module_& m);
 void bind_door(nb::module_& m);
 void bind_session(nb::module_& m);
@@ -23,6 +24,7 @@ NB_MODULE(_native, m) {
   kvstore::bind_io(m);
   kvstore::bind_slot_header(m);
   kvstore::bind_table(m);
+  kvstore::bind::bind_claims(m);
   kvstore::bind::bind_core(m);
   kvstore::bind::bind_door(m);
   kvstore::bind::bind_session(m);

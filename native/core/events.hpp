@@ -27,6 +27,15 @@ class EventRing {
     for (std::uint64_t at = from; at <= sequence_ && out.size() < max; ++at) out.push_back(events_[at - first]);
     return out;
   }
+  // The same without copies: visit(event).
+  template <class Visit>
+  std::uint64_t each_since(std::uint64_t sequence, std::size_t max, bool& gap, Visit&& visit) const {
+    const std::uint64_t first = sequence_ - events_.size() + 1;
+    gap = sequence + 1 < first || sequence > sequence_;
+    std::uint64_t at = gap ? first : sequence + 1;
+    for (; at <= sequence_ && max > 0; ++at, --max) visit(events_[at - first]);
+    return at - 1;
+  }
 
  private:
   std::size_t events_max_, meta_bytes_max_;

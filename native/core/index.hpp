@@ -43,6 +43,20 @@ class Index {
     }
   }
 
+  // Every slot with a tag from `first` to `last`, until visit(slot) says false.
+  template <class Visit>
+  void each(std::uint32_t first, std::uint32_t last, Visit&& visit) const {
+    const std::size_t end = home(last);
+    for (std::size_t i = home(first);; ++i) {
+      const std::uint64_t bucket = buckets_[i];
+      if (bucket == 0) {
+        if (i >= end) return;
+      } else if (tag_of(bucket) > last || (tag_of(bucket) >= first && !visit(slot_of(bucket)))) {
+        return;
+      }
+    }
+  }
+
   std::size_t size() const noexcept { return size_; }
   std::size_t memory_bytes() const noexcept { return buckets_.bytes(); }
   // Throws std::logic_error where order, homes or the count are broken.

@@ -129,6 +129,21 @@ struct SlotRows {
   void add(const SlotInfo& info);
 };
 
+struct HeldKeys {
+  std::vector<Key> keys;
+  std::vector<NsId> ns;
+  std::vector<std::uint64_t> shards;
+  std::vector<std::uint8_t> tiers;
+};
+
+struct Changes {
+  std::uint64_t sequence = 0;  // up to here
+  bool gap = false;
+  std::vector<Key> keys;
+  std::vector<NsId> ns;
+  std::vector<NsId> cleared;  // namespaces, after which none of their keys is listed
+};
+
 struct CountersCopy {
   CoreCounters totals;
   std::vector<NamespaceCounts> namespaces;  // index: NsId of those that are listed in `ns`
@@ -226,6 +241,17 @@ class NodeCore {
   // Events after `sequence`. gap: some of them are not kept any more.
   std::vector<Event> events_since(std::uint64_t sequence, std::size_t max, bool& gap) const;
   std::uint64_t event_sequence() const;
+
+  // For the directory (node_core_claims.cpp): which shards of each key memory and files hold, and the nearest tier of any
+  // (0: none). A namespace that is not open holds nothing.
+  void held(NsId ns, std::span<const Key> keys, std::span<std::uint64_t> shards, std::span<std::uint8_t> tiers) const;
+  // All that is held, each key once, from where the last call ended (0: the beginning). `ns`: of that namespace only. At
+  // most `max` keys, and as many slots are looked at. 0: the end.
+  std::uint64_t scan_held(std::uint64_t after, std::size_t max, NsId ns, HeldKeys& out) const;
+  // Keys that came or went after `sequence`, as often as they did. gap: some are not known any more.
+  Changes changes_since(std::uint64_t sequence, std::size_t max) const;
+  std::optional<Key> namespace_digest(NsId ns) const;  // also once it is cleared
+  NsId namespaces_end() const;                         // every handle is below it
 
   struct Impl;  // node_core_impl.hpp
 

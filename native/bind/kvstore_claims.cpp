@@ -1,0 +1,157 @@
+// Python surface of the directory's native part. Keys are uint8 arrays of 16 or 32 bytes a row, of which the first 16 count.
+//
+//   namespace_word(digest: bytes) -> int
+//   rendezvous(thing: bytes, nodes: u64 array, width) -> u32 array       # places of the highest, ascending
+//   node_word(id: bytes) -> int                                          # what stands for a node in `nodes`
+//   homes_of(keys, nodes: u64 array) -> (first i32, second i32)          # places; -1: there is none
+//   claim_buckets(keys) -> u8 array; claim_digests(ns_word, keys, shards, tiers) -> u64[64]
+//   class ClaimTable: see native/directory/claims.hpp
+//     locate(ns_word, keys, holders_max, spread) -> (counts u8, nodes u16, shards u64, tiers u8)
+//     apply(node, ns_word, keys, shards, tiers) -> (added, changed, withdrawn, unknown, evicted)
+//   NodeCore.held(ns, keys) -> (shards u64, tiers u8); scan_held(after, max, ns=-1) -> (after, keys, ns u32, shards, tiers)
+//   NodeCore.changes_since(sequence, max) -> (sequence, gap, keys, ns u32, cleared u32); namespace_digest(ns); namespaces_end
+#include "directory/claims.hpp"
+#include "kvstore_core_class.hpp"
+#include "kvstore_core_types.hpp"
+
+namespace nb = nanobind;
+using namespace nb::literals;
+
+namespace kvstore::bind {
+namespace {
+
+using RowsIn = nb::ndarray<const std::uint8_t, nb::ndim<2>, nb::c_contig, nb::device::cpu>;
+using BytesIn = nb::ndarray<const std::uint8_t, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
+
+KeyRows rows_of(const RowsIn& keys) {
+  if (keys.shape(1) != 16 && keys.shape(1) != 32) throw nb::value_error("keys: 16 or 32 bytes each");
+  return {keys.data(), keys.shape(0), keys.shape(1)};
+}
+
+std::span<const std::uint8_t> long_enough(const nb::bytes& bytes, const char* name) {
+  if (bytes.size() < 16) throw nb::value_error((std::string(name) + ": at least 16 bytes").c_str());
+  return span_of(bytes);
+}
+
+ClaimRows claims_of(std::uint32_t ns, const RowsIn& keys, const WordsIn& shards, const BytesIn& tiers) {
+  if (shards.shape(0) != keys.shape(0) || tiers.shape(0) != keys.shape(0)) throw nb::value_error("shards, tiers: one a key");
+  for (std::size_t i = 0; i < tiers.shape(0); ++i)
+    if (shards.data()[i] != 0 && (tiers.data()[i] < 1 || tiers.data()[i] > 3)) throw nb::value_error("tiers: 1 to 3 where there are shards");
+  return {ns, rows_of(keys), words_of(shards), {tiers.data(), tiers.shape(0)}};
+}
+
+struct Claims : ClaimTable {
+  using ClaimTable::ClaimTable;
+  NodeNumber checked(std::uint32_t node) const {
+    if (!known(node)) throw nb::value_error("node: no such number");
+    return static_cast<NodeNumber>(node);
+  }
+};
+
+void bind_functions(nb::module_& m) {
+  m.def("namespace_word", [](const nb::bytes& digest) { return namespace_word(long_enough(digest, "digest")); }, "digest"_a);
+  m.def("node_word", [](const nb::bytes& id) { return name_hash(long_enough(id, "id")); }, "id"_a);
+  m.def("rendezvous", [](const nb::bytes& thing, const WordsIn& nodes, std::size_t width) {
+    return array_of(highest(name_hash(long_enough(thing, "thing")), words_of(nodes), width));
+  }, "thing"_a, "nodes"_a, "width"_a);
+  m.def("homes_of", [](const RowsIn& keys, const WordsIn& nodes) {
+    const KeyRows rows = rows_of(keys);
+    std::vector<std::int32_t> first(rows.count), second(rows.count);
+    {
+      const MaybeRelease release(rows.count * nodes.shape(0) > 4'096);
+      homes_of(rows, words_of(nodes), first, second);
+    }
+    return std::tuple(array_of(std::move(first)), array_of(std::move(second)));
+  }, "keys"_a, "nodes"_a);
+  m.def("claim_buckets", [](const RowsIn& keys) {
+    const KeyRows rows = rows_of(keys);
+    std::vector<std::uint8_t> out(rows.count);
+    for (std::size_t i = 0; i < rows.count; ++i) out[i] = static_cast<std::uint8_t>(bucket_of(rows[i]));
+    return array_of(std::move(out));
+  }, "keys"_a);
+  m.def("claim_digests", [](std::uint32_t ns, const RowsIn& keys, const WordsIn& shards, const BytesIn& tiers) {
+    Digests digests{};
+    fold_digests(claims_of(ns, keys, shards, tiers), digests);
+    return array_of(std::vector<std::uint64_t>(digests.begin(), digests.end()));
+  }, "ns_word"_a, "keys"_a, "shards"_a, "tiers"_a);
+}
+
+void bind_table(nb::module_& m) {
+  nb::class_<Claims>(m, "ClaimTable", "What nodes say that they hold. Not thread-safe. See native/directory/claims.hpp.")
+      .def("__init__", [](Claims* self, std::uint32_t claims_max, std::uint64_t hash_seed) {
+             new (self) Claims(ClaimConfig{claims_max, hash_seed});
+           }, "claims_max"_a = ClaimConfig{}.claims_max, "hash_seed"_a = ClaimConfig{}.hash_seed)
+      .def("add_node", [](Claims& self) { return self.add_node(); })
+      .def("drop_node", [](Claims& self, std::uint32_t node) { return self.drop_node(self.checked(node)); }, "node"_a)
+      .def("set_named", [](Claims& self, std::uint32_t node, bool named) { self.set_named(self.checked(node), named); }, "node"_a, "named"_a)
+      .def("apply", [](Claims& self, std::uint32_t node, std::uint32_t ns, const RowsIn& keys, const WordsIn& shards, const BytesIn& tiers) {
+             const NodeNumber number = self.checked(node);
+             const ClaimRows rows = claims_of(ns, keys, shards, tiers);
+             const Applied done = self.apply(number, rows);
+             return std::tuple(done.added, done.changed, done.withdrawn, done.unknown, done.evicted);
+           }, "node"_a, "ns_word"_a, "keys"_a, "shards"_a, "tiers"_a)
+      .def("drop_namespace", [](Claims& self, std::uint32_t node, std::uint32_t ns) { return self.drop_namespace(self.checked(node), ns); },
+           "node"_a, "ns_word"_a)
+      .def("begin", [](Claims& self, std::uint32_t node, std::uint64_t buckets) { self.begin(self.checked(node), buckets); }, "node"_a, "buckets"_a)
+      .def("end", [](Claims& self, std::uint32_t node, std::uint64_t buckets) { return self.end(self.checked(node), buckets); }, "node"_a, "buckets"_a)
+      .def("locate", [](const Claims& self, std::uint32_t ns, const RowsIn& keys, std::uint32_t holders_max, std::uint32_t spread) {
+             Located out;
+             self.locate(ns, rows_of(keys), holders_max, spread, out);
+             return std::tuple(array_of(std::move(out.counts)), array_of(std::move(out.nodes)), array_of(std::move(out.shards)),
+                               array_of(std::move(out.tiers)));
+           }, "ns_word"_a, "keys"_a, "holders_max"_a, "spread"_a)
+      .def("digests", [](const Claims& self, std::uint32_t node) {
+             const Digests& digests = self.digests(self.checked(node));
+             return array_of(std::vector<std::uint64_t>(digests.begin(), digests.end()));
+           }, "node"_a)
+      .def("claims_of", [](const Claims& self, std::uint32_t node) { return self.claims_of(self.checked(node)); }, "node"_a)
+      .def("evicted_of", [](const Claims& self, std::uint32_t node) { return self.evicted_of(self.checked(node)); }, "node"_a)
+      .def("__len__", [](const Claims& self) { return self.size(); })
+      .def_prop_ro("claims_max", [](const Claims& self) { return self.claims_max(); })
+      .def_prop_ro("memory_bytes", [](const Claims& self) { return self.memory_bytes(); })
+      .def("check_integrity", [](const Claims& self) { self.check_integrity(); });
+}
+
+}  // namespace
+
+void bind_claims(nb::module_& m) {
+  bind_functions(m);
+  bind_table(m);
+}
+
+void bind_held(nb::class_<CoreClass>& core) {
+  core.def("held", [](CoreClass& self, NsId ns, const KeysIn& keys) {
+            std::vector<std::uint64_t> shards(keys.shape(0));
+            std::vector<std::uint8_t> tiers(keys.shape(0));
+            {
+              nb::gil_scoped_release release;
+              self.core.held(ns, keys_of(keys), shards, tiers);
+            }
+            return std::tuple(array_of(std::move(shards)), array_of(std::move(tiers)));
+          }, "ns"_a, "keys"_a)
+      .def("scan_held", [](CoreClass& self, std::uint64_t after, std::size_t max, std::int64_t ns) {
+            HeldKeys out;
+            {
+              nb::gil_scoped_release release;
+              after = self.core.scan_held(after, max, ns < 0 ? kNoNamespace : static_cast<NsId>(ns), out);
+            }
+            return std::tuple(after, array_of(std::move(out.keys)), array_of(std::move(out.ns)), array_of(std::move(out.shards)),
+                              array_of(std::move(out.tiers)));
+          }, "after"_a, "max"_a, "ns"_a = -1)
+      .def("changes_since", [](CoreClass& self, std::uint64_t sequence, std::size_t max) {
+            Changes out;
+            {
+              nb::gil_scoped_release release;
+              out = self.core.changes_since(sequence, max);
+            }
+            return std::tuple(out.sequence, out.gap, array_of(std::move(out.keys)), array_of(std::move(out.ns)), array_of(std::move(out.cleared)));
+          }, "sequence"_a, "max"_a)
+      .def("namespace_digest", [](CoreClass& self, NsId ns) -> std::optional<nb::bytes> {
+            const std::optional<Key> digest = self.core.namespace_digest(ns);
+            if (!digest) return std::nullopt;
+            return bytes_of(*digest);
+          }, "ns"_a)
+      .def_prop_ro("namespaces_end", [](CoreClass& self) { return self.core.namespaces_end(); });
+}
+
+}  // namespace kvstore::bind

@@ -1,0 +1,77 @@
+// What a node tells the directory of: which shards of which keys it holds, and what has changed.
+#include "node_core_impl.hpp"
+
+namespace kvstore {
+namespace {
+
+struct Here {
+  std::uint64_t memory = 0, file = 0;  // shards
+  Tier tier() const { return memory != 0 ? Tier::kMemory : file != 0 ? Tier::kFile : Tier::kNone; }
+};
+
+Here here(const NodeCore::Impl& core, NsId ns, const Key& key) {
+  return {core.memory.shards_of(ns, key), core.file ? core.file->shards_of(ns, key) : 0};
+}
+
+}  // namespace
+
+void NodeCore::held(NsId ns, std::span<const Key> keys, std::span<std::uint64_t> shards, std::span<std::uint8_t> tiers) const {
+  std::lock_guard lock(impl_->mutex);
+  const bool open = impl_->open_row(ns) != nullptr;
+  for (std::size_t i = 0; i < keys.size(); ++i) {
+    const Here found = open ? here(*impl_, ns, keys[i]) : Here{};
+    shards[i] = found.memory | found.file;
+    tiers[i] = static_cast<std::uint8_t>(found.tier());
+  }
+}
+
+// A position is a slot of memory, or 2^32 and above: of files.
+std::uint64_t NodeCore::scan_held(std::uint64_t after, std::size_t max, NsId ns, HeldKeys& out) const {
+  constexpr std::uint64_t kFiles = 1ull << 32;
+  std::lock_guard lock(impl_->mutex);
+  std::uint64_t at = after;
+  for (std::size_t looked = 0; looked < max; ++looked, ++at) {
+    if (at < kFiles && at >= impl_->memory.slots_end()) at = kFiles;
+    const bool in_files = at >= kFiles;
+    if (in_files && (!impl_->file || at - kFiles >= impl_->file->slots_end())) return 0;
+    const SlotInfo info = impl_->table(in_files ? Tier::kFile : Tier::kMemory).info(static_cast<SlotId>(at));
+    if (info.state != SlotState::kSealed || (ns != kNoNamespace && info.ns != ns) || impl_->open_row(info.ns) == nullptr) continue;
+    const Here found = here(*impl_, info.ns, info.key);
+    // Once a key: by its lowest shard, in memory if any is there.
+    if (in_files && found.memory != 0) continue;
+    const std::uint64_t lowest = in_files ? found.file : found.memory;
+    if ((lowest & ((1ull << info.shard) - 1)) != 0) continue;
+    out.keys.push_back(info.key);
+    out.ns.push_back(info.ns);
+    out.shards.push_back(found.memory | found.file);
+    out.tiers.push_back(static_cast<std::uint8_t>(found.tier()));
+  }
+  return at;
+}
+
+Changes NodeCore::changes_since(std::uint64_t sequence, std::size_t max) const {
+  std::lock_guard lock(impl_->mutex);
+  Changes out;
+  out.sequence = impl_->events.each_since(sequence, max, out.gap, [&](const Event& event) {
+    if (event.kind == Event::Kind::kCleared) {
+      out.cleared.push_back(event.ns);
+      return;
+    }
+    out.keys.push_back(event.key);
+    out.ns.push_back(event.ns);
+  });
+  return out;
+}
+
+std::optional<Key> NodeCore::namespace_digest(NsId ns) const {
+  std::lock_guard lock(impl_->mutex);
+  if (ns >= impl_->namespaces.size()) return std::nullopt;
+  return impl_->namespaces[ns].spec.digest;
+}
+
+NsId NodeCore::namespaces_end() const {
+  std::lock_guard lock(impl_->mutex);
+  return static_cast<NsId>(impl_->namespaces.size());
+}
+
+}  // namespace kvstore

@@ -1,0 +1,88 @@
+"""What the core says that it holds: shards of both tiers, once a key, and what has changed since."""
+
+from __future__ import annotations
+
+import hashlib
+
+import numpy as np
+
+from kvstore import native
+from kvstore.directory.holdings import CoreHoldings
+from kvstore.identity import Keys
+from tests.model.table_pair import aligned
+
+MEMORY, FILE = 1, 2
+SHARDS = 3
+DIGEST = hashlib.sha256(b"a namespace").digest()
+KEYS = np.frombuffer(b"".join(hashlib.sha256(f"{n}".encode()).digest() for n in range(40)), np.uint8).reshape(-1, 32)
+
+
+class Node:
+    def __init__(self) -> None:
+        memory = native.TableConfig(4 << 20, 1 << 20)
+        file = native.TableConfig(8 << 20, 1 << 20, header_bytes=4096)
+        self.meta = aligned(native.NodeCore.meta_bytes(memory))
+        self.core = native.NodeCore(memory, file, meta=self.meta.ctypes.data, meta_bytes=self.meta.size, incarnation=1)
+        self.ns = self.core.open_namespace(DIGEST, 0, 16, [[4096]] * SHARDS)
+        self.owner = self.core.new_owner()
+
+    def put(self, tier: int, shard: int, keys: Keys) -> None:
+        status, statuses, tickets, _ = self.core.reserve(
+            tier, self.owner, self.ns, shard, keys, b"", [], native.Hint(), False, 0
+        )
+        assert status == 0 and not statuses.any()
+        assert not self.core.seal(tier, self.owner, tickets, np.full(len(tickets), 7, np.uint64), 0).any()
+
+
+def scanned(holdings: CoreHoldings, slots: int = 7) -> dict[bytes, tuple[int, int]]:
+    found: dict[bytes, tuple[int, int]] = {}
+    after = 0
+    while True:
+        after, pages = holdings.scan(after, slots)
+        for ns, keys, shards, tiers in pages:
+            assert ns == DIGEST
+            for key, bits, tier in zip(keys, shards, tiers, strict=True):
+                assert key.tobytes() not in found, "a key twice"
+                found[key.tobytes()] = (int(bits), int(tier))
+        if not after:
+            return found
+
+
+def test_both_tiers_are_one_claim() -> None:
+    node = Node()
+    holdings = CoreHoldings(node.core)
+    node.put(MEMORY, 0, KEYS[:10])
+    node.put(MEMORY, 2, KEYS[5:12])
+    node.put(FILE, 1, KEYS[8:20])
+    want: dict[bytes, tuple[int, int]] = {}
+    for n in range(20):
+        bits = (n < 10) | (n >= 8) << 1 | (5 <= n < 12) << 2
+        want[KEYS[n].tobytes()] = (bits, MEMORY if n < 12 else FILE)
+    assert scanned(holdings) == want
+    shards, tiers = holdings.held(DIGEST, KEYS)
+    assert [(int(s), int(t)) for s, t in zip(shards, tiers, strict=True)] == [*want.values(), *[(0, 0)] * 20]
+    assert not holdings.held(bytes(32), KEYS)[0].any()
+
+
+def test_changes_are_told_once_and_a_clear_is_the_last() -> None:
+    node = Node()
+    holdings = CoreHoldings(node.core)
+    assert not holdings.changes().keys
+    node.put(MEMORY, 0, KEYS[:4])
+    node.put(FILE, 0, KEYS[2:6])
+    changes = holdings.changes()
+    assert [ns for ns, _ in changes.keys] == [DIGEST] and not changes.gap and not changes.cleared
+    assert {key.tobytes() for key in changes.keys[0][1]} == {key.tobytes() for key in KEYS[:6]}
+    assert not holdings.changes().keys
+    node.core.retire_keys(node.ns, KEYS[:1])
+    assert [len(keys) for _, keys in holdings.changes().keys] == [1]
+    node.core.drop_namespace(node.ns)
+    assert holdings.changes().cleared == [DIGEST]
+    assert not holdings.held(DIGEST, KEYS)[0].any() and not scanned(holdings)
+
+
+def test_what_lay_there_before_is_told_when_its_namespace_opens() -> None:
+    node = Node()
+    node.put(MEMORY, 0, KEYS[:9])
+    (opened,) = CoreHoldings(node.core).changes().keys
+    assert opened[0] == DIGEST and len(opened[1]) == 9
