@@ -129,6 +129,7 @@ class Announcer:
         self._version = -1
         self._sweep: _Sweep | None = None
         self._read_at = 0
+        self._unread = False  # somebody looked before that: there may be changes that nobody speaks of again
         self._digest_at: int | None = None
 
     # ---- what drives it
@@ -136,7 +137,8 @@ class Announcer:
     def poll(self, now: int) -> list[tuple[bytes, Announce | Digest]]:
         """What is to be sent now, to whom; each is answered once, with None where no answer came."""
         self._follow_view()
-        if now >= self._read_at:
+        self._unread = now < self._read_at
+        if not self._unread:
             self._read_at = now + self._settings.announce_ms * MS
             self._read()
         self._plan_sweep(now)
@@ -190,6 +192,7 @@ class Announcer:
             return now + MS
         times = [home.retry_at for home in self._homes.values() if self._waits(home)]
         times += [at for at in (self._digest_at,) if at is not None]
+        times += [self._read_at] if self._unread else []
         return max(min(times, default=now + self._settings.digest_ms * MS), now + MS)
 
     def _waits(self, home: _Home) -> bool:
