@@ -18,12 +18,12 @@ import pytest
 from kvstore import native
 from kvstore.admin import rows
 from kvstore.admin.connection import Connection
-from kvstore.node.auth import mint_token
 from kvstore.wire import admin as admin_messages
 from kvstore.wire import peers, store
 from tests.certificates import Authority, Pair
 from tests.etcd_server import EtcdServer, free_ports, needs_etcd
 from tests.integration.nodes import NodeProcess, eventually
+from tests.tokens import mint_token
 
 Row = dict[str, Any]
 
