@@ -46,6 +46,12 @@ class ClusterConfig:
     ping_ms: how often a node asks each other whether it lives; more seldom where that were more than
     pings_per_second_max. dead_after_ms: without an answer a node is dead. mass_hold_ms: how long the last view stays
     where more than half die at once.
+    directory_width: nodes that keep one namespace's claims; the same everywhere. claims_max: that this node keeps for
+    others. holders_max: named for a block. settle_ms: how long a node that came is not asked yet. grace_ms: how long
+    the claims that a dead node kept are not moved. announce_ms: how long what came or went waits for more of it.
+    digest_ms: how often homes are compared with what is held. hedge_ms: how long a lookup waits for a home before it
+    asks the second one. locate_ms_max: and for all of them. far_bytes_per_s: taken for the speed of a fetch from
+    another node.
     """
 
     secret_file: Path | None = None
@@ -63,6 +69,16 @@ class ClusterConfig:
     dead_after_ms: int = 2_000
     mass_hold_ms: int = 30_000
     pings_per_second_max: int = 500
+    directory_width: int = 16
+    claims_max: int = 16 << 20
+    holders_max: int = 4
+    settle_ms: int = 2_000
+    grace_ms: int = 30_000
+    announce_ms: int = 20
+    digest_ms: int = 30_000
+    hedge_ms: int = 50
+    locate_ms_max: int = 500
+    far_bytes_per_s: int = 1 << 30
 
 
 @dataclass(frozen=True, slots=True)

@@ -24,7 +24,7 @@ Settings = Mapping[str, str]
 TABLE_MAX: Final = 64
 NAME_MAX: Final = 64
 VALUE_MAX: Final = 256
-PEERS_VERSION: Final = 1  # of what nodes say to each other (peers.proto)
+PEERS_VERSION: Final = 2  # of what nodes say to each other (peers.proto)
 
 
 def secret_id(secret: bytes) -> str:
@@ -38,6 +38,7 @@ def agreed(cluster: ClusterConfig, secret: bytes, url: str | None) -> dict[str, 
     return {
         "cluster.secret_file (its id)": secret_id(secret),
         "cluster.family_blocks": str(cluster.family_blocks),
+        "cluster.directory_width": str(cluster.directory_width),
         "object.url (its digest)": hashlib.sha256(url.encode()).hexdigest()[:16] if shared and url else "not shared",
         "format of blocks": str(FORMAT_VERSION),
         "format of layouts": str(LAYOUT_VERSION),

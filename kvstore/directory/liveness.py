@@ -192,6 +192,15 @@ class Liveness:
         self._judge()
         return [change for change in changes if change is not None]
 
+    def overdue(self, now: int) -> bool:
+        """Whether a tick would find that this process stood still: to be asked before others are believed."""
+        return now - self._ticked > self.rules.dead_after_ns // 2
+
+    @property
+    def settled(self) -> bool:
+        """Of every node that is expected it is known whether it lives."""
+        return all(peer.heard or peer.state is State.DEAD for peer in self._peers.values())
+
     @property
     def view(self) -> frozenset[str]:
         """Where blocks are placed; `epoch` grows whenever it changes."""
@@ -205,6 +214,10 @@ class Liveness:
     def state(self, address: str) -> State | None:
         peer = self._peers.get(address)
         return peer.state if peer is not None else None
+
+    def rtt_ns(self, address: str) -> int | None:
+        peer = self._peers.get(address)
+        return peer.rtt_ns if peer is not None else None
 
     def rows(self, now: int) -> list[Row]:
         return [

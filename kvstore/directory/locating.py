@@ -7,7 +7,7 @@ with at most as many messages again. Whatever is missing at the end is a miss. P
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -44,6 +44,11 @@ class Holders:
         """What there is of each key anywhere; `local`: what the asking node holds itself."""
         all_of: Words = np.bitwise_or.reduce(self.shards, axis=0, initial=np.uint64(0))
         return all_of if local is None else all_of | local
+
+    def among(self, nodes: Collection[bytes]) -> Holders:
+        """Of these nodes alone: a home may name one that the asking node knows to be dead, or itself."""
+        chosen = [i for i, node in enumerate(self.nodes) if node in nodes]
+        return Holders(tuple(self.nodes[i] for i in chosen), self.shards[chosen], self.tiers[chosen])
 
     def runs(self, shard: int, first: int, end: int, order: Sequence[bytes] = ()) -> list[Run]:
         """[first, end) of a shard cut into runs of one node each, up to the first block that nobody has. The node whose

@@ -25,10 +25,12 @@ from kvstore.errors import KvStoreError, Misconfigured
 from kvstore.members import Alone, EtcdAt, Listed, parse_members
 from kvstore.node.etcd_access import credentials_of, user_of
 from kvstore.node.introduction import Introduction, pass_token
+from kvstore.node.locator import Locator
 from kvstore.node.peer_desk import PeerDesk
 from kvstore.node.peers import NotListening, Peers
 
 if TYPE_CHECKING:
+    from kvstore import native
     from kvstore.clock import Clock
     from kvstore.config import ClusterConfig
     from kvstore.node.tls import Certificates
@@ -86,8 +88,10 @@ class Cluster:
         self.counts = ClusterCounts()
         self.door_token = pass_token(secret)
         self.me = Member("")
-        self._joined = False
-        self.desk = PeerDesk(introduction, lambda: self.me if self.is_clustered and self.me.id else None, self._welcome)
+        self.locator: Locator | None = None  # in a cluster, from `introduce` on
+        self.desk = PeerDesk(
+            introduction, lambda: self.me if self.locator is not None else None, self._welcome, self._told
+        )
         self.peers = Peers(
             introduction,
             me=lambda: self.me,
@@ -110,6 +114,9 @@ class Cluster:
         self._own: set[str] = set()  # other addresses of this node
         self._problems: dict[str, str] = {}
         self._states = self._count()
+        self._barred: set[str] = set()  # whose id another node has
+        self._living: dict[bytes, Member] = {}  # as the directory was told
+        self._news = True  # that it was not told yet
         self._pings: set[asyncio.Task[None]] = set()
         self._tasks: list[asyncio.Task[None]] = []
 
@@ -128,9 +135,9 @@ class Cluster:
 
     # ---- joining and leaving --------------------------------------------------------------------------------------
 
-    def introduce(self, me: Member) -> None:
+    def introduce(self, me: Member, core: native.NodeCore) -> None:
         """Who this node is. `me.address`: of the framed door as it is bound; `cluster.address` is told instead of it.
-        Raises Misconfigured where no other node could connect to it.
+        core: whose blocks others are told of. Raises Misconfigured where no other node could connect to it.
         """
         address = self._config.address or me.address
         host = address.rpartition(":")[0]
@@ -139,14 +146,17 @@ class Cluster:
                 f"node.address = {me.address!r}: other nodes cannot connect to a wildcard; set cluster.address"
             )
         self.me = replace(me, address=address, version=kvstore.__version__)
+        if self.is_clustered:
+            self.locator = Locator(self.me, core, self._config, self.peers, self._clock, self.living)
 
     async def join(self) -> None:
         """Raises Misconfigured: refused, and by what. Returns when others can find this node."""
         await self._membership.join(self.me, self._settings, lambda address: self.peers.greet(address, GREET_S))
-        self._joined = True
         self._relist()
         if self.is_clustered:
             self._tasks = [asyncio.ensure_future(self._follow()), asyncio.ensure_future(self._tick())]
+        if self.locator is not None:
+            self.locator.start()
 
     async def stop(self) -> None:
         """Idempotent."""
@@ -154,6 +164,8 @@ class Cluster:
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
+        if self.locator is not None:
+            await self.locator.stop()
         await self._membership.leave()
         await self.peers.close()
 
@@ -195,19 +207,56 @@ class Cluster:
     async def _tick(self) -> None:
         while True:
             now = self._clock.now_ns()
-            was_fit = self.liveness.fit
-            for change in self.liveness.tick(now):
-                self._tell(change)
-            if was_fit and not self.liveness.fit:
-                log.warning("this node stood still; it serves no other until a majority of them answers")
+            self._look(now)
             for address in self.liveness.due(now):
                 self.liveness.asked(address, now)
                 task = asyncio.ensure_future(self._ping(address, now))
                 self._pings.add(task)
                 task.add_done_callback(self._pings.discard)
             self._forget()
+            self._see()
             self._states = self._count()
             await asyncio.sleep(TICK_S)
+
+    def _look(self, now: int) -> None:
+        was_fit = self.liveness.fit
+        for change in self.liveness.tick(now):
+            self._tell(change)
+        if was_fit and not self.liveness.fit:
+            log.warning("this node stood still; it serves no other until a majority of them answers")
+            if self.locator is not None:
+                self.locator.stood_still()
+        elif self.liveness.fit and not was_fit and self.locator is not None:
+            self.locator.rejoined()
+
+    def _told(self, node: Member, method: int, body: bytes) -> bytes:
+        """What a node tells the directory or asks of it: not before this one knows whether it stood still."""
+        now = self._clock.now_ns()
+        if self._tasks and self.liveness.overdue(now):
+            self._look(now)
+        assert self.locator is not None, "the desk lets nobody in before"
+        return self.locator.handle(node, method, body)
+
+    def _see(self) -> None:
+        """Who lives, for the directory. Not before it is known of everybody who is listed: who was there before this
+        node is asked at once, who comes later is let settle first.
+        """
+        if self.locator is None or not self._news or not (self._living or self.liveness.settled):
+            return
+        self._news = False
+        self._living = {self.me.id: self.me}
+        for address, member in sorted(self._met.items()):
+            if self.liveness.state(address) is not State.DEAD and address not in self._barred:
+                self._living.setdefault(member.id, member)
+        self.locator.see({node: member.incarnation for node, member in self._living.items()})
+
+    def rtt_s(self, address: str) -> float:
+        """Of the last ping there that was answered; 0 before any."""
+        return (self.liveness.rtt_ns(address) or 0) / 1e9
+
+    def living(self, node: bytes) -> Member | None:
+        """A node that answers, by its id, at the address where it does."""
+        return self._living.get(node)
 
     async def _ping(self, address: str, asked_at: int) -> None:
         self.counts.pings += 1
@@ -233,6 +282,7 @@ class Cluster:
             change = self._answered(address, member, asked_at)
         if change is not None:
             self._tell(change)
+        self._see()
 
     def _answered(self, address: str, member: Member, asked_at: int) -> Change | None:
         if member.id == self.me.id:
@@ -241,16 +291,24 @@ class Cluster:
                 self.liveness.forget(address)
                 self.peers.forget(address)
                 return None
-            self._trouble(address, Misconfigured(duplicate(member.id, address, self.me.address)))
+            self._bar(address, duplicate(member.id, address, self.me.address))
         else:
             twin = self._twin(replace(member, address=address))
             if twin is not None:
-                self._trouble(address, Misconfigured(duplicate(member.id, address, twin.address)))
+                self._bar(address, duplicate(member.id, address, twin.address))
             else:
                 self._problems.pop(address, None)
+                self._barred.discard(address)
         # Where it was found counts, whatever it says of itself: a name in the list, a forwarded port.
-        self._met[address] = replace(member, address=address)
+        found = replace(member, address=address)
+        self._news = self._news or self._met.get(address) != found
+        self._met[address] = found
         return self.liveness.answered(address, self._clock.now_ns(), asked_at)
+
+    def _bar(self, address: str, why: str) -> None:
+        self._news = self._news or address not in self._barred
+        self._barred.add(address)
+        self._trouble(address, Misconfigured(why))
 
     def _trouble(self, address: str, error: KvStoreError) -> None:
         if isinstance(error, Misconfigured) and self._problems.get(address) != str(error):
@@ -258,6 +316,7 @@ class Cluster:
         self._problems[address] = str(error)
 
     def _tell(self, change: Change) -> None:
+        self._news = True
         name = self._name(change.address)
         if change.after is State.DEAD:
             why = self._problems.get(change.address, "it does not answer")
@@ -277,6 +336,7 @@ class Cluster:
         for table in (self._met, self._problems):
             for address in [one for one in table if self.liveness.state(one) is None]:
                 del table[address]
+                self._barred.discard(address)
                 self.peers.forget(address)
 
     # ---- what is told of it ---------------------------------------------------------------------------------------

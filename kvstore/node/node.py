@@ -151,7 +151,8 @@ class Node:
                 name=self.name,
                 grpc=next((at for at in self.grpc.addresses if not at.startswith("unix:")), ""),
                 host=self.transfers.connector.offer.home.boot.hex(),
-            )
+            ),
+            self.core,
         )
         await self.cluster.join()
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Final
 from kvstore.errors import Misconfigured
 from kvstore.node.auth import Denied
 from kvstore.node.introduction import NONCE_BYTES, Introduction
-from kvstore.wire import convert, peers, store
+from kvstore.wire import claims, convert, peers, store
 
 if TYPE_CHECKING:
     from google.protobuf.message import Message
@@ -22,14 +22,14 @@ __all__ = ["METHODS", "PeerDesk"]
 
 log = logging.getLogger(__name__)
 
-METHODS: Final = frozenset({store.METHOD_PEER_CHALLENGE, store.METHOD_PEER_HELLO, store.METHOD_PEER_PING})
+METHODS: Final = claims.METHODS | {store.METHOD_PEER_CHALLENGE, store.METHOD_PEER_HELLO, store.METHOD_PEER_PING}
 REFUSALS_REMEMBERED: Final = 256  # each is logged once, and again only after so many others
 
 
 @dataclass(slots=True)
 class PeerDesk:
     """me: this node; None: it is not (yet) in a cluster. welcome: told of each node that has introduced itself; why it
-    may not stay, or nothing.
+    may not stay, or nothing. directory: what one that has introduced itself tells or asks by claims.METHODS.
 
     Everything is kept by connection, of which the door has a limited number, until `gone`.
     """
@@ -37,6 +37,7 @@ class PeerDesk:
     introduction: Introduction
     me: Callable[[], Member | None]
     welcome: Callable[[Member], str | None]
+    directory: Callable[[Member, int, bytes], bytes]
     _asked: dict[int, tuple[bytes, bytes]] = field(default_factory=dict)  # nonces of introductions under way
     _peers: dict[int, Member] = field(default_factory=dict)
     _refused: dict[str, None] = field(default_factory=dict)
@@ -57,6 +58,8 @@ class PeerDesk:
         me = self.me()
         if me is None:
             raise Denied("peer: this node is in no cluster (cluster.members)", known=False)
+        if method in claims.METHODS:
+            return self.directory(self.peer(connection), method, body)
         answer: Message
         try:
             match method:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import kvstore
 from kvstore.node.auth import Denied
+from kvstore.node.locator import LocatorCounts
 from kvstore.observe.http import MetricsServer
 from kvstore.observe.metrics import ClusterSample, NamespaceLabels, NodeCollector, Source, TierSample
 
@@ -68,6 +69,7 @@ class Telemetry:
 
     def _cluster(self) -> ClusterSample:
         cluster = self._host.cluster
+        counts = cluster.locator.counts if cluster.locator is not None else LocatorCounts()
         return ClusterSample(
             nodes=cluster.states,
             pings=cluster.counts.pings,
@@ -75,6 +77,14 @@ class Telemetry:
             deaths=cluster.counts.deaths,
             discovery_away=cluster.discovery.away_s > 0,
             stood_still=not cluster.fit,
+            claims=counts.claims,
+            claims_bytes=counts.claims_bytes,
+            told=counts.told,
+            resyncs=counts.resyncs,
+            lookups=counts.lookups,
+            asked=counts.asked,
+            hedged=counts.hedged,
+            unanswered=counts.unanswered,
         )
 
     def _tiers(self) -> list[TierSample]:

@@ -55,7 +55,8 @@ class TierSample:
 @dataclass(frozen=True, slots=True)
 class ClusterSample:
     """The nodes that this one knows of, itself among them, by state; what it has asked them; whether discovery is
-    away; whether this node stood still and is not believed again yet.
+    away; whether this node stood still and is not believed again yet. Then its part of the directory: claims that it
+    keeps and their memory, and what LocatorCounts says.
     """
 
     nodes: Mapping[str, int]
@@ -64,6 +65,14 @@ class ClusterSample:
     deaths: int
     discovery_away: bool
     stood_still: bool
+    claims: int = 0
+    claims_bytes: int = 0
+    told: int = 0
+    resyncs: int = 0
+    lookups: int = 0
+    asked: int = 0
+    hedged: int = 0
+    unanswered: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -272,6 +281,20 @@ def cluster(sample: ClusterSample) -> Iterator[Metric]:
         "kvstore_cluster_stood_still",
         "1: this node stood still, and serves no other until a majority of them answers.",
         sample.stood_still,
+    )
+    yield _gauge_value("kvstore_directory_claims", "Claims of nodes that this one keeps.", sample.claims)
+    yield _gauge_value("kvstore_directory_claims_bytes", "Their memory, index and all.", sample.claims_bytes)
+    yield _counter("kvstore_announce_rows", "Keys that homes were told of: came, went, or told again.", sample.told)
+    yield _counter("kvstore_announce_resyncs", "How often a home asked to be told everything.", sample.resyncs)
+    yield _counter("kvstore_locate_lookups", "Lookups that went beyond this node.", sample.lookups)
+    yield _counter("kvstore_locate_messages", "Homes asked by them, this node as its own home too.", sample.asked)
+    yield _counter(
+        "kvstore_locate_hedges", "Of these to second homes, since the first was slow or gone.", sample.hedged
+    )
+    yield _counter(
+        "kvstore_locate_unanswered",
+        "Messages to homes, of lookups and of announcements, without an answer.",
+        sample.unanswered,
     )
 
 

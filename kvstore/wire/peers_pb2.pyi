@@ -16,6 +16,7 @@ from collections import abc as _abc
 from google.protobuf import descriptor as _descriptor
 from google.protobuf import message as _message
 from google.protobuf.internal import containers as _containers
+from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
 import builtins as _builtins
 import sys
 import typing as _typing
@@ -26,6 +27,40 @@ else:
     from typing_extensions import TypeAlias as _TypeAlias, Never as _Never
 
 DESCRIPTOR: _descriptor.FileDescriptor
+
+class _PeerStatus:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _PeerStatusEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_PeerStatus.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    PEER_TAKEN: _PeerStatus.ValueType  # 0
+    PEER_RESYNC: _PeerStatus.ValueType  # 1
+    """something before it is missing here: tell everything, from scratch"""
+    PEER_STRANGER: _PeerStatus.ValueType  # 2
+    """not the incarnation that the answering node knows: later"""
+    PEER_AWAY: _PeerStatus.ValueType  # 3
+    """it is not fit to be asked or told"""
+    PEER_FULL: _PeerStatus.ValueType  # 4
+    """it keeps claims of no more nodes"""
+
+class PeerStatus(_PeerStatus, metaclass=_PeerStatusEnumTypeWrapper):
+    """---- the directory (kvstore/directory) ---------------------------------------------------------------------------------
+
+    Who speaks is the node that has introduced itself over the connection, in that incarnation: nobody claims for another.
+    Keys are the first 16 bytes of each, one after the other; words are little-endian.
+    """
+
+PEER_TAKEN: PeerStatus.ValueType  # 0
+PEER_RESYNC: PeerStatus.ValueType  # 1
+"""something before it is missing here: tell everything, from scratch"""
+PEER_STRANGER: PeerStatus.ValueType  # 2
+"""not the incarnation that the answering node knows: later"""
+PEER_AWAY: PeerStatus.ValueType  # 3
+"""it is not fit to be asked or told"""
+PEER_FULL: PeerStatus.ValueType  # 4
+"""it keeps claims of no more nodes"""
+Global___PeerStatus: _TypeAlias = PeerStatus  # noqa: Y015
 
 @_typing.final
 class PeerNode(_message.Message):
@@ -245,3 +280,215 @@ class PeerPingResponse(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___PeerPingResponse: _TypeAlias = PeerPingResponse  # noqa: Y015
+
+@_typing.final
+class PeerRows(_message.Message):
+    """What the asking node holds of one namespace."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAMESPACE_FIELD_NUMBER: _builtins.int
+    KEYS_FIELD_NUMBER: _builtins.int
+    SHARDS_FIELD_NUMBER: _builtins.int
+    TIERS_FIELD_NUMBER: _builtins.int
+    namespace: _builtins.bytes
+    """32 bytes"""
+    keys: _builtins.bytes
+    """n * 16"""
+    shards: _builtins.bytes
+    """n * 8: a bitmap of shards; 0: nothing any more"""
+    tiers: _builtins.bytes
+    """n: the nearest Tier; 0 where there are no shards"""
+    def __init__(
+        self,
+        *,
+        namespace: _builtins.bytes = ...,
+        keys: _builtins.bytes = ...,
+        shards: _builtins.bytes = ...,
+        tiers: _builtins.bytes = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["keys", b"keys", "namespace", b"namespace", "shards", b"shards", "tiers", b"tiers"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___PeerRows: _TypeAlias = PeerRows  # noqa: Y015
+
+@_typing.final
+class PeerAnnounceRequest(_message.Message):
+    """One batch. It is sent again as it is until it is answered."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SEQUENCE_FIELD_NUMBER: _builtins.int
+    ROWS_FIELD_NUMBER: _builtins.int
+    CLEARED_FIELD_NUMBER: _builtins.int
+    BEGIN_FIELD_NUMBER: _builtins.int
+    END_FIELD_NUMBER: _builtins.int
+    sequence: _builtins.int
+    begin: _builtins.int
+    """buckets whose telling from scratch begins before the rows"""
+    end: _builtins.int
+    """and ends after them"""
+    @_builtins.property
+    def rows(self) -> _containers.RepeatedCompositeFieldContainer[Global___PeerRows]: ...
+    @_builtins.property
+    def cleared(self) -> _containers.RepeatedScalarFieldContainer[_builtins.bytes]:
+        """namespaces of which it holds nothing any more"""
+
+    def __init__(
+        self,
+        *,
+        sequence: _builtins.int = ...,
+        rows: _abc.Iterable[Global___PeerRows] | None = ...,
+        cleared: _abc.Iterable[_builtins.bytes] | None = ...,
+        begin: _builtins.int = ...,
+        end: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["begin", b"begin", "cleared", b"cleared", "end", b"end", "rows", b"rows", "sequence", b"sequence"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___PeerAnnounceRequest: _TypeAlias = PeerAnnounceRequest  # noqa: Y015
+
+@_typing.final
+class PeerAnnounceResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    STATUS_FIELD_NUMBER: _builtins.int
+    status: Global___PeerStatus.ValueType
+    def __init__(
+        self,
+        *,
+        status: Global___PeerStatus.ValueType = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["status", b"status"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___PeerAnnounceResponse: _TypeAlias = PeerAnnounceResponse  # noqa: Y015
+
+@_typing.final
+class PeerDigestRequest(_message.Message):
+    """What the answering node should have of the asking one after `sequence`."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SEQUENCE_FIELD_NUMBER: _builtins.int
+    BUCKETS_FIELD_NUMBER: _builtins.int
+    VALID_FIELD_NUMBER: _builtins.int
+    sequence: _builtins.int
+    buckets: _builtins.bytes
+    """64 * 8"""
+    valid: _builtins.int
+    """the buckets that count"""
+    def __init__(
+        self,
+        *,
+        sequence: _builtins.int = ...,
+        buckets: _builtins.bytes = ...,
+        valid: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["buckets", b"buckets", "sequence", b"sequence", "valid", b"valid"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___PeerDigestRequest: _TypeAlias = PeerDigestRequest  # noqa: Y015
+
+@_typing.final
+class PeerDigestResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    STATUS_FIELD_NUMBER: _builtins.int
+    DIFFER_FIELD_NUMBER: _builtins.int
+    status: Global___PeerStatus.ValueType
+    differ: _builtins.int
+    """buckets to tell again"""
+    def __init__(
+        self,
+        *,
+        status: Global___PeerStatus.ValueType = ...,
+        differ: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["differ", b"differ", "status", b"status"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___PeerDigestResponse: _TypeAlias = PeerDigestResponse  # noqa: Y015
+
+@_typing.final
+class PeerLocateRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAMESPACE_FIELD_NUMBER: _builtins.int
+    KEYS_FIELD_NUMBER: _builtins.int
+    SPREAD_FIELD_NUMBER: _builtins.int
+    namespace: _builtins.bytes
+    keys: _builtins.bytes
+    """n * 16"""
+    spread: _builtins.int
+    """another number at each node, so that not all are sent to the same holder"""
+    def __init__(
+        self,
+        *,
+        namespace: _builtins.bytes = ...,
+        keys: _builtins.bytes = ...,
+        spread: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["keys", b"keys", "namespace", b"namespace", "spread", b"spread"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___PeerLocateRequest: _TypeAlias = PeerLocateRequest  # noqa: Y015
+
+@_typing.final
+class PeerLocateResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    STATUS_FIELD_NUMBER: _builtins.int
+    NODES_FIELD_NUMBER: _builtins.int
+    COUNTS_FIELD_NUMBER: _builtins.int
+    HOLDERS_FIELD_NUMBER: _builtins.int
+    SHARDS_FIELD_NUMBER: _builtins.int
+    TIERS_FIELD_NUMBER: _builtins.int
+    status: Global___PeerStatus.ValueType
+    counts: _builtins.bytes
+    """n: holders of each key; the rest is theirs, key after key"""
+    holders: _builtins.bytes
+    """2 each: places in `nodes`"""
+    shards: _builtins.bytes
+    """8 each"""
+    tiers: _builtins.bytes
+    """1 each"""
+    @_builtins.property
+    def nodes(self) -> _containers.RepeatedScalarFieldContainer[_builtins.bytes]:
+        """ids"""
+
+    def __init__(
+        self,
+        *,
+        status: Global___PeerStatus.ValueType = ...,
+        nodes: _abc.Iterable[_builtins.bytes] | None = ...,
+        counts: _builtins.bytes = ...,
+        holders: _builtins.bytes = ...,
+        shards: _builtins.bytes = ...,
+        tiers: _builtins.bytes = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["counts", b"counts", "holders", b"holders", "nodes", b"nodes", "shards", b"shards", "status", b"status", "tiers", b"tiers"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___PeerLocateResponse: _TypeAlias = PeerLocateResponse  # noqa: Y015

@@ -60,10 +60,15 @@ class _MethodEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Method.ValueTy
     METHOD_PUBLISH: _Method.ValueType  # 13
     METHOD_SEAL: _Method.ValueType  # 14
     METHOD_ABORT: _Method.ValueType  # 15
+    METHOD_LOOKUP_FAR: _Method.ValueType  # 16
+    """A lookup that asks the other nodes, too: LookupRequest, LookupResponse."""
     METHOD_PEER_CHALLENGE: _Method.ValueType  # 32
     """Of peers.proto: between nodes of a cluster."""
     METHOD_PEER_HELLO: _Method.ValueType  # 33
     METHOD_PEER_PING: _Method.ValueType  # 34
+    METHOD_PEER_ANNOUNCE: _Method.ValueType  # 35
+    METHOD_PEER_DIGEST: _Method.ValueType  # 36
+    METHOD_PEER_LOCATE: _Method.ValueType  # 37
 
 class Method(_Method, metaclass=_MethodEnumTypeWrapper):
     """The rare verbs as the framed socket names them in its CALL frames (docs/format/frames.md): the body is the request message,
@@ -87,10 +92,15 @@ METHOD_FILL: Method.ValueType  # 12
 METHOD_PUBLISH: Method.ValueType  # 13
 METHOD_SEAL: Method.ValueType  # 14
 METHOD_ABORT: Method.ValueType  # 15
+METHOD_LOOKUP_FAR: Method.ValueType  # 16
+"""A lookup that asks the other nodes, too: LookupRequest, LookupResponse."""
 METHOD_PEER_CHALLENGE: Method.ValueType  # 32
 """Of peers.proto: between nodes of a cluster."""
 METHOD_PEER_HELLO: Method.ValueType  # 33
 METHOD_PEER_PING: Method.ValueType  # 34
+METHOD_PEER_ANNOUNCE: Method.ValueType  # 35
+METHOD_PEER_DIGEST: Method.ValueType  # 36
+METHOD_PEER_LOCATE: Method.ValueType  # 37
 Global___Method: _TypeAlias = Method  # noqa: Y015
 
 class _Tier:
@@ -103,6 +113,9 @@ class _TierEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Tier.ValueType],
     TIER_MEMORY: _Tier.ValueType  # 1
     TIER_FILE: _Tier.ValueType  # 2
     TIER_OBJECT: _Tier.ValueType  # 3
+    TIER_FAR_MEMORY: _Tier.ValueType  # 9
+    """Of another node: its own tier and 8. Only lookups answer these."""
+    TIER_FAR_FILE: _Tier.ValueType  # 10
 
 class Tier(_Tier, metaclass=_TierEnumTypeWrapper): ...
 
@@ -110,6 +123,9 @@ TIER_NONE: Tier.ValueType  # 0
 TIER_MEMORY: Tier.ValueType  # 1
 TIER_FILE: Tier.ValueType  # 2
 TIER_OBJECT: Tier.ValueType  # 3
+TIER_FAR_MEMORY: Tier.ValueType  # 9
+"""Of another node: its own tier and 8. Only lookups answer these."""
+TIER_FAR_FILE: Tier.ValueType  # 10
 Global___Tier: _TypeAlias = Tier  # noqa: Y015
 
 class _PutStatus:
@@ -588,16 +604,23 @@ class LookupResponse(_message.Message):
     TIERS_FIELD_NUMBER: _builtins.int
     FETCH_S_FIELD_NUMBER: _builtins.int
     KEYS_FIELD_NUMBER: _builtins.int
+    HOLDERS_FIELD_NUMBER: _builtins.int
     blocks: _builtins.int
     """the boundary, in blocks"""
     tokens: _builtins.int
     """and in tokens"""
     tiers: _builtins.bytes
-    """one byte a block before the boundary: the slowest Tier that a need must read there"""
+    """one byte a block before the boundary: the slowest Tier that a need must read there, in the order"""
     fetch_s: _builtins.float
-    """estimate of how long fetching them takes"""
+    """memory, file, far memory, far file, object
+    estimate of how long fetching them takes
+    """
     keys: _builtins.bytes
     """n * 32, all blocks of the chain, when asked for"""
+    @_builtins.property
+    def holders(self) -> _containers.RepeatedCompositeFieldContainer[Global___Holder]:
+        """of the blocks that are to come from other nodes, in the order of shards, then of blocks"""
+
     def __init__(
         self,
         *,
@@ -606,14 +629,51 @@ class LookupResponse(_message.Message):
         tiers: _builtins.bytes = ...,
         fetch_s: _builtins.float = ...,
         keys: _builtins.bytes = ...,
+        holders: _abc.Iterable[Global___Holder] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["blocks", b"blocks", "fetch_s", b"fetch_s", "keys", b"keys", "tiers", b"tiers", "tokens", b"tokens"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["blocks", b"blocks", "fetch_s", b"fetch_s", "holders", b"holders", "keys", b"keys", "tiers", b"tiers", "tokens", b"tokens"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___LookupResponse: _TypeAlias = LookupResponse  # noqa: Y015
+
+@_typing.final
+class Holder(_message.Message):
+    """A run of blocks that another node says it holds. A hint: what it names may be gone."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NODE_FIELD_NUMBER: _builtins.int
+    ADDRESS_FIELD_NUMBER: _builtins.int
+    SHARD_FIELD_NUMBER: _builtins.int
+    FIRST_FIELD_NUMBER: _builtins.int
+    COUNT_FIELD_NUMBER: _builtins.int
+    node: _builtins.str
+    """its name"""
+    address: _builtins.str
+    """HOST:PORT of its framed door"""
+    shard: _builtins.int
+    first: _builtins.int
+    """in blocks of the chain"""
+    count: _builtins.int
+    def __init__(
+        self,
+        *,
+        node: _builtins.str = ...,
+        address: _builtins.str = ...,
+        shard: _builtins.int = ...,
+        first: _builtins.int = ...,
+        count: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["address", b"address", "count", b"count", "first", b"first", "node", b"node", "shard", b"shard"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Holder: _TypeAlias = Holder  # noqa: Y015
 
 @_typing.final
 class PutRequest(_message.Message):
@@ -1055,6 +1115,7 @@ class NodeInfo(_message.Message):
     HOLD_WAIT_MS_MAX_FIELD_NUMBER: _builtins.int
     RESERVE_LAPSE_MS_FIELD_NUMBER: _builtins.int
     FAMILY_BLOCKS_FIELD_NUMBER: _builtins.int
+    CLUSTERED_FIELD_NUMBER: _builtins.int
     node: _builtins.str
     version: _builtins.str
     """of the software"""
@@ -1068,6 +1129,8 @@ class NodeInfo(_message.Message):
     reserve_lapse_ms: _builtins.int
     family_blocks: _builtins.int
     """a chain's first so many blocks name its family when no label is given"""
+    clustered: _builtins.bool
+    """among others: a lookup over the framed door asks them by METHOD_LOOKUP_FAR for what is not here"""
     def __init__(
         self,
         *,
@@ -1081,10 +1144,11 @@ class NodeInfo(_message.Message):
         hold_wait_ms_max: _builtins.int = ...,
         reserve_lapse_ms: _builtins.int = ...,
         family_blocks: _builtins.int = ...,
+        clustered: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["epoch", b"epoch", "family_blocks", b"family_blocks", "hold_wait_ms_max", b"hold_wait_ms_max", "keys_per_call_max", b"keys_per_call_max", "lease_ms_max", b"lease_ms_max", "message_bytes_max", b"message_bytes_max", "node", b"node", "reserve_lapse_ms", b"reserve_lapse_ms", "version", b"version", "window_bytes", b"window_bytes"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["clustered", b"clustered", "epoch", b"epoch", "family_blocks", b"family_blocks", "hold_wait_ms_max", b"hold_wait_ms_max", "keys_per_call_max", b"keys_per_call_max", "lease_ms_max", b"lease_ms_max", "message_bytes_max", b"message_bytes_max", "node", b"node", "reserve_lapse_ms", b"reserve_lapse_ms", "version", b"version", "window_bytes", b"window_bytes"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

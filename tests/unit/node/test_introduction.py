@@ -26,8 +26,13 @@ def of(secret: bytes = SECRET, **settings: str) -> Introduction:
     return Introduction(secret, {**SETTINGS, **settings})
 
 
+def unheard(member: Member, method: int, body: bytes) -> bytes:
+    """Says who it took to be speaking."""
+    return member.id + bytes([method]) + body
+
+
 def desk(introduction: Introduction | None = None, refuse: str | None = None) -> PeerDesk:
-    return PeerDesk(introduction or of(), lambda: B, lambda member: refuse)
+    return PeerDesk(introduction or of(), lambda: B, lambda member: refuse, unheard)
 
 
 def challenge(at: PeerDesk, connection: int = 1, nonce: bytes = NONCE) -> peers.PeerChallengeResponse:
@@ -102,8 +107,19 @@ def test_who_is_not_welcome_is_told_why_and_is_nobody() -> None:
         at.peer(1)
 
 
+def test_the_directory_is_told_by_nodes_alone_and_by_whom() -> None:
+    at = desk()
+    for method in (store.METHOD_PEER_ANNOUNCE, store.METHOD_PEER_DIGEST, store.METHOD_PEER_LOCATE):
+        with pytest.raises(Denied):
+            at.call(1, method, b"x")
+    told = challenge(at)
+    assert hello(at, of().hello(NONCE, told.nonce, A)) == ""
+    for method in (store.METHOD_PEER_ANNOUNCE, store.METHOD_PEER_DIGEST, store.METHOD_PEER_LOCATE):
+        assert at.call(1, method, b"x") == A.id + bytes([method]) + b"x"
+
+
 def test_a_node_that_is_in_no_cluster_says_so() -> None:
-    alone = PeerDesk(of(), lambda: None, lambda member: None)
+    alone = PeerDesk(of(), lambda: None, lambda member: None, unheard)
     with pytest.raises(Denied, match="in no cluster"):
         challenge(alone)
 
@@ -121,7 +137,7 @@ def test_any_bytes_for_a_node_are_a_node_or_a_value_error(raw: bytes) -> None:
         assert str(error).startswith("node")
 
 
-@given(st.binary(max_size=200), st.sampled_from([32, 33, 34, 35]))
+@given(st.binary(max_size=200), st.sampled_from([32, 33, 34, 38]))
 def test_any_bytes_for_a_call_are_refused_by_name(raw: bytes, method: int) -> None:
     at = desk()
     try:

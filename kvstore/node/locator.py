@@ -1,0 +1,226 @@
+"""The directory of a node among others, driven: batches to homes, answers to other nodes, and lookups that ask homes.
+
+Rules
+- What to send and whom to ask is decided in kvstore/directory; here it is sent, awaited and told back, nothing else.
+- Everything has its deadline. Whoever has not answered by then has not answered: nothing it says later is believed.
+- What came or went is looked for every `announce_ms`: the hot verbs wake nobody (news.py says why).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import secrets
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final
+
+from kvstore.directory.directory import Directory
+from kvstore.directory.holdings import CoreHoldings
+from kvstore.directory.messages import Announce, Answer, Bytes, Digest, Locate, LocateAnswer, Message, Status
+from kvstore.directory.settings import MS, DirectorySettings
+from kvstore.errors import KvStoreError
+from kvstore.native import ClaimTable, NodeCore
+from kvstore.wire import claims as wire
+
+if TYPE_CHECKING:
+    from kvstore.clock import Clock
+    from kvstore.config import ClusterConfig
+    from kvstore.directory.base import Member
+    from kvstore.directory.locating import Holders, Locating
+    from kvstore.node.peers import Peers
+
+__all__ = ["Locator", "LocatorCounts"]
+
+log = logging.getLogger(__name__)
+
+TELL_S: Final = 2.0  # for a batch to be answered; it is sent again after that
+
+
+@dataclass(slots=True)
+class LocatorCounts:
+    """Since the start. told: rows of batches that homes took. asked, hedged: messages of lookups, and how many of them
+    went to second homes. unanswered: messages of either kind that came to nothing. claims: that this node keeps, and
+    their memory, as of the last turn.
+    """
+
+    told: int = 0
+    resyncs: int = 0
+    lookups: int = 0
+    asked: int = 0
+    hedged: int = 0
+    unanswered: int = 0
+    claims: int = 0
+    claims_bytes: int = 0
+
+
+class Locator:
+    """On the node's event loop, from `start` to `stop`. living: a node that answers, by its id."""
+
+    def __init__(
+        self,
+        me: Member,
+        core: NodeCore,
+        config: ClusterConfig,
+        peers: Peers,
+        clock: Clock,
+        living: Callable[[bytes], Member | None],
+    ) -> None:
+        self._core, self._peers, self._clock, self._living = core, peers, clock, living
+        settings = directory_settings(config)
+        table = ClaimTable(config.claims_max, secrets.randbits(64))
+        self.directory = Directory(me.id, core.incarnation, CoreHoldings(core), table, settings)
+        self.counts = LocatorCounts()
+        self._turn_s = settings.announce_ms / 1e3
+        self._wake = asyncio.Event()
+        self._seen = (-1, -1)
+        self._running: asyncio.Task[None] | None = None
+        self._calls: set[asyncio.Task[None]] = set()
+
+    def start(self) -> None:
+        self._running = asyncio.ensure_future(self._run())
+
+    async def stop(self) -> None:
+        """Idempotent."""
+        tasks = [*self._calls, *([self._running] if self._running is not None else [])]
+        self._running = None
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+    # ---- who is there ---------------------------------------------------------------------------------------------
+
+    def see(self, live: Mapping[bytes, int]) -> None:
+        """Who answers pings, and as which incarnation; this node among them."""
+        if live != self.directory.view.live:
+            self.directory.view_changed(live, self._clock.now_ns())
+            self._wake.set()
+
+    def stood_still(self) -> None:
+        self.directory.stood_still()
+
+    def rejoined(self) -> None:
+        self.directory.rejoined(self._clock.now_ns())
+        self._wake.set()
+
+    # ---- telling --------------------------------------------------------------------------------------------------
+
+    async def _run(self) -> None:
+        due = 0
+        while True:
+            now = self._clock.now_ns()
+            table = self.directory.claims.table
+            self.counts.claims, self.counts.claims_bytes = len(table), table.memory_bytes  # as read by another thread
+            state = (self._core.event_sequence, self._core.namespaces_end)
+            if state != self._seen or now >= due or self._wake.is_set():
+                self._seen = state
+                self._wake.clear()
+                due = self._poll(now)
+            try:
+                async with asyncio.timeout(min(self._turn_s, max(0.001, (due - now) / 1e9))):
+                    await self._wake.wait()
+            except TimeoutError:
+                pass
+
+    def _poll(self, now: int) -> int:
+        """When to look again, whatever happens."""
+        try:
+            for to, message in self.directory.poll(now):
+                task = asyncio.ensure_future(self._tell(to, message))
+                self._calls.add(task)
+                task.add_done_callback(self._calls.discard)
+            return self.directory.wake_at(now)
+        except Exception:  # ours; without it nobody would be told anything any more
+            log.exception("the directory failed")
+            return now + self.directory.settings.announce_retry_ms * MS
+
+    async def _tell(self, to: bytes, message: Announce | Digest) -> None:
+        answer = await self._ask(to, message, TELL_S)
+        if answer is not None and answer.status is Status.TAKEN and isinstance(message, Announce):
+            self.counts.told += sum(map(len, message.rows))
+        elif answer is not None and answer.status is Status.RESYNC:
+            self.counts.resyncs += 1
+        self.directory.answered(to, message, answer, self._clock.now_ns())
+        self._wake.set()
+
+    async def _ask(self, to: bytes, message: Message, deadline_s: float) -> Answer | None:
+        node = self._living(to)
+        if node is None:
+            return None
+        try:
+            body = wire.message_bytes(message)
+            answered = await self._peers.call(node.address, wire.method_of(message), body, deadline_s)
+            return wire.answer_of(message, answered)
+        except (KvStoreError, ValueError) as error:  # pings will tell whether it lives
+            self.counts.unanswered += 1
+            log.debug("%s: %s", node.address, error)
+            return None
+
+    # ---- answering ------------------------------------------------------------------------------------------------
+
+    def handle(self, node: Member, method: int, body: bytes) -> bytes:
+        """What another node tells or asks. Raises ValueError naming the field."""
+        message = wire.message_of(method, body, node.id, node.incarnation)
+        return wire.answer_bytes(self.directory.handle(message, self._clock.now_ns()))
+
+    # ---- asking ---------------------------------------------------------------------------------------------------
+
+    async def locate(self, ns: bytes, keys: Bytes) -> Holders:
+        """Which other living nodes say that they hold blocks. Never longer than `locate_ms_max`."""
+        locating = self.directory.locate(ns, keys, self._clock.now_ns())
+        waiting: dict[asyncio.Task[Answer | None], Locate] = {}
+        try:
+            self._put(locating, locating.start(), waiting)
+            while waiting and not locating.done:
+                now = self._clock.now_ns()
+                until = locating.hedge_at if now < locating.hedge_at else locating.ends_at
+                done, _ = await asyncio.wait(
+                    waiting, timeout=max(0.0, (until - now) / 1e9), return_when=asyncio.FIRST_COMPLETED
+                )
+                for task in done:
+                    message, answer = waiting.pop(task), task.result()
+                    more = locating.answered(message, answer if isinstance(answer, LocateAnswer) else None)
+                    self._put(locating, more, waiting)
+                if not done:
+                    self._put(locating, locating.timer(self._clock.now_ns()), waiting)
+        finally:
+            for task in waiting:
+                task.cancel()
+        self.counts.lookups += 1
+        self.counts.asked += locating.messages
+        self.counts.hedged += locating.hedges
+        others = self.directory.view.live.keys() - {self.directory.me}
+        return locating.holders().among(others)
+
+    def _put(
+        self,
+        locating: Locating,
+        asked: list[tuple[bytes, Locate]],
+        waiting: dict[asyncio.Task[Answer | None], Locate],
+    ) -> None:
+        """Asks, this node itself at once."""
+        asked = list(asked)
+        while asked:
+            to, message = asked.pop()
+            now = self._clock.now_ns()
+            if to == self.directory.me:
+                answer = self.directory.handle(message, now)
+                assert isinstance(answer, LocateAnswer)
+                asked += locating.answered(message, answer)
+                continue
+            left_s = max(0.001, (locating.ends_at - now) / 1e9)
+            waiting[asyncio.ensure_future(self._ask(to, message, left_s))] = message
+
+
+def directory_settings(config: ClusterConfig) -> DirectorySettings:
+    return DirectorySettings(
+        width=config.directory_width,
+        claims_max=config.claims_max,
+        holders_max=config.holders_max,
+        settle_ms=config.settle_ms,
+        grace_ms=config.grace_ms,
+        announce_ms=config.announce_ms,
+        digest_ms=config.digest_ms,
+        hedge_ms=config.hedge_ms,
+        locate_ms_max=config.locate_ms_max,
+    )
