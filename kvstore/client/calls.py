@@ -15,12 +15,15 @@ from kvstore.client.held import Grip, Reach
 from kvstore.client.steps import (
     Answer,
     Fetch,
+    FoundFar,
     Gripped,
     Hold,
+    Holder,
     Lent,
     Limits,
     Look,
     Lookup,
+    LookupFar,
     Put,
     Report,
     Reserve,
@@ -79,14 +82,14 @@ class Times(NamedTuple):
         return min(self.wait_s, limits.hold_wait_s_max, max(left - WAIT_MARGIN_S, left / 2))
 
 
-Asked = Lookup | Put | Fetch | Hold | Look | Reserve
+Asked = Lookup | LookupFar | Put | Fetch | Hold | Look | Reserve
 
 
 def by_transfers(step: Asked, line: Line) -> TypeGuard[Put | Fetch | Look | Reserve]:
     """Whether a step goes the way of kvstore.client.moving: nothing is mapped, or native code would have to touch
     device memory.
     """
-    if isinstance(step, Lookup):
+    if isinstance(step, Lookup | LookupFar):
         return False
     return not line.maps or (isinstance(step, Put | Fetch) and step.places.devices)
 
@@ -103,8 +106,8 @@ def as_call(line: Line, handle: int, step: Asked, times: Times) -> tuple[str, tu
         at, hint = step.places, native_hint(step.hint)
         metas = list(step.metas)
         return "put", (handle, step.shard, step.keys, at.addresses, at.lengths, hint, left, step.parent, metas)
-    if isinstance(step, Lookup):
-        return "lookup", (handle, step.keys, [(n.shard, int(n.kind), n.blocks) for n in step.needs], left)
+    if isinstance(step, Lookup | LookupFar):
+        return _looking(handle, step, left)
     if isinstance(step, Reserve):
         metas = list(step.metas)
         return "reserve", (handle, step.shard, step.keys, native_hint(step.hint), left, step.parent, metas)
@@ -114,12 +117,22 @@ def as_call(line: Line, handle: int, step: Asked, times: Times) -> tuple[str, tu
     return "view", (handle, step.shard, step.keys, native_hint(step.hint), wait, left, step.following)
 
 
+def _looking(handle: int, step: Lookup | LookupFar, left: float) -> tuple[str, tuple[object, ...]]:
+    if isinstance(step, LookupFar):
+        return "call", (store.METHOD_LOOKUP_FAR, step.request, left)
+    return "lookup", (handle, step.keys, [(n.shard, int(n.kind), n.blocks) for n in step.needs], left)
+
+
 def told(line: Line, step: Asked, answer: native.Result | native.Reservation, shard_bytes: Sequence[int]) -> Answer:
     """A native answer, with what it brought where that is more than numbers. shard_bytes: of each shard."""
     if isinstance(answer, native.Reservation):
         result = answer.result
         status, field, reason, limit = result.status, result.field, result.reason, result.limit
         return Taken(status, field, reason, limit, outcomes=result.outcomes, held=LentSlots(answer, line.lending))
+    if isinstance(step, LookupFar) and answer.status == Status.OK:
+        found = store.LookupResponse.FromString(answer.body)
+        holders = tuple(Holder(at.node, at.address, at.shard, at.first, at.count) for at in found.holders)
+        return FoundFar(blocks=found.blocks, tiers=found.tiers, fetch_s=found.fetch_s, holders=holders)
     if isinstance(step, Hold) and answer.status == Status.OK:
         hold = answer.hold
         grip = Grip(line.reach, lambda session: session.release([hold])) if hold else None

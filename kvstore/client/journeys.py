@@ -13,7 +13,7 @@ Rules
 
 from __future__ import annotations
 
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from dataclasses import dataclass
 from enum import Enum
 from typing import Final, TypeVar
@@ -26,13 +26,16 @@ from kvstore.client.held import ENDLESS, Held
 from kvstore.client.steps import (
     Answer,
     Fetch,
+    FoundFar,
     Gripped,
     Hold,
+    Holder,
     Keys,
     Lent,
     Limits,
     Look,
     Lookup,
+    LookupFar,
     Put,
     PutOutcome,
     Reopen,
@@ -68,12 +71,15 @@ class Ended(Enum):
 
 @dataclass(frozen=True, slots=True)
 class Found:
-    """tiers: one a block before the boundary, the slowest that a need must read there. fetch_s: the node's estimate."""
+    """tiers: one a block before the boundary, the slowest that a need must read there; 9 and 10: memory and files of
+    another node. fetch_s: the node's estimate. holders: which other nodes say that they hold what is far.
+    """
 
     blocks: int
     tokens: int
     tiers: Tiers
     fetch_s: float
+    holders: tuple[Holder, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,12 +125,22 @@ def check_count(keys: Keys, limits: Limits) -> None:
         )
 
 
-def looking_up(shape: Shape, keys: Keys, needs: tuple[Need, ...]) -> Journey[Found]:
-    """The longest boundary at which every need holds."""
+def looking_up(
+    shape: Shape, keys: Keys, needs: tuple[Need, ...], far: Callable[[], bytes] | None = None
+) -> Journey[Found]:
+    """The longest boundary at which every need holds. far: of a node among others, the request by which it asks them
+    for what it does not hold itself. Whatever comes of that, what it holds is an answer.
+    """
     check_count(keys, shape.limits)
     answer = yield from _once(Lookup(keys, needs))
+    fetch_s = answer.fetch_s
+    holders: tuple[Holder, ...] = ()
+    if far is not None and answer.blocks < keys.shape[0]:
+        more = yield LookupFar(far())
+        if isinstance(more, FoundFar) and more.blocks > answer.blocks:
+            answer, fetch_s, holders = more, fetch_s + more.fetch_s, more.holders
     tiers = np.frombuffer(answer.tiers, dtype=np.uint8)[: answer.blocks]
-    return Found(answer.blocks, answer.blocks * shape.block_tokens, tiers, answer.fetch_s)
+    return Found(answer.blocks, answer.blocks * shape.block_tokens, tiers, fetch_s, holders)
 
 
 def getting(

@@ -42,10 +42,12 @@ class Known:
     generation: int
     seed: bytes
     family_blocks: int
+    clustered: bool
 
     @staticmethod
     def of(response: store.OpenNamespaceResponse) -> Known:
-        return Known(response.digest, response.generation, response.seed, response.node.family_blocks)
+        node = response.node
+        return Known(response.digest, response.generation, response.seed, node.family_blocks, node.clustered)
 
 
 class Choices(NamedTuple):
@@ -107,7 +109,19 @@ class Space:
                 raise ValueError(f"needs[{i}].shard: {need.shard}, must be 0 to {len(self.shard_bytes) - 1}")
             if need.kind == NeedKind.LAST and not 0 < need.blocks < 2**32:
                 raise ValueError(f"needs[{i}].blocks: {need.blocks}, must be at least 1 for LAST")
-        return looking_up(self.shape(limits), keys_of(chain), wanted)
+        keys = keys_of(chain)
+        far = (lambda: self._looking_far(keys, wanted)) if self.known.clustered else None
+        return looking_up(self.shape(limits), keys, wanted, far)
+
+    def _looking_far(self, keys: Keys, needs: Sequence[Need]) -> bytes:
+        return store.LookupRequest(
+            namespace=self.known.digest,
+            chain=store.Chain(keys=keys.tobytes()),
+            needs=[
+                store.Need(shard=need.shard, kind=store.Need.Kind.ValueType(int(need.kind)), blocks=need.blocks)
+                for need in needs
+            ],
+        ).SerializeToString()
 
     def get(
         self, limits: Limits, chain: object, into: object, choices: Choices, parts: range | tuple[int, int] | None

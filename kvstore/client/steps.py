@@ -84,6 +84,13 @@ class Lookup:
 
 
 @dataclass(frozen=True, slots=True)
+class LookupFar:
+    """A LookupRequest that the node answers with what others hold, too. Answered by FoundFar."""
+
+    request: bytes
+
+
+@dataclass(frozen=True, slots=True)
 class Put:
     """One window. `places`: one block a key."""
 
@@ -151,7 +158,7 @@ class Reopen:
     """A live connection with the namespace open, whatever that takes. Answered by Reopened."""
 
 
-Step = Lookup | Put | Fetch | Hold | Look | Reserve | Report | Reopen
+Step = Lookup | LookupFar | Put | Fetch | Hold | Look | Reserve | Report | Reopen
 
 
 class Answer(Protocol):
@@ -203,6 +210,26 @@ class Reopened(Told):
     """same: the namespace is what it was (the node was restarted), so the chain still names the same blocks."""
 
     same: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Holder:
+    """Another node that says it holds blocks [first, first + count) of a shard. node: its name; address: of its framed
+    door.
+    """
+
+    node: str
+    address: str
+    shard: int
+    first: int
+    count: int
+
+
+@dataclass(frozen=True, slots=True)
+class FoundFar(Told):
+    """LookupFar, answered. fetch_s: of what is far alone."""
+
+    holders: tuple[Holder, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,4 +1,4 @@
-"""The rare verbs, once for both doors: OpenNamespace, Clear, Prefetch, Info, Watch, Offer.
+"""The rare verbs, once for both doors: OpenNamespace, Clear, Prefetch, Info, Watch, Offer, a lookup at other nodes.
 
 A handler takes the peer and the request message, and answers the response message or raises:
 Denied; NotOpen; ValueError or TypeError naming the field; Rejected naming the limit; Unavailable.
@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from kvstore.node.auth import Peer
     from kvstore.node.bridge import CoreBridge
     from kvstore.node.cluster import Cluster
+    from kvstore.node.far_lookup import FarLookup
     from kvstore.transfers import Transfers
 
 log = logging.getLogger(__name__)
@@ -80,6 +81,7 @@ class NodeHost:
     tier.
     several_tenants: whether callers of different tenants are told apart here (shares.py).
     transfers: how peers reach this node.
+    far: what a lookup finds at other nodes.
     tiers, doors, cluster: for Admin. readers: by tier, how to read (offset, bytes) of it; None where that fails.
     """
 
@@ -99,6 +101,7 @@ class NodeHost:
     tiers: Callable[[], Sequence[TierReport]]
     doors: Callable[[], DoorsReport]
     cluster: Cluster
+    far: FarLookup
     readers: Mapping[int, Callable[[int, int], Awaitable[memoryview | None]]]
     find_packs: FindPacks | None = None
     in_packs: InPacks | None = None
@@ -129,6 +132,8 @@ class Handlers:
                     answer = await self.clear(peer, store.ClearRequest.FromString(body))
                 case store.METHOD_PREFETCH:
                     answer = await self.prefetch(peer, store.PrefetchRequest.FromString(body))
+                case store.METHOD_LOOKUP_FAR:
+                    answer = await self.lookup_far(peer, store.LookupRequest.FromString(body))
                 case store.METHOD_INFO:
                     answer = self.info()
                 case store.METHOD_OFFER:
@@ -220,6 +225,25 @@ class Handlers:
             hold_wait_ms_max=limits.hold_wait_ms_max,
             reserve_lapse_ms=limits.reserve_lapse_ms,
             family_blocks=self.host.family_blocks,
+            clustered=self.host.cluster.is_clustered,
+        )
+
+    async def lookup_far(self, peer: Peer, request: store.LookupRequest) -> store.LookupResponse:
+        """What a lookup over the framed door does not say: it was counted there, and told what fetching from here
+        takes.
+        """
+        opened = self.opened(peer, request.namespace)
+        keys = self.keys(opened, request.chain)
+        found = await self.host.far.find(opened, keys, convert.needs(request.needs, len(opened.shards)))
+        if self.host.namespaces.find(opened.digest) is not opened:
+            raise NotOpen
+        return store.LookupResponse(
+            blocks=found.blocks,
+            tokens=found.blocks * opened.block_tokens,
+            tiers=found.tiers,
+            fetch_s=found.fetch_s,
+            keys=keys.tobytes() if request.return_keys else b"",
+            holders=found.holders,
         )
 
     async def offer(self) -> store.OfferResponse:

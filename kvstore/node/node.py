@@ -26,6 +26,7 @@ from kvstore.node.auth import Guard
 from kvstore.node.bridge import CoreBridge
 from kvstore.node.cluster import Cluster
 from kvstore.node.door import FramedDoor
+from kvstore.node.far_lookup import FarLookup
 from kvstore.node.file_store import FileStore
 from kvstore.node.handlers import DoorsReport, Handlers, NodeHost, TierReport
 from kvstore.node.home import Home
@@ -225,6 +226,13 @@ class Node:
             tiers=self.tiers,
             doors=self.doors,
             cluster=self.cluster,
+            far=FarLookup(
+                core=self.core,
+                cluster=self.cluster,
+                bytes_per_s=config.cluster.far_bytes_per_s,
+                has_files=self.files is not None,
+                in_packs=self.objects.tier.lookup if self.objects is not None else None,
+            ),
             readers=self._readers(),
             find_packs=self.objects.find if self.objects is not None else None,
             in_packs=self.objects.tier.lookup if self.objects is not None else None,

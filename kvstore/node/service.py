@@ -81,15 +81,20 @@ class StoreService(services.StoreServicer):
 
     async def Lookup(self, request: store.LookupRequest, context: Context) -> store.LookupResponse:
         async with self._entrance.call(context) as peer:
-            return self._lookup(peer, request)
+            return await self._lookup(peer, request)
 
-    def _lookup(self, peer: Peer, request: store.LookupRequest) -> store.LookupResponse:
+    async def _lookup(self, peer: Peer, request: store.LookupRequest) -> store.LookupResponse:
         opened = self._handlers.opened(peer, request.namespace)
         keys = self._handlers.keys(opened, request.chain)
         needs = convert.needs(request.needs, len(opened.shards))
         status, blocks, tiers, fetch_ns = self._host.bridge.core.lookup(opened.handle, keys, needs)
         if status == native.Status.STALE_NAMESPACE:
             raise NotOpen
+        if blocks < len(keys) and self._host.cluster.is_clustered:
+            found = await self._handlers.lookup_far(peer, request)
+            if found.blocks > blocks:
+                found.fetch_s += fetch_ns / 1e9
+                return found
         return store.LookupResponse(
             blocks=blocks,
             tokens=blocks * opened.block_tokens,

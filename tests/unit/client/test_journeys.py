@@ -25,12 +25,15 @@ from kvstore.client.journeys import (
 from kvstore.client.steps import (
     Answer,
     Fetch,
+    FoundFar,
     Gripped,
     Hold,
+    Holder,
     Lent,
     Limits,
     Look,
     Lookup,
+    LookupFar,
     Put,
     PutOutcome,
     Reopen,
@@ -194,6 +197,27 @@ def test_how_a_put_ends(answers: list[Told], stored: int, ended: Ended) -> None:
     done, _ = drive(putting(SHAPE, 0, Load(keys(5), places(5)), HINT), *answers)
     assert (done.stored, done.ended) == (stored, ended)
     assert done.stored + done.held + done.pending + done.rejected == 5
+
+
+def test_a_lookup_asks_the_other_nodes_for_what_is_not_here_and_only_for_that() -> None:
+    here, holder = Told(blocks=2, tiers=b"\1\1", fetch_s=0.5), Holder("n", "h:1", 0, 2, 2)
+    there = FoundFar(blocks=4, tiers=b"\1\1\t\t", fetch_s=0.25, holders=(holder,))
+    asked = 0
+
+    def far() -> bytes:
+        nonlocal asked
+        asked += 1
+        return b"request"
+
+    found, steps = drive(looking_up(SHAPE, keys(5), (), far), here, there)
+    assert (found.blocks, found.tiers.tolist(), found.fetch_s, found.holders) == (4, [1, 1, 9, 9], 0.75, (holder,))
+    assert steps[1] == LookupFar(b"request") and asked == 1
+    for worse in (FoundFar(blocks=1, tiers=b"\1"), Told(Status.LATE), Told(Status.UNAVAILABLE), STALE):
+        found, _ = drive(looking_up(SHAPE, keys(5), (), far), here, worse)
+        assert (found.blocks, found.fetch_s, found.holders) == (2, 0.5, ())
+    drive(looking_up(SHAPE, keys(2), (), far), here)
+    drive(looking_up(SHAPE, keys(5), ()), here)
+    assert asked == 5
 
 
 def test_lookup_says_tiers_tokens_and_how_long() -> None:

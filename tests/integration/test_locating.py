@@ -1,0 +1,158 @@
+"""Three real nodes: what is put at one is found at another, for as long as it is there, whoever of them dies."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import grpc
+import numpy as np
+import pytest
+
+from kvstore import AsyncClient, Client, Namespace
+from kvstore.client.journeys import Found
+from kvstore.client.steps import Holder
+from kvstore.directory.homes import Places
+from kvstore.wire import store
+from kvstore.wire.services import StoreStub
+from tests.integration.nodes import BLOCK_TOKENS, NodeProcess, blocks_of, layout, tokens
+from tests.integration.test_cluster import Cluster, metric, running, seen
+
+FAR_MEMORY = 9
+SETTLE_MS = 300
+BLOCKS = 12
+
+
+@pytest.fixture(scope="module")
+def three(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
+    sets = (f"cluster.settle_ms={SETTLE_MS}", "cluster.digest_ms=1000", "cluster.directory_width=2")
+    with running(Cluster(tmp_path_factory.mktemp("three"), 3, "", *sets)) as cluster:
+        time.sleep(2 * SETTLE_MS / 1e3)
+        yield cluster
+
+
+class At:
+    """A namespace at one node."""
+
+    def __init__(self, cluster: Cluster, i: int, model: str) -> None:
+        self.client = Client(cluster.nodes[i].address)
+        self.ns: Namespace = self.client.namespace(layout(model))
+
+    def __enter__(self) -> Namespace:
+        return self.ns
+
+    def __exit__(self, *_: object) -> None:
+        self.client.close()
+
+
+def ids(cluster: Cluster) -> list[bytes]:
+    return [
+        bytes.fromhex((cluster.folder / f"h{i}" / "data" / "node-id").read_text()) for i in range(len(cluster.nodes))
+    ]
+
+
+def found_within(ns: Namespace, chain: np.ndarray, blocks: int, within_s: float) -> Found:
+    """A lookup that finds so many, and no lookup later than that finds another number."""
+    until = time.monotonic() + within_s
+    while (found := ns.lookup(chain)).blocks != blocks:
+        assert time.monotonic() < until, (found, blocks)
+        time.sleep(0.02)
+    return found
+
+
+def test_what_is_put_at_one_is_found_at_the_others(three: Cluster) -> None:
+    with At(three, 0, "found") as here, At(three, 1, "found") as there:
+        chain = here.chain(tokens(BLOCKS))
+        assert (chain == there.chain(tokens(BLOCKS))).all()
+        assert here.put(chain[:8], blocks_of(chain[:8])).stored == 8
+        found = found_within(there, chain, 8, 1)
+        assert (found.tokens, found.tiers.tolist()) == (8 * BLOCK_TOKENS, [FAR_MEMORY] * 8)
+        assert found.holders == (Holder(three.name(0), three.at(0), shard=0, first=0, count=8),)
+        assert 0 < found.fetch_s < 1
+        assert here.lookup(chain).holders == () and here.lookup(chain).tiers.tolist() == [1] * 8
+        # What is here is named as here, and what is far behind it as far.
+        assert there.put(chain[:3], blocks_of(chain[:3])).stored == 3
+        mixed = there.lookup(chain)
+        assert mixed.tiers.tolist() == [1] * 3 + [FAR_MEMORY] * 5 and (
+            mixed.holders[0].first,
+            mixed.holders[0].count,
+        ) == (3, 5)
+        # And what is far comes before what is here.
+        assert there.put(chain[8:10], blocks_of(chain[8:10]), parent=chain[7], position=8).stored == 2
+        assert there.lookup(chain).tiers.tolist() == [1] * 3 + [FAR_MEMORY] * 5 + [1] * 2
+        found_within(here, chain, 10, 1)
+
+
+async def test_the_async_face_and_grpc_find_the_same(three: Cluster) -> None:
+    with At(three, 0, "faces") as here:
+        chain = here.chain(tokens(BLOCKS, 1))
+        here.put(chain[:5], blocks_of(chain[:5]))
+        with At(three, 2, "faces") as there:
+            told = found_within(there, chain, 5, 1)
+            digest = there.digest
+    async with AsyncClient(three.nodes[2].address) as client:
+        found = await (await client.namespace(layout("faces"))).lookup(chain)
+    assert (found.blocks, found.tiers.tolist(), found.holders) == (5, [FAR_MEMORY] * 5, told.holders)
+    with grpc.insecure_channel(f"unix:{three.nodes[2].socket}.grpc") as channel:
+        request = store.LookupRequest(namespace=digest, chain=store.Chain(keys=chain.tobytes()), return_keys=True)
+        answer = StoreStub(channel).Lookup(request, timeout=10)
+    assert (answer.blocks, answer.tokens, list(answer.tiers)) == (5, 5 * BLOCK_TOKENS, [FAR_MEMORY] * 5)
+    assert answer.keys == chain.tobytes() and answer.holders[0].node == three.name(0) and answer.fetch_s > 0
+
+
+def test_a_cleared_namespace_is_found_no_more(three: Cluster) -> None:
+    with At(three, 0, "cleared") as here, At(three, 1, "cleared") as there:
+        chain = here.chain(tokens(BLOCKS, 2))
+        here.put(chain, blocks_of(chain))
+        found_within(there, chain, BLOCKS, 1)
+        here.clear()
+        assert found_within(there, chain, 0, 1).holders == ()
+
+
+def test_a_holder_that_is_killed_is_named_no_more_and_named_again_when_it_is_back(three: Cluster) -> None:
+    with At(three, 0, "killed") as here, At(three, 1, "killed") as there:
+        chain = here.chain(tokens(BLOCKS, 3))
+        here.put(chain, blocks_of(chain))
+        found_within(there, chain, BLOCKS, 1)
+        three.nodes[0].kill()
+        found_within(there, chain, 0, 3)
+        three.nodes[0].start()
+        three.meet()
+        assert found_within(there, chain, BLOCKS, 3).holders[0].node == three.name(0)
+    time.sleep(2 * SETTLE_MS / 1e3)
+
+
+def test_a_home_that_dies_leaves_the_second_one_to_answer(three: Cluster) -> None:
+    """Of three nodes two are homes of a namespace; one that holds nothing of it dies."""
+    nodes = ids(three)
+    for n in range(64):
+        with At(three, 0, f"home {n}") as here:
+            homes = [nodes.index(node) for node in Places(nodes, 2).of(here.digest).ids]
+            if set(homes) == {0, 2}:
+                break
+    else:
+        pytest.fail("no namespace with these homes")
+    with At(three, 0, f"home {n}") as here, At(three, 1, f"home {n}") as there:
+        chain = here.chain(tokens(60, 4))
+        here.put(chain, blocks_of(chain))
+        found_within(there, chain, 60, 1)
+        unanswered = metric(three.nodes[1], "kvstore_locate_unanswered_total")
+        three.nodes[2].kill()
+        began = time.monotonic()
+        while seen(three.nodes[1])[three.name(2)]["state"] != "dead":
+            assert there.lookup(chain).blocks == 60, "before its death is known a hedge answers"
+        assert time.monotonic() - began < 3
+        assert there.lookup(chain).blocks == 60
+        assert metric(three.nodes[1], "kvstore_locate_unanswered_total") >= unanswered
+    three.nodes[2].start()
+    three.meet()
+
+
+def test_one_node_alone_asks_nobody(tmp_path: Path) -> None:
+    with NodeProcess(tmp_path, memory="4MiB", metrics="127.0.0.1:0") as node, Client(node.address) as client:
+        ns = client.namespace(layout("alone"))
+        chain = ns.chain(tokens(4, 5))
+        ns.put(chain[:2], blocks_of(chain[:2]))
+        assert ns.lookup(chain).blocks == 2
+        assert metric(node, "kvstore_locate_lookups_total") == 0
