@@ -98,6 +98,10 @@ class Liveness:
 
     # ---- what is told it ------------------------------------------------------------------------------------------
 
+    def begin(self, now: int) -> None:
+        """Ticks begin. What came before was a start, however long it took, and no pause."""
+        self._ticked = self._allowed_at = now
+
     def expect(self, addresses: Iterable[str], now: int) -> None:
         """Who should be there, beside this node."""
         listed = set(addresses)

@@ -152,6 +152,7 @@ class Cluster:
     async def join(self) -> None:
         """Raises Misconfigured: refused, and by what. Returns when others can find this node."""
         await self._membership.join(self.me, self._settings, lambda address: self.peers.greet(address, GREET_S))
+        self.liveness.begin(self._clock.now_ns())
         self._relist()
         if self.is_clustered:
             self._tasks = [asyncio.ensure_future(self._follow()), asyncio.ensure_future(self._tick())]

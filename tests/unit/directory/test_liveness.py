@@ -159,6 +159,21 @@ def test_who_died_and_was_unlisted_then_is_shown_for_a_minute() -> None:
     assert network.state("a") is None
 
 
+def test_a_long_start_is_no_pause() -> None:
+    liveness = Liveness(RULES, 0)
+    at = 20_000 * MS
+    liveness.begin(at)
+    assert not liveness.overdue(at + 900 * MS) and liveness.overdue(at + 1_100 * MS)
+    liveness.expect(["a", "b"], at)
+    liveness.tick(at + TICK)
+    assert liveness.fit and not liveness.settled
+    liveness.answered("a", at + 2 * TICK, at + TICK)
+    assert not liveness.settled
+    for _ in range(3):
+        liveness.refused("b", at + 2 * TICK)
+    assert liveness.settled
+
+
 def test_who_stood_still_blames_nobody_and_is_not_fit_until_a_majority_has_answered() -> None:
     network = Network(["a", "b", "c", "d"])
     network.run(1_000)

@@ -1,0 +1,103 @@
+"""What the directory is told of who lives, and of a pause, and that it is told before anybody is answered."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+
+from kvstore.config import ClusterConfig
+from kvstore.directory.base import Member
+from kvstore.directory.messages import Announce, Status
+from kvstore.node.cluster import Cluster
+from kvstore.security import SecurityConfig
+from kvstore.testing.clock import VirtualClock
+from kvstore.wire import claims, store
+
+MS = 1_000_000
+ME = Member("127.0.0.1:1", b"m" * 16, 5, "me")
+A = Member("127.0.0.1:2", b"a" * 16, 6, "a")
+B = Member("127.0.0.1:3", b"b" * 16, 7, "b")
+
+
+class World:
+    def __init__(self) -> None:
+        self.clock = VirtualClock(1_000 * MS)
+        members = ",".join(member.address for member in (ME, A, B))
+        certificates: Any = SimpleNamespace(framed=lambda: None)
+        config = ClusterConfig(members=members)
+        self.cluster = Cluster(config, SecurityConfig(), certificates, self.clock, b"s" * 32, None)
+        core: Any = SimpleNamespace(incarnation=ME.incarnation, event_sequence=0, namespaces_end=0)
+        self.cluster.introduce(ME, core)
+        self.liveness = self.cluster.liveness
+        self.liveness.begin(self.clock.now_ns())
+        self.liveness.expect([A.address, B.address], self.clock.now_ns())
+        self.cluster._tasks = [SimpleNamespace()]  # type: ignore[list-item] # it has joined
+        assert self.cluster.locator is not None
+        self.directory = self.cluster.locator.directory
+
+    def answered(self, *members: Member) -> None:
+        for member in members:
+            now = self.clock.now_ns()
+            change = self.cluster._answered(member.address, member, now)
+            if change is not None:
+                self.cluster._tell(change)
+        self.look()
+
+    def look(self, ms: int = 50) -> None:
+        self.clock.advance_ns(ms * MS)
+        self.cluster._look(self.clock.now_ns())
+        self.cluster._see()
+
+    def told(self, by: Member, sequence: int) -> Status:
+        message = Announce(by.id, by.incarnation, sequence, begin=(1 << 64) - 1, end=(1 << 64) - 1)
+        body = claims.message_bytes(message)
+        answer = claims.answer_of(message, self.cluster._told(by, store.METHOD_PEER_ANNOUNCE, body))
+        return answer.status
+
+
+def test_the_directory_sees_nobody_before_it_is_known_of_all_who_lives() -> None:
+    world = World()
+    world.answered(A)
+    assert world.directory.view.live == {}
+    for _ in range(3):
+        change = world.liveness.refused(B.address, world.clock.now_ns())
+        if change is not None:
+            world.cluster._tell(change)
+    world.look()
+    assert world.directory.view.live == {ME.id: 5, A.id: 6}
+    assert world.directory.view.trusts(A.id, world.clock.now_ns()), "it was there before: asked at once"
+    assert world.told(B, 1) == Status.STRANGER
+    world.answered(B)
+    assert world.directory.view.live == {ME.id: 5, A.id: 6, B.id: 7}
+    assert not world.directory.view.trusts(B.id, world.clock.now_ns())
+    world.answered(Member(A.address, A.id, 99, "a"))
+    assert world.directory.view.live[A.id] == 99, "it was restarted"
+
+
+def test_an_id_that_two_nodes_have_is_not_two_nodes() -> None:
+    world = World()
+    world.answered(A, Member(B.address, A.id, 77, "twin"))
+    assert world.directory.view.live == {ME.id: 5, A.id: 6}
+    living = world.cluster.living(A.id)
+    assert living is not None and living.address == A.address
+
+
+@pytest.mark.parametrize("looked", [False, True])
+def test_whoever_stood_still_takes_no_word_before_a_majority_has_answered(looked: bool) -> None:
+    world = World()
+    world.answered(A, B)
+    assert world.told(A, 1) == Status.TAKEN
+    world.clock.advance_ns(5_000 * MS)
+    if looked:  # else a message is the first thing that it hears of
+        world.look(0)
+    assert world.told(A, 2) == Status.AWAY
+    world.look()
+    assert world.told(A, 2) == Status.AWAY
+    world.answered(A)
+    assert world.told(A, 2) == Status.TAKEN
+    assert not world.directory.view.trusts(ME.id, world.clock.now_ns()), "its own claims are of another time"
+    keys = np.zeros((1, 32), np.uint8)
+    assert world.directory.locate(b"s" * 32, keys, world.clock.now_ns()).start()
