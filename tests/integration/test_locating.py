@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,7 +17,7 @@ from kvstore.client.steps import Holder
 from kvstore.directory.homes import Places
 from kvstore.wire import store
 from kvstore.wire.services import StoreStub
-from tests.integration.nodes import BLOCK_TOKENS, NodeProcess, blocks_of, layout, tokens
+from tests.integration.nodes import BLOCK_TOKENS, NodeProcess, blocks_of, eventually, layout, tokens
 from tests.integration.test_cluster import Cluster, metric, running, seen
 
 FAR_MEMORY = 9
@@ -120,33 +121,65 @@ def test_a_holder_that_is_killed_is_named_no_more_and_named_again_when_it_is_bac
         three.nodes[0].start()
         three.meet()
         assert found_within(there, chain, BLOCKS, 3).holders[0].node == three.name(0)
-    time.sleep(2 * SETTLE_MS / 1e3)
 
 
-def test_a_home_that_dies_leaves_the_second_one_to_answer(three: Cluster) -> None:
-    """Of three nodes two are homes of a namespace; one that holds nothing of it dies."""
+@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGSTOP])
+def test_a_home_that_dies_leaves_the_second_one_to_answer(three: Cluster, how: signal.Signals) -> None:
+    """Of three nodes two are homes of a namespace; one that holds nothing of it dies, or does not say a word."""
+    time.sleep(2 * SETTLE_MS / 1e3)  # one that came back is not asked at once
     nodes = ids(three)
     for n in range(64):
-        with At(three, 0, f"home {n}") as here:
-            homes = [nodes.index(node) for node in Places(nodes, 2).of(here.digest).ids]
-            if set(homes) == {0, 2}:
+        with At(three, 0, f"{how.name} {n}") as here:
+            if {nodes.index(node) for node in Places(nodes, 2).of(here.digest).ids} == {0, 2}:
                 break
     else:
         pytest.fail("no namespace with these homes")
-    with At(three, 0, f"home {n}") as here, At(three, 1, f"home {n}") as there:
+    with At(three, 0, f"{how.name} {n}") as here, At(three, 1, f"{how.name} {n}") as there:
         chain = here.chain(tokens(60, 4))
         here.put(chain, blocks_of(chain))
         found_within(there, chain, 60, 1)
-        unanswered = metric(three.nodes[1], "kvstore_locate_unanswered_total")
-        three.nodes[2].kill()
-        began = time.monotonic()
-        while seen(three.nodes[1])[three.name(2)]["state"] != "dead":
-            assert there.lookup(chain).blocks == 60, "before its death is known a hedge answers"
-        assert time.monotonic() - began < 3
-        assert there.lookup(chain).blocks == 60
-        assert metric(three.nodes[1], "kvstore_locate_unanswered_total") >= unanswered
-    three.nodes[2].start()
-    three.meet()
+        hedges = metric(three.nodes[1], "kvstore_locate_hedges_total")
+        if how is signal.SIGKILL:
+            three.nodes[2].kill()
+        else:
+            three.nodes[2].signal(how)
+        try:
+            assert there.lookup(chain).blocks == 60
+            assert metric(three.nodes[1], "kvstore_locate_hedges_total") > hedges or is_dead(three, 2)
+            began = time.monotonic()
+            while not is_dead(three, 2):
+                assert there.lookup(chain).blocks == 60, "a hedge answers until its death is known"
+            assert time.monotonic() - began < 3
+            unanswered = metric(three.nodes[1], "kvstore_locate_unanswered_total")
+            assert there.lookup(chain).blocks == 60
+            assert metric(three.nodes[1], "kvstore_locate_unanswered_total") == unanswered, "the dead are not asked"
+        finally:
+            if how is signal.SIGKILL:
+                three.nodes[2].start()
+            else:
+                three.nodes[2].signal(signal.SIGCONT)
+        three.meet()
+        found_within(there, chain, 60, 3)
+
+
+def is_dead(cluster: Cluster, i: int) -> bool:
+    return bool(seen(cluster.nodes[1])[cluster.name(i)]["state"] == "dead")
+
+
+def test_a_holder_that_stood_still_tells_all_again(three: Cluster) -> None:
+    with At(three, 2, "still") as here, At(three, 1, "still") as there:
+        chain = here.chain(tokens(BLOCKS, 6))
+        here.put(chain, blocks_of(chain))
+        found_within(there, chain, BLOCKS, 3)
+        three.nodes[2].signal(signal.SIGSTOP)
+        try:
+            found_within(there, chain, 0, 3)
+        finally:
+            three.nodes[2].signal(signal.SIGCONT)
+        told = metric(three.nodes[2], "kvstore_announce_rows_total")
+        three.meet()
+        found_within(there, chain, BLOCKS, 3)
+        eventually(lambda: metric(three.nodes[2], "kvstore_announce_rows_total") >= told + BLOCKS)
 
 
 def test_one_node_alone_asks_nobody(tmp_path: Path) -> None:

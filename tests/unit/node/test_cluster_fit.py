@@ -79,10 +79,10 @@ def test_the_directory_sees_nobody_before_it_is_known_of_all_who_lives() -> None
 
 def test_an_id_that_two_nodes_have_is_not_two_nodes() -> None:
     world = World()
-    world.answered(A, Member(B.address, A.id, 77, "twin"))
+    world.answered(Member(B.address, A.id, 6, "a"), Member(A.address, A.id, 77, "twin"))
     assert world.directory.view.live == {ME.id: 5, A.id: 6}
     living = world.cluster.living(A.id)
-    assert living is not None and living.address == A.address
+    assert living is not None and living.address == B.address
 
 
 @pytest.mark.parametrize("looked", [False, True])

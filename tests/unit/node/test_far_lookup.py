@@ -92,6 +92,8 @@ def test_needs_of_several_shards_make_the_boundary_and_the_slowest_tier_counts()
     assert found.blocks == 5 and list(found.tiers) == [1, 1, 1, 10, 9]
     assert [run(one) for one in found.holders] == [("a", 0, 4, 1), ("a", 1, 3, 2)]
     assert found.fetch_s == pytest.approx((100 + 2 * 200) / RATE + 0.5)
+    packed = World({}, {A: dict.fromkeys(range(3), (0b10, 1))}, packs=[0, 1])
+    assert list(packed.look((0, every, 0), (1, every, 0)).tiers) == [3, 3], "a pack is slower than another's memory"
     del world.claims[A][4]
     assert world.look((0, every, 0), (1, state, 0)).blocks == 4
     assert list(world.look((1, state, 0)).tiers) == [0, 0, 0, 10]
