@@ -27,7 +27,7 @@ BLOCKS = 12
 
 @pytest.fixture(scope="module")
 def three(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
-    sets = (f"cluster.settle_ms={SETTLE_MS}", "cluster.digest_ms=1000", "cluster.directory_width=2")
+    sets = (f"cluster.settle_ms={SETTLE_MS}", "cluster.directory_width=2")
     with running(Cluster(tmp_path_factory.mktemp("three"), 3, "", *sets)) as cluster:
         time.sleep(2 * SETTLE_MS / 1e3)
         yield cluster
