@@ -16,7 +16,6 @@ import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from functools import partial
 from typing import TYPE_CHECKING, Final, NamedTuple, Protocol
 
 import numpy as np
@@ -27,7 +26,6 @@ from kvstore.layout import KVLayout, Need, NeedKind
 
 if TYPE_CHECKING:
     from engine_adapters.base.link import Link
-    from engine_adapters.base.workers import Workers
     from kvstore import Found, Namespace
 
 __all__ = ["Budget", "Crowded", "Finding", "Promise", "find", "needed", "needs_of"]
@@ -207,31 +205,46 @@ def _held(namespace: Namespace, chain: Keys, first: int, found: Found, want: _Wa
 
 
 class Finding:
-    """One search in a thread. `done` is set last; until then nothing else here may be looked at.
+    """One search in a thread, up to `until`. `done` is set last; until then nothing else here may be looked at.
 
     keys: gives the chain, in the thread: an engine's own has better things to do than to hash. eager: take from memory
     only what is there, and have the rest brought up (the request may wait long for its turn); the caller looks again
     when its turn comes.
     """
 
-    def __init__(self, keys: Callable[[Namespace], Keys], first: int, *, eager: bool = False) -> None:
-        self.keys, self.first, self.eager = keys, first, eager
+    __slots__ = (
+        "_budget",
+        "_keys",
+        "_left",
+        "_link",
+        "_lock",
+        "again",
+        "crowded",
+        "done",
+        "eager",
+        "first",
+        "promise",
+        "until",
+    )
+
+    def __init__(
+        self,
+        link: Link,
+        budget: Budget,
+        keys: Callable[[Namespace], Keys],
+        first: int,
+        until: float,
+        *,
+        eager: bool = False,
+    ) -> None:
+        self._link, self._budget, self._keys = link, budget, keys
+        self.first, self.until, self.eager = first, until, eager
         self.done = False
         self.crowded = False
         self.again = False  # what was found is not held yet: look again, not eagerly
         self.promise = NOTHING
         self._left = False
         self._lock = threading.Lock()
-
-    @classmethod
-    def nothing(cls, first: int) -> Finding:
-        """A search that is over and found nothing."""
-        finding = cls(lambda _: np.empty((0, 32), np.uint8), first)
-        finding.done = True
-        return finding
-
-    def start(self, workers: Workers, link: Link, budget: Budget, until: float) -> bool:
-        return workers.submit(partial(self._run, link, budget, until))
 
     @property
     def holds(self) -> bool:
@@ -249,11 +262,13 @@ class Finding:
         promise, self.promise = self.promise, NOTHING
         return promise
 
-    def _run(self, link: Link, budget: Budget, until: float) -> None:
+    def run(self) -> None:
+        """The search: what Workers are given."""
+        link = self._link
         try:
             namespace = None if self._left else link.namespace()
             if namespace is not None:
-                promise = self._found(namespace, link, budget, until)
+                promise = self._found(namespace)
                 with self._lock:
                     self.promise, late = promise, self._left
                 if late:
@@ -266,12 +281,12 @@ class Finding:
         finally:
             self.done = True
 
-    def _found(self, namespace: Namespace, link: Link, budget: Budget, until: float) -> Promise:
-        chain, found = self.keys(namespace), None
+    def _found(self, namespace: Namespace) -> Promise:
+        chain, found, layout = self._keys(namespace), None, self._link.layout
         if self.eager:
-            found = namespace.lookup(chain, needs_of(link.layout), deadline_s=max(0.001, until - time.monotonic()))
+            found = namespace.lookup(chain, needs_of(layout), deadline_s=max(0.001, self.until - time.monotonic()))
             if found.blocks and (found.tiers > MEMORY).any():
                 self.again = True
-                namespace.prefetch(chain[: found.blocks], deadline_s=max(0.001, until - time.monotonic()))
+                namespace.prefetch(chain[: found.blocks], deadline_s=max(0.001, self.until - time.monotonic()))
                 return NOTHING
-        return find(namespace, chain, self.first, link.layout, budget, until, found)
+        return find(namespace, chain, self.first, layout, self._budget, self.until, found)

@@ -36,7 +36,7 @@ class Chain:
 
     def __init__(self, request: Request, geometry: Geometry) -> None:
         self._request = request
-        self._step = geometry.block_tokens // geometry.hash_tokens
+        self._step = geometry.hashes
         self._made = (b"", NO_KEYS)  # the namespace's digest, and keys of it; replaced as one, by whoever makes more
 
     @property
@@ -54,7 +54,7 @@ class Chain:
 
     def naming(self, blocks: int) -> Callable[[Namespace], Keys]:
         """What makes the keys of all blocks that are known now, and gives those of the first `blocks`."""
-        hashes = self._hashes()
+        hashes = self._request.block_hashes[self._step - 1 :: self._step]  # a copy, which does not grow
         return lambda namespace: self._keys(namespace, hashes)[:blocks]
 
     def keys(self, link: Link) -> Keys | None:
@@ -65,12 +65,8 @@ class Chain:
         digest, made = self._made
         blocks = self.blocks
         if made.shape[0] < blocks or digest != namespace.digest:
-            return self._keys(namespace, self._hashes())
+            return self._keys(namespace, self._request.block_hashes[self._step - 1 :: self._step])
         return made[:blocks]
-
-    def _hashes(self) -> Sequence[bytes]:
-        hashes: Sequence[bytes] = self._request.block_hashes[self._step - 1 :: self._step]
-        return hashes  # a copy, which does not grow
 
     def _keys(self, namespace: Namespace, hashes: Sequence[bytes]) -> Keys:
         digest, keys = self._made
