@@ -100,9 +100,7 @@ class Saves:
         """The saves of a step: blocks that are full when it is over."""
         saves, self.ended = self.ended, []
         scheduled = output.num_scheduled_tokens
-        if not scheduled:  # a step that only waits, as while a load is under way
-            return saves
-        if self.settings.save == "none" or not link.up:
+        if not scheduled or self.settings.save == "none":  # a step that only waits, as while a load is under way
             return saves
         for request_id, computed in _computed(output):
             found = tracked.get(request_id)
@@ -163,7 +161,7 @@ class Saves:
                 return None
         end = self._end(tracked, computed)
         state = getattr(output, "kv_connector_block_state", None)
-        if end <= tracked.saved or state is None:
+        if end <= tracked.saved or state is None or not link.up:
             return None
         ids = state.get_block_ids(tracked.request.request_id)
         return self._save(tracked, end, ids, link) if ids is not None else None
@@ -213,7 +211,7 @@ class Saves:
             tuple(held),
             tuple(numbers),
             session=getattr(request, "session_id", None) or "",
-            digest=tracked.chain.digest,
+            digest=tracked.chain.made[0],
         )
         note = note_of(request, tracked.chain, first, end, self.geometry.block_tokens) if self.events else None
         self.under_way[job] = _Pinned(save, blocks, self.world, end - first, time.monotonic() + SOON_S, note)

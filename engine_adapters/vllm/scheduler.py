@@ -16,6 +16,8 @@ import time
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Final
 
+import numpy as np
+
 from engine_adapters.base.link import Link
 from engine_adapters.base.promises import Budget, Finding, Promise, needed
 from engine_adapters.base.workers import Workers
@@ -68,7 +70,7 @@ class StoreScheduler:
         self._needs: tuple[Need, ...] = ()  # of each group, in the engine's order
         self._pending: list[Load] = []
         self._opening = False
-        self._waiting = StepMeta()  # of a step that loads and saves nothing; never changed, but replaced
+        self._idle = StepMeta()  # of a step that loads and saves nothing; never changed, but replaced
         self._trust = Trust()
         self.stats = Stats()
         self.saves = Saves(settings, geometry, self._world, self.stats, events=events)
@@ -135,13 +137,13 @@ class StoreScheduler:
     def build(self, output: SchedulerOutput) -> StepMeta:
         """As build_connector_meta."""
         if not output.num_scheduled_tokens and not self._pending and not self.saves.ended:
-            return self._waiting  # it only waits
+            return self._idle  # it only waits
         loads, self._pending = self._pending, []
         if self._link is not None and (self._trust.whole or self._trusted()):
             saves = self.saves.collect(output, self._requests, self._link)
         else:  # what was on its way: its blocks are pinned until a worker has had it
             saves = self.saves.take()
-        return StepMeta(loads, saves, self._waiting.failures_seen)
+        return StepMeta(loads, saves, self._idle.failures_seen) if loads or saves else self._idle
 
     def heard(self, said: WorkerMeta) -> None:
         """As update_connector_output."""
@@ -159,7 +161,7 @@ class StoreScheduler:
                 if tracked.loading <= 0:
                     self._landed(tracked)
         if said.failures:
-            self._waiting = StepMeta(failures_seen={**self._waiting.failures_seen, **said.failures})
+            self._idle = StepMeta(failures_seen={**self._idle.failures_seen, **said.failures})
         if said.saved:
             self.saves.finished(said.saved, self._requests)
 
@@ -314,9 +316,9 @@ class StoreScheduler:
             finding.leave()
 
     def _load(self, tracked: Tracked, blocks: KVCacheBlocks, first: int, end: int) -> Load:
-        assert self._link is not None
-        keys = tracked.chain.keys(self._link)
-        assert keys is not None, "a promise was made of them"
+        digest, keys = tracked.chain.made
+        if keys.shape[0] < end:  # the namespace was cleared while the search made them: what was promised is gone
+            keys = np.zeros((end, 32), np.uint8)
         ids, at = [], []
         every = blocks.get_block_ids()
         for need, group, ratio in zip(self._needs, self._geometry.groups, self._geometry.ratios, strict=True):
@@ -332,7 +334,7 @@ class StoreScheduler:
             tuple(ids),
             layerwise=self._layerwise,
             session=getattr(tracked.request, "session_id", None) or "",
-            digest=tracked.chain.digest,
+            digest=digest,
         )
 
     def _learn(self, said: WorkerMeta) -> None:
