@@ -82,7 +82,8 @@ class Budget:
 @dataclass(slots=True)
 class Promise:
     """Blocks first..end of a prompt, held. tiers: of each, the slowest that a shard of it came from. expires_s: in
-    time.monotonic()'s seconds; inf where the holds live as long as the connection.
+    time.monotonic()'s seconds; inf where the holds live as long as the connection. seen: how many blocks of the prompt
+    the store was seen to have, where that is not beyond `first` and so nothing is held.
     """
 
     first: int
@@ -90,10 +91,16 @@ class Promise:
     tiers: npt.NDArray[np.uint8] = field(default_factory=lambda: NO_TIERS)
     expires_s: float = math.inf
     give_back: Callable[[], None] | None = None
+    seen: int = 0
 
     @property
     def blocks(self) -> int:
         return self.end - self.first
+
+    @property
+    def stored(self) -> int:
+        """Blocks, from the prompt's first on, that need not be put into the store."""
+        return self.end if self.blocks else self.seen
 
     def close(self) -> None:
         """May be called twice."""
@@ -136,6 +143,7 @@ def find(
     """
     want = _Want(needs_of(layout) if needs is None else needs, namespace.shard_bytes, budget, until, position)
     end = _affordable(want, first, chain.shape[0])
+    seen = 0
     for _ in range(TRIES):
         left = until - time.monotonic()
         if end <= first or left <= 0:
@@ -144,13 +152,14 @@ def find(
         if found is None or found.blocks > end:
             found = namespace.lookup(chain[:end], want.needs, deadline_s=left)
         if found.blocks <= first:
+            seen = found.blocks
             break
         promise = _held(namespace, chain, first, found, want)
         if promise.end == found.blocks:
             return promise
         end = promise.end
         promise.close()
-    return Promise(first, first)
+    return Promise(first, first, seen=seen)
 
 
 def _bytes(want: _Want, first: int, end: int) -> int:

@@ -114,7 +114,7 @@ class StoreScheduler:
             return
         if tokens == 0:
             # Not chosen, or nothing to load. What was found in the store need not be saved again.
-            tracked.has(max(tracked.saved, finding.promise.end if finding.done else 0))
+            tracked.has(max(tracked.saved, finding.promise.stored if finding.done else 0))
             self._leave(finding)
             return
         promise = finding.take()

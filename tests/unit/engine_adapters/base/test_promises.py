@@ -122,6 +122,15 @@ def test_what_is_there_is_held_and_given_back() -> None:
     assert budget.take(1 << 30)
 
 
+def test_what_the_store_has_of_less_than_was_asked_for_is_told_and_not_held() -> None:
+    """An engine that has more itself puts the rest: what it has is not what the store has."""
+    store = Store([full(3)])
+    promise = find(store, chain(8), 5, layout(), Budget(1 << 30), soon())  # type: ignore[arg-type]
+    assert (promise.first, promise.end, promise.stored, store.held) == (5, 5, 3, 0)
+    assert find(Store([full(6)]), chain(8), 5, layout(), Budget(1 << 30), soon()).stored == 6  # type: ignore[arg-type]
+    assert find(Store([{}]), chain(8), 5, layout(), Budget(1 << 30), soon()).stored == 0  # type: ignore[arg-type]
+
+
 def test_of_a_window_only_the_last_blocks_are_held() -> None:
     store = Store([full(6, 1), {4: 2, 5: 1}])
     promise = find(store, chain(6), 0, layout(window=2 * BLOCK + 1), Budget(1 << 30), soon())  # type: ignore[arg-type]
