@@ -16,7 +16,6 @@ import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from functools import partial
 from typing import TYPE_CHECKING, Final, NamedTuple, Protocol
 
 import numpy as np
@@ -27,7 +26,6 @@ from kvstore.layout import KVLayout, Need, NeedKind
 
 if TYPE_CHECKING:
     from engine_adapters.base.link import Link
-    from engine_adapters.base.workers import Workers
     from kvstore import Found, Namespace
 
 __all__ = ["Budget", "Crowded", "Finding", "Promise", "find", "needed", "needs_of"]
@@ -84,7 +82,8 @@ class Budget:
 @dataclass(slots=True)
 class Promise:
     """Blocks first..end of a prompt, held. tiers: of each, the slowest that a shard of it came from. expires_s: in
-    time.monotonic()'s seconds; inf where the holds live as long as the connection.
+    time.monotonic()'s seconds; inf where the holds live as long as the connection. seen: how many blocks of the prompt
+    the store was seen to have, where that is not beyond `first` and so nothing is held.
     """
 
     first: int
@@ -92,10 +91,16 @@ class Promise:
     tiers: npt.NDArray[np.uint8] = field(default_factory=lambda: NO_TIERS)
     expires_s: float = math.inf
     give_back: Callable[[], None] | None = None
+    seen: int = 0
 
     @property
     def blocks(self) -> int:
         return self.end - self.first
+
+    @property
+    def stored(self) -> int:
+        """Blocks, from the prompt's first on, that need not be put into the store."""
+        return self.end if self.blocks else self.seen
 
     def close(self) -> None:
         """May be called twice."""
@@ -138,6 +143,7 @@ def find(
     """
     want = _Want(needs_of(layout) if needs is None else needs, namespace.shard_bytes, budget, until, position)
     end = _affordable(want, first, chain.shape[0])
+    seen = 0
     for _ in range(TRIES):
         left = until - time.monotonic()
         if end <= first or left <= 0:
@@ -146,13 +152,14 @@ def find(
         if found is None or found.blocks > end:
             found = namespace.lookup(chain[:end], want.needs, deadline_s=left)
         if found.blocks <= first:
+            seen = found.blocks
             break
         promise = _held(namespace, chain, first, found, want)
         if promise.end == found.blocks:
             return promise
         end = promise.end
         promise.close()
-    return Promise(first, first)
+    return Promise(first, first, seen=seen)
 
 
 def _bytes(want: _Want, first: int, end: int) -> int:
@@ -207,31 +214,46 @@ def _held(namespace: Namespace, chain: Keys, first: int, found: Found, want: _Wa
 
 
 class Finding:
-    """One search in a thread. `done` is set last; until then nothing else here may be looked at.
+    """One search in a thread, up to `until`. `done` is set last; until then nothing else here may be looked at.
 
     keys: gives the chain, in the thread: an engine's own has better things to do than to hash. eager: take from memory
     only what is there, and have the rest brought up (the request may wait long for its turn); the caller looks again
     when its turn comes.
     """
 
-    def __init__(self, keys: Callable[[Namespace], Keys], first: int, *, eager: bool = False) -> None:
-        self.keys, self.first, self.eager = keys, first, eager
+    __slots__ = (
+        "_budget",
+        "_keys",
+        "_left",
+        "_link",
+        "_lock",
+        "again",
+        "crowded",
+        "done",
+        "eager",
+        "first",
+        "promise",
+        "until",
+    )
+
+    def __init__(
+        self,
+        link: Link,
+        budget: Budget,
+        keys: Callable[[Namespace], Keys],
+        first: int,
+        until: float,
+        *,
+        eager: bool = False,
+    ) -> None:
+        self._link, self._budget, self._keys = link, budget, keys
+        self.first, self.until, self.eager = first, until, eager
         self.done = False
         self.crowded = False
         self.again = False  # what was found is not held yet: look again, not eagerly
         self.promise = NOTHING
         self._left = False
         self._lock = threading.Lock()
-
-    @classmethod
-    def nothing(cls, first: int) -> Finding:
-        """A search that is over and found nothing."""
-        finding = cls(lambda _: np.empty((0, 32), np.uint8), first)
-        finding.done = True
-        return finding
-
-    def start(self, workers: Workers, link: Link, budget: Budget, until: float) -> bool:
-        return workers.submit(partial(self._run, link, budget, until))
 
     @property
     def holds(self) -> bool:
@@ -249,11 +271,13 @@ class Finding:
         promise, self.promise = self.promise, NOTHING
         return promise
 
-    def _run(self, link: Link, budget: Budget, until: float) -> None:
+    def run(self) -> None:
+        """The search: what Workers are given."""
+        link = self._link
         try:
             namespace = None if self._left else link.namespace()
             if namespace is not None:
-                promise = self._found(namespace, link, budget, until)
+                promise = self._found(namespace)
                 with self._lock:
                     self.promise, late = promise, self._left
                 if late:
@@ -266,12 +290,12 @@ class Finding:
         finally:
             self.done = True
 
-    def _found(self, namespace: Namespace, link: Link, budget: Budget, until: float) -> Promise:
-        chain, found = self.keys(namespace), None
+    def _found(self, namespace: Namespace) -> Promise:
+        chain, found, layout = self._keys(namespace), None, self._link.layout
         if self.eager:
-            found = namespace.lookup(chain, needs_of(link.layout), deadline_s=max(0.001, until - time.monotonic()))
+            found = namespace.lookup(chain, needs_of(layout), deadline_s=max(0.001, self.until - time.monotonic()))
             if found.blocks and (found.tiers > MEMORY).any():
                 self.again = True
-                namespace.prefetch(chain[: found.blocks], deadline_s=max(0.001, until - time.monotonic()))
+                namespace.prefetch(chain[: found.blocks], deadline_s=max(0.001, self.until - time.monotonic()))
                 return NOTHING
-        return find(namespace, chain, self.first, link.layout, budget, until, found)
+        return find(namespace, chain, self.first, layout, self._budget, self.until, found)

@@ -32,17 +32,13 @@ class Chain:
     All calls are of the engine's thread; what `naming` returns may be called in any.
     """
 
-    __slots__ = ("_made", "_request", "_step")
+    __slots__ = ("_request", "_step", "made")
 
     def __init__(self, request: Request, geometry: Geometry) -> None:
         self._request = request
-        self._step = geometry.block_tokens // geometry.hash_tokens
-        self._made = (b"", NO_KEYS)  # the namespace's digest, and keys of it; replaced as one, by whoever makes more
-
-    @property
-    def digest(self) -> bytes:
-        """Of the namespace that `keys` last gave keys of."""
-        return self._made[0]
+        self._step = geometry.hashes
+        # The digest of the namespace that keys were last made of, and those; replaced as one, by whoever makes more.
+        self.made = (b"", NO_KEYS)
 
     @property
     def blocks(self) -> int:
@@ -54,7 +50,7 @@ class Chain:
 
     def naming(self, blocks: int) -> Callable[[Namespace], Keys]:
         """What makes the keys of all blocks that are known now, and gives those of the first `blocks`."""
-        hashes = self._hashes()
+        hashes = self._request.block_hashes[self._step - 1 :: self._step]  # a copy, which does not grow
         return lambda namespace: self._keys(namespace, hashes)[:blocks]
 
     def keys(self, link: Link) -> Keys | None:
@@ -62,18 +58,14 @@ class Chain:
         namespace = link.opened
         if namespace is None:
             return None
-        digest, made = self._made
+        digest, made = self.made
         blocks = self.blocks
         if made.shape[0] < blocks or digest != namespace.digest:
-            return self._keys(namespace, self._hashes())
+            return self._keys(namespace, self._request.block_hashes[self._step - 1 :: self._step])
         return made[:blocks]
 
-    def _hashes(self) -> Sequence[bytes]:
-        hashes: Sequence[bytes] = self._request.block_hashes[self._step - 1 :: self._step]
-        return hashes  # a copy, which does not grow
-
     def _keys(self, namespace: Namespace, hashes: Sequence[bytes]) -> Keys:
-        digest, keys = self._made
+        digest, keys = self.made
         current = namespace.digest
         if digest != current:  # cleared meanwhile: the old keys name nothing
             keys = NO_KEYS
@@ -83,5 +75,5 @@ class Chain:
             more = namespace.chain_of_hashes(hashes[known:], parent=parent)
             keys = np.concatenate((keys, more)) if known else more
             # Cleared in between: of whichever these are, they are not kept.
-            self._made = (current, keys) if namespace.digest == current else (b"", NO_KEYS)
+            self.made = (current, keys) if namespace.digest == current else (b"", NO_KEYS)
         return keys[: len(hashes)]

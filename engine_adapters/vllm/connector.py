@@ -101,7 +101,7 @@ class KVStoreConnector(base.KVConnectorBase_V1, base.SupportsHMA):  # type: igno
 
     def update_connector_output(self, connector_output: KVConnectorOutput) -> None:
         said = getattr(connector_output, "kv_connector_worker_meta", None)
-        if self._scheduler is not None and isinstance(said, WorkerMeta):
+        if self._scheduler is not None and type(said) is WorkerMeta:  # of an abstract class isinstance is Python
             self._scheduler.heard(said)
 
     def request_finished(self, request: Request, block_ids: list[int]) -> tuple[bool, dict[str, Any] | None]:
@@ -166,7 +166,7 @@ class KVStoreConnector(base.KVConnectorBase_V1, base.SupportsHMA):  # type: igno
 
     def get_kv_connector_stats(self) -> StoreStats | None:
         half = self._scheduler or self._worker
-        return half.stats.take() if half is not None else None
+        return half.stats.take() if half is not None and half.stats.added else None  # every step asks
 
     def shutdown(self) -> None:
         half = self._scheduler or self._worker

@@ -37,12 +37,12 @@ class Unsupported(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Geometry:
-    """block_tokens: of the store's blocks and of the scheduler's hits. hash_tokens: of each of the engine's hashes.
+    """block_tokens: of the store's blocks and of the scheduler's hits. hashes: of the engine's, how many a block has.
     ratios: for each group how many of the engine's blocks make one of the store's.
     """
 
     block_tokens: int
-    hash_tokens: int
+    hashes: int
     groups: tuple[int, ...]
     ratios: tuple[int, ...]
 
@@ -75,7 +75,7 @@ def geometry_of(vllm_config: VllmConfig, config: specs.KVCacheConfig) -> Geometr
         if block_tokens % size or block_tokens % hash_tokens:
             raise Unsupported(f"group {group}: blocks of {size} tokens do not divide {block_tokens}")
         _kind_of(group, config.kv_cache_groups[group].kv_cache_spec)
-    return Geometry(block_tokens, hash_tokens, groups, tuple(block_tokens // size for size in sizes))
+    return Geometry(block_tokens, block_tokens // hash_tokens, groups, tuple(block_tokens // size for size in sizes))
 
 
 def describe(

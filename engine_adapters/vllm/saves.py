@@ -52,11 +52,9 @@ JOINED_SHARE: Final = 4  # of the blocks that may be pinned a save takes no more
 
 @dataclass(slots=True)
 class _Pinned:
+    save: Save
     blocks: list[KVCacheBlock]
     ranks: int  # yet to say that they are done
-    request: str
-    first: int
-    count: int
     least: int  # blocks that every rank has stored, of those that have said so
     until_s: float  # when it is late
     note: Note | None
@@ -102,15 +100,14 @@ class Saves:
         """The saves of a step: blocks that are full when it is over."""
         saves, self.ended = self.ended, []
         scheduled = output.num_scheduled_tokens
-        if not scheduled:  # a step that only waits, as while a load is under way
-            return saves
-        if self.settings.save == "none" or not link.up:
+        if not scheduled or self.settings.save == "none":  # a step that only waits, as while a load is under way
             return saves
         for request_id, computed in _computed(output):
             found = tracked.get(request_id)
-            if found is None or computed + scheduled.get(request_id, 0) < found.due or found.holed:
+            after = computed + scheduled.get(request_id, 0)
+            if found is None or after < found.due or found.holed:
                 continue
-            save = self._filled(found, computed + scheduled.get(request_id, 0), output, link)
+            save = self._filled(found, after, output, link)
             if save is not None:
                 saves.append(save)
         return saves
@@ -121,8 +118,11 @@ class Saves:
         """
         if self.settings.save == "none":
             return tracked.saved
-        end = self._end(tracked, tracked.request.num_computed_tokens)
-        if end > tracked.saved and link.up and not tracked.holed:
+        computed: int = tracked.request.num_computed_tokens
+        if computed // self.geometry.block_tokens <= tracked.saved or tracked.holed or not link.up:
+            return tracked.saved
+        end = self._end(tracked, computed)
+        if end > tracked.saved:
             save = self._save(tracked, end, ids, link)
             if save is not None:
                 self.ended.append(save)
@@ -141,15 +141,15 @@ class Saves:
             if pinned.ranks <= 0:
                 del self.under_way[job]
                 self._unpin(pinned.blocks)
-                self._learn(pinned, tracked.get(pinned.request))
+                self._learn(pinned, tracked.get(pinned.save.request))
 
     def _learn(self, pinned: _Pinned, tracked: Tracked | None) -> None:
         if pinned.note is not None and pinned.least > 0:
             self.notes.append(pinned.note.cut(pinned.least))
-        if tracked is None or pinned.least >= pinned.count:
+        if tracked is None or pinned.least >= pinned.save.keys.shape[0]:
             return
         if pinned.least < 0:  # not tried, or the store was away: with a later step
-            tracked.has(min(tracked.saved, pinned.first))
+            tracked.has(min(tracked.saved, pinned.save.first))
         else:
             tracked.holed = True
 
@@ -161,7 +161,7 @@ class Saves:
                 return None
         end = self._end(tracked, computed)
         state = getattr(output, "kv_connector_block_state", None)
-        if end <= tracked.saved or state is None:
+        if end <= tracked.saved or state is None or not link.up:
             return None
         ids = state.get_block_ids(tracked.request.request_id)
         return self._save(tracked, end, ids, link) if ids is not None else None
@@ -211,13 +211,10 @@ class Saves:
             tuple(held),
             tuple(numbers),
             session=getattr(request, "session_id", None) or "",
-            digest=tracked.chain.digest,
+            digest=tracked.chain.made[0],
         )
         note = note_of(request, tracked.chain, first, end, self.geometry.block_tokens) if self.events else None
-        count = end - first
-        self.under_way[job] = _Pinned(
-            blocks, self.world, save.request, first, count, count, time.monotonic() + SOON_S, note
-        )
+        self.under_way[job] = _Pinned(save, blocks, self.world, end - first, time.monotonic() + SOON_S, note)
         tracked.has(end)
         return save
 

@@ -16,6 +16,8 @@ import time
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Final
 
+import numpy as np
+
 from engine_adapters.base.link import Link
 from engine_adapters.base.promises import Budget, Finding, Promise, needed
 from engine_adapters.base.workers import Workers
@@ -68,7 +70,7 @@ class StoreScheduler:
         self._needs: tuple[Need, ...] = ()  # of each group, in the engine's order
         self._pending: list[Load] = []
         self._opening = False
-        self._failures: dict[int, int] = {}  # replaced, never changed: every step's metadata has it
+        self._idle = StepMeta()  # of a step that loads and saves nothing; never changed, but replaced
         self._trust = Trust()
         self.stats = Stats()
         self.saves = Saves(settings, geometry, self._world, self.stats, events=events)
@@ -81,26 +83,27 @@ class StoreScheduler:
     def on_new_request(self, request: Request) -> None:
         tracked = self._track(request)
         if self._may_load(tracked):
-            self._search(tracked, 0, self._cap(tracked), eager=True)
+            self._search(tracked, 0, self._cap(request), eager=True)
 
     def matched(self, request: Request, computed: int) -> tuple[int | None, bool]:
         """As get_num_new_matched_tokens."""
         tracked = self._requests.get(request.request_id) or self._track(request)
+        now, finding = time.monotonic(), tracked.finding
+        if finding is not None and not finding.done and computed == 0 and now < tracked.late_at:
+            return None, False  # as nearly every first question is answered
         if not self._may_load(tracked):
             return 0, False
-        now = time.monotonic()
-        first, cap = computed // self._geometry.block_tokens, self._cap(tracked)
+        first, cap = computed // self._geometry.block_tokens, self._cap(request)
         if cap <= first:
             self._drop(tracked)
             return 0, False
-        tracked.asked_at = tracked.asked_at or now
+        if not tracked.asked_at:
+            tracked.asked_at, tracked.late_at = now, now + self._settings.lookup_ms / 1e3
         if self._link is None or self._link.opened is None:
             return (None if self._soon(now - tracked.asked_at) else 0), False
         promise = self._promised(tracked, first, cap, now)
-        if promise is None:
-            return None, False
-        if promise.end <= first:
-            return 0, False
+        if promise is None or promise.end <= first:
+            return None if promise is None else 0, False
         return promise.end * self._geometry.block_tokens - computed, not self._layerwise
 
     def allocated(self, request: Request, blocks: KVCacheBlocks, tokens: int) -> None:
@@ -111,7 +114,7 @@ class StoreScheduler:
             return
         if tokens == 0:
             # Not chosen, or nothing to load. What was found in the store need not be saved again.
-            tracked.has(max(tracked.saved, finding.promise.end if finding.done else 0))
+            tracked.has(max(tracked.saved, finding.promise.stored if finding.done else 0))
             self._leave(finding)
             return
         promise = finding.take()
@@ -134,13 +137,13 @@ class StoreScheduler:
     def build(self, output: SchedulerOutput) -> StepMeta:
         """As build_connector_meta."""
         if not output.num_scheduled_tokens and not self._pending and not self.saves.ended:
-            return StepMeta([], [], self._failures)  # it only waits
+            return self._idle  # it only waits
         loads, self._pending = self._pending, []
         if self._link is not None and (self._trust.whole or self._trusted()):
             saves = self.saves.collect(output, self._requests, self._link)
         else:  # what was on its way: its blocks are pinned until a worker has had it
             saves = self.saves.take()
-        return StepMeta(loads, saves, self._failures)
+        return StepMeta(loads, saves, self._idle.failures_seen) if loads or saves else self._idle
 
     def heard(self, said: WorkerMeta) -> None:
         """As update_connector_output."""
@@ -158,7 +161,7 @@ class StoreScheduler:
                 if tracked.loading <= 0:
                     self._landed(tracked)
         if said.failures:
-            self._failures = {**self._failures, **said.failures}
+            self._idle = StepMeta(failures_seen={**self._idle.failures_seen, **said.failures})
         if said.saved:
             self.saves.finished(said.saved, self._requests)
 
@@ -212,8 +215,8 @@ class StoreScheduler:
     def _track(self, request: Request) -> Tracked:
         tracked = self._requests.get(request.request_id)
         if tracked is None:
-            chain = Chain(request, self._geometry)
-            tracked = Tracked(request, chain, expect=expected_blocks(request))
+            expect = expected_blocks(request) if request.kv_transfer_params else 0
+            tracked = Tracked(request, Chain(request, self._geometry), expect)
             self._requests[request.request_id] = tracked
         return tracked
 
@@ -250,23 +253,23 @@ class StoreScheduler:
         skips: bool = tracked.request.skip_reading_prefix_cache
         return self._loads and not skips and not tracked.failed and (self._trust.whole or self._trusted())
 
-    def _cap(self, tracked: Tracked) -> int:
+    def _cap(self, request: Request) -> int:
         """Blocks that may come from elsewhere: one token at least is left to compute, as of a local hit."""
-        tokens: int = tracked.request.num_tokens
-        return min((tokens - 1) // self._geometry.block_tokens, tracked.chain.blocks)
+        geometry = self._geometry
+        cap: int = min((request.num_tokens - 1) // geometry.block_tokens, len(request.block_hashes) // geometry.hashes)
+        return cap
 
     def _promised(self, tracked: Tracked, first: int, cap: int, now: float) -> Promise | None:
         """What is held for it from block `first` on; None: ask again."""
-        late = now - tracked.asked_at > self._settings.lookup_ms / 1e3
+        late = now > tracked.late_at
         finding = tracked.finding
         if finding is None:
-            return None if self._search(tracked, first, cap) else Promise(first, first)
+            return None if not late and self._search(tracked, first, cap) else Promise(first, first)
         if not finding.done:
             if late:
                 self.stats.add("lookups_late", 1)
                 self._drop(tracked)
-                tracked.finding = Finding.nothing(first)
-                return tracked.finding.promise
+                return Promise(first, first)
             return None
         promise = finding.promise
         held = promise.end > first
@@ -288,9 +291,9 @@ class StoreScheduler:
         if link.opened is None:
             self._soon(0.0)
             return False
-        finding = Finding(tracked.chain.naming(cap), first, eager=eager)
         until = time.monotonic() + self._settings.lookup_ms / 1e3
-        if not finding.start(self._workers, link, self._budget, until):
+        finding = Finding(link, self._budget, tracked.chain.naming(cap), first, until, eager=eager)
+        if not self._workers.submit(finding.run):
             return False
         self.stats.add("lookups", 1)
         tracked.finding = finding
@@ -313,9 +316,9 @@ class StoreScheduler:
             finding.leave()
 
     def _load(self, tracked: Tracked, blocks: KVCacheBlocks, first: int, end: int) -> Load:
-        assert self._link is not None
-        keys = tracked.chain.keys(self._link)
-        assert keys is not None, "a promise was made of them"
+        digest, keys = tracked.chain.made
+        if keys.shape[0] < end:  # the namespace was cleared while the search made them: what was promised is gone
+            keys = np.zeros((end, 32), np.uint8)
         ids, at = [], []
         every = blocks.get_block_ids()
         for need, group, ratio in zip(self._needs, self._geometry.groups, self._geometry.ratios, strict=True):
@@ -331,7 +334,7 @@ class StoreScheduler:
             tuple(ids),
             layerwise=self._layerwise,
             session=getattr(tracked.request, "session_id", None) or "",
-            digest=tracked.chain.digest,
+            digest=digest,
         )
 
     def _learn(self, said: WorkerMeta) -> None:

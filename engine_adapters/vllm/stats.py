@@ -32,18 +32,16 @@ class Stats:
     """Counts since the last `take`. Thread-safe."""
 
     def __init__(self) -> None:
-        self._added: deque[tuple[str, float]] = deque()  # whose ends are whole steps under the GIL, or have its lock
+        self.added: deque[tuple[str, float]] = deque()  # each end of it is thread-safe
 
     def add(self, name: str, value: float) -> None:
         assert name in COUNTERS, name
-        self._added.append((name, value))
+        self.added.append((name, value))
 
-    def take(self) -> StoreStats | None:
-        if not self._added:
-            return None  # every step asks; what is added meanwhile is told with the next
+    def take(self) -> StoreStats:
         counts: dict[str, float] = {}
-        for _ in range(len(self._added)):
-            name, value = self._added.popleft()
+        for _ in range(len(self.added)):
+            name, value = self.added.popleft()
             counts[name] = counts.get(name, 0) + value
         return StoreStats(data=counts)
 

@@ -25,6 +25,7 @@ class Tracked:
     due: int = 0
     finding: Finding | None = None
     asked_at: float = 0.0  # when the engine first wanted an answer; 0: not yet
+    late_at: float = 0.0  # when it gets one, whatever is known by then
     promise: Promise | None = None  # of a load under way
     loading: int = 0  # ranks that still load it
     first: int = 0  # of the load's blocks

@@ -29,11 +29,11 @@ def config(node: NodeProcess, *, role: str = "kv_both", policy: str = "recompute
 
 
 def engine_on(
-    node: NodeProcess, model: str, folder: Path, *, venv: str = "vllm", log: str = "vllm.log", **arguments: Any
+    node: NodeProcess, model_name: str, folder: Path, *, venv: str = "vllm", log: str = "vllm.log", **arguments: Any
 ) -> Engine:
     """An engine with the connector; `store` holds its settings, the rest is vLLM's."""
     store = arguments.pop("store", {})
-    return vllm(model, folder, venv=venv, log=log, kv_transfer_config=config(node, **store), **arguments)
+    return vllm(model_name, folder, venv=venv, log=log, kv_transfer_config=config(node, **store), **arguments)
 
 
 def probe(engine: Engine, name: str, **given: Any) -> Any:

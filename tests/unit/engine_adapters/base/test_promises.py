@@ -122,6 +122,15 @@ def test_what_is_there_is_held_and_given_back() -> None:
     assert budget.take(1 << 30)
 
 
+def test_what_the_store_has_of_less_than_was_asked_for_is_told_and_not_held() -> None:
+    """An engine that has more itself puts the rest: what it has is not what the store has."""
+    store = Store([full(3)])
+    promise = find(store, chain(8), 5, layout(), Budget(1 << 30), soon())  # type: ignore[arg-type]
+    assert (promise.first, promise.end, promise.stored, store.held) == (5, 5, 3, 0)
+    assert find(Store([full(6)]), chain(8), 5, layout(), Budget(1 << 30), soon()).stored == 6  # type: ignore[arg-type]
+    assert find(Store([{}]), chain(8), 5, layout(), Budget(1 << 30), soon()).stored == 0  # type: ignore[arg-type]
+
+
 def test_of_a_window_only_the_last_blocks_are_held() -> None:
     store = Store([full(6, 1), {4: 2, 5: 1}])
     promise = find(store, chain(6), 0, layout(window=2 * BLOCK + 1), Budget(1 << 30), soon())  # type: ignore[arg-type]
@@ -209,9 +218,15 @@ def wait(finding: Finding) -> None:
     assert finding.done
 
 
-def run(finding: Finding, link: LinkTwin, workers: Workers, budget: Budget | None = None) -> None:
-    assert finding.start(workers, link, budget or Budget(1 << 30), soon())  # type: ignore[arg-type]
-    wait(finding)
+def finding(link: LinkTwin, *, budget: Budget | None = None, eager: bool = False) -> Finding:
+    return Finding(link, budget or Budget(1 << 30), lambda _: chain(4), 0, soon(), eager=eager)  # type: ignore[arg-type]
+
+
+def run(workers: Workers, link: LinkTwin, *, budget: Budget | None = None, eager: bool = False) -> Finding:
+    found = finding(link, budget=budget, eager=eager)
+    assert workers.submit(found.run)
+    wait(found)
+    return found
 
 
 def test_a_finding_that_nobody_waits_for_gives_back_what_it_comes_to_hold(workers: Workers) -> None:
@@ -223,30 +238,44 @@ def test_a_finding_that_nobody_waits_for_gives_back_what_it_comes_to_hold(worker
         return holds(*given, **named)  # type: ignore[arg-type]
 
     store.hold = slowly  # type: ignore[method-assign, assignment]
-    finding = Finding(lambda _: chain(4), 0)
-    assert finding.start(workers, LinkTwin(store), Budget(1 << 30), soon())  # type: ignore[arg-type]
-    finding.leave()
+    left = finding(LinkTwin(store))
+    assert workers.submit(left.run)
+    assert left.holds
+    left.leave()
     gate.set()
-    wait(finding)
+    wait(left)
     assert workers.close(5)
     assert store.held == 0
 
 
+def test_keys_are_made_where_waiting_is_allowed(workers: Workers) -> None:
+    store, made_in = Store([full(4)]), []
+
+    def keys(namespace: object) -> np.ndarray:
+        assert namespace is store
+        made_in.append(threading.get_ident())
+        return chain(3)
+
+    found = Finding(LinkTwin(store), Budget(1 << 30), keys, 0, soon())  # type: ignore[arg-type]
+    assert workers.submit(found.run)
+    wait(found)
+    assert found.promise.end == 3
+    assert made_in
+    assert made_in[0] != threading.get_ident()
+
+
 def test_an_eager_finding_has_lower_tiers_brought_up_and_holds_nothing(workers: Workers) -> None:
     store = Store([full(4, tier=2)])
-    finding = Finding(lambda _: chain(4), 0, eager=True)
-    run(finding, LinkTwin(store), workers)
-    assert (finding.again, store.prefetched, store.held, finding.promise.blocks) == (True, 4, 0, 0)
-    eager = Finding(lambda _: chain(4), 0, eager=True)
+    below = run(workers, LinkTwin(store), eager=True)
+    assert (below.again, store.prefetched, store.held, below.promise.blocks) == (True, 4, 0, 0)
+    assert not below.holds
     store.shards = [full(4)]
-    run(eager, LinkTwin(store), workers)
-    assert (eager.again, store.held, store.lookups) == (False, 4, 2)
+    there = run(workers, LinkTwin(store), eager=True)
+    assert (there.again, store.held, store.lookups, there.holds) == (False, 4, 2, True)
 
 
 def test_a_store_that_is_away_is_a_promise_of_nothing(workers: Workers) -> None:
-    away = Finding(lambda _: chain(4), 0)
-    run(away, LinkTwin(None), workers)
-    assert away.promise.blocks == 0
+    assert run(workers, LinkTwin(None)).promise.blocks == 0
 
     store, link = Store([full(4)]), LinkTwin(None)
     link.store = store
@@ -255,18 +284,14 @@ def test_a_store_that_is_away_is_a_promise_of_nothing(workers: Workers) -> None:
         raise Unavailable("gone")
 
     store.lookup = gone  # type: ignore[method-assign, assignment]
-    finding = Finding(lambda _: chain(4), 0)
-    run(finding, link, workers)
-    assert finding.promise.blocks == 0
+    assert run(workers, link).promise.blocks == 0
     assert isinstance(link.errors[0], Unavailable)
 
 
 def test_a_crowded_finding_says_so(workers: Workers) -> None:
     budget = Budget(4 * SIZE)
     assert budget.take(2 * SIZE)
-    finding = Finding(lambda _: chain(4), 0)
-    run(finding, LinkTwin(Store([full(4)])), workers, budget)
-    assert finding.crowded
+    assert run(workers, LinkTwin(Store([full(4)])), budget=budget).crowded
 
 
 def test_one_ranks_needs_alone_are_held_where_they_are_all_that_is_asked() -> None:
