@@ -20,7 +20,7 @@ from kvstore.wire.services import StoreStub
 from tests.integration.nodes import BLOCK_TOKENS, NodeProcess, blocks_of, eventually, layout, tokens
 from tests.integration.test_cluster import Cluster, metric, running, seen
 
-FAR_MEMORY = 9
+FAR_MEMORY, FAR_FILE = 9, 10
 SETTLE_MS = 300
 BLOCKS = 12
 
@@ -189,3 +189,23 @@ def test_one_node_alone_asks_nobody(tmp_path: Path) -> None:
         ns.put(chain[:2], blocks_of(chain[:2]))
         assert ns.lookup(chain).blocks == 2
         assert metric(node, "kvstore_locate_lookups_total") == 0
+
+
+def test_what_files_brought_back_is_told_after_a_restart(tmp_path: Path) -> None:
+    files = ("file.enabled=true", "file.bytes=16MiB", "file.admission=always", "memory.keep=false")
+    with running(Cluster(tmp_path, 2, "", f"cluster.settle_ms={SETTLE_MS}", *files)) as two:
+        with At(two, 0, "files") as here:
+            chains = [here.chain(tokens(30, seed)) for seed in range(10, 14)]
+            for chain in chains:  # twice what memory has: what makes way is in files
+                here.put(chain, blocks_of(chain))
+                time.sleep(0.2)
+        two.nodes[0].stop()
+        two.nodes[0].start()
+        two.meet()
+        with At(two, 0, "files") as here, At(two, 1, "files") as there:
+            left = [here.lookup(chain).blocks for chain in chains]
+            assert sum(left) > 0, "nothing was written to files"
+            for chain, blocks in zip(chains, left, strict=True):
+                eventually(
+                    lambda c=chain, n=blocks: there.lookup(c).tiers.tolist() == [FAR_FILE] * n
+                )  # and memory's no more
