@@ -54,23 +54,21 @@ class Holders:
         """[first, end) of a shard cut into runs of one node each, up to the first block that nobody has. The node whose
         run goes on longest has it; of two alike, the one that stands first in `order`.
         """
-        has = (self.shards[:, first:end] >> np.uint64(shard) & np.uint64(1)).astype(np.bool_)
+        count = end - first
+        if not self.nodes or not count:
+            return []
         ranks = {node: place for place, node in enumerate(order)}
         preferred = sorted(range(len(self.nodes)), key=lambda i: (ranks.get(self.nodes[i], len(ranks)), i))
+        has = (self.shards[preferred, first:end] >> np.uint64(shard) & np.uint64(1)).astype(np.bool_)
+        # Where each run that goes on here ends, found from behind: one pass, however many runs there are.
+        ends = np.where(has, count, np.arange(count))
+        ends = np.minimum.accumulate(ends[:, ::-1], axis=1)[:, ::-1]
+        best, until = ends.argmax(axis=0), ends.max(axis=0)
         out: list[Run] = []
-        at, count = 0, end - first
-        while at < count:
-            best, length = -1, 0
-            for i in preferred:
-                if has[i, at]:
-                    holes = np.flatnonzero(~has[i, at:])
-                    run = int(holes[0]) if len(holes) else count - at
-                    if run > length:
-                        best, length = i, run
-            if best < 0:
-                break
-            out.append(Run(self.nodes[best], first + at, length))
-            at += length
+        at = 0
+        while at < count and until[at] > at:
+            out.append(Run(self.nodes[preferred[best[at]]], first + at, int(until[at]) - at))
+            at = int(until[at])
         return out
 
 

@@ -40,6 +40,7 @@ SLOWER: Final = (
     TierKind.OBJECT,
 )
 
+RUNS_MAX: Final = 4_096  # holders that one answer names, a run each; what is behind them is found all the same
 Need = tuple[int, int, int]  # shard, kind, blocks
 Keys = npt.NDArray[np.uint8]
 Tiers = npt.NDArray[np.uint8]
@@ -117,7 +118,7 @@ class FarLookup:
                 for run in holders.runs(shard, begin, end, order):
                     pings.append(rtts[run.node])
                     member = self.cluster.living(run.node)
-                    if member is not None:
+                    if member is not None and len(told) < RUNS_MAX:
                         told.append(
                             store.Holder(
                                 node=member.name,

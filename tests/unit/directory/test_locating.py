@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import random
 
 import numpy as np
 import pytest
@@ -96,3 +97,27 @@ def test_runs_are_as_long_as_they_can_be() -> None:
 def test_a_queue_holds_what_a_step_finds() -> None:
     with pytest.raises(ValueError, match="queue_max"):
         DirectorySettings(queue_max=10, scan_keys=6)
+
+
+def one_by_one(has: list[list[bool]]) -> list[tuple[int, int, int]]:
+    """runs(), block after block."""
+    out, at, count = [], 0, len(has[0]) if has else 0
+    while at < count:
+        lengths = [next((k for k in range(at, count) if not row[k]), count) - at for row in has]
+        longest = max(lengths)
+        if not longest:
+            break
+        out.append((lengths.index(longest), at, longest))
+        at += longest
+    return out
+
+
+@given(st.integers(0, 3), st.integers(0, 9), st.randoms(use_true_random=False))
+def test_runs_are_those_that_a_walk_finds(nodes: int, count: int, rng: random.Random) -> None:
+    has = [[rng.random() < 0.7 for _ in range(count)] for _ in range(nodes)]
+    ids = tuple(bytes([i]) * 16 for i in range(nodes))
+    shards = np.array(has, np.uint64).reshape(nodes, count) << np.uint64(2)
+    holders = Holders(ids, shards, np.ones((nodes, count), np.uint8))
+    order = list(reversed(ids))
+    wanted = one_by_one(list(reversed(has)))
+    assert holders.runs(2, 0, count, order) == [Run(order[i], at, n) for i, at, n in wanted]

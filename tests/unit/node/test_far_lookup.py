@@ -13,6 +13,7 @@ import pytest
 from kvstore.directory.base import Member
 from kvstore.directory.locating import Holders
 from kvstore.native import NeedKind
+from kvstore.node import far_lookup
 from kvstore.node.far_lookup import SLOWER, FarFound, FarLookup, stretches
 from kvstore.wire import store
 
@@ -114,3 +115,11 @@ def test_a_far_object_tier_there_is_none_and_every_tier_has_its_place() -> None:
 def test_stretches() -> None:
     assert stretches(np.array([1, 1, 0, 1, 0, 0, 1], np.bool_)) == [(0, 2), (3, 4), (6, 7)]
     assert stretches(np.zeros(0, np.bool_)) == []
+
+
+def test_so_many_holders_are_named_and_all_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(far_lookup, "RUNS_MAX", 2)
+    world = World({}, {A: dict.fromkeys((0, 2, 4), (1, 1)), B: dict.fromkeys((1, 3, 5), (1, 1))})
+    found = world.look()
+    assert found.blocks == 6 and [run(one) for one in found.holders] == [("a", 0, 0, 1), ("b", 0, 1, 1)]
+    assert found.fetch_s == pytest.approx(6 * 100 / RATE + 2.0), "the estimate is of all of it"
