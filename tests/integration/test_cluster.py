@@ -26,6 +26,7 @@ from tests.integration.nodes import NodeProcess, eventually
 from tests.tokens import mint_token
 
 Row = dict[str, Any]
+GONE = "memory.keep=false"  # of one that never says where its memory lies
 
 
 def admin(node: NodeProcess, *words: str) -> str:
@@ -183,12 +184,12 @@ def test_a_node_that_stands_still_is_dead_and_knows_that_it_did(three: Cluster) 
 def test_another_secret_or_setting_is_refused_with_both_values(three: Cluster, tmp_path: Path) -> None:
     (port,) = free_ports(1)
     at = f"127.0.0.1:{port}"
-    error = refusal(three.node(7, "cluster.family_blocks=9", address=at, home="other"))
+    error = refusal(three.node(7, "cluster.family_blocks=9", GONE, address=at, home="other"))
     assert "cluster.family_blocks: '9' here, '4' at n" in error
     other = tmp_path / "other"
     other.write_bytes(b"x" * 32)
     other.chmod(0o600)
-    error = refusal(three.node(7, f"cluster.secret_file={other}", address=at, home="other"))
+    error = refusal(three.node(7, f"cluster.secret_file={other}", GONE, address=at, home="other"))
     assert "cluster.secret_file (its id): '" in error and "nodes of one cluster must agree" in error
     assert not {"n7", at} & set(states(three.nodes[0]))
     three.nodes[0].stop()
@@ -203,7 +204,7 @@ def test_a_copied_data_directory_is_refused_with_both_addresses(three: Cluster) 
     twin = three.folder / "twin"
     (twin / "data").mkdir(parents=True)
     (twin / "data" / "node-id").write_text((three.folder / "h1" / "data" / "node-id").read_text())
-    error = refusal(three.node(8, address=f"127.0.0.1:{port}", home="twin"))
+    error = refusal(three.node(8, GONE, address=f"127.0.0.1:{port}", home="twin"))
     assert "two nodes have it" in error and three.at(1) in error and f"127.0.0.1:{port}" in error
     for node in three.nodes[:2]:  # the one that is copied, and one that knows it
         node.stop()
@@ -285,7 +286,7 @@ def test_nodes_speak_mutual_tls_where_they_have_certificates(tmp_path: Path, aut
 
 
 def test_other_machines_are_spoken_to_over_mutual_tls_only(tmp_path: Path) -> None:
-    error = refusal(Cluster(tmp_path, 1, "192.0.2.1:7400").nodes[0])
+    error = refusal(Cluster(tmp_path, 1, "192.0.2.1:7400", GONE).nodes[0])
     assert "192.0.2.1:7400: of another machine: nodes speak mutual TLS there" in error
 
 
