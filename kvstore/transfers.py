@@ -173,6 +173,11 @@ class Transfers:
         log.warning("transfers: no RDMA: %s", why)
         self._offer(tcp.unix_address if isinstance(tcp, TcpTransport) else "", why)
 
+    @property
+    def carriers(self) -> tuple[Carrier, ...]:
+        """By which this process can move bytes, to peers that it reaches by them."""
+        return tuple(self._transports)
+
     def transport(self, carrier: Carrier) -> Transport:
         """Where memory is registered for connections of this carrier."""
         return self._staged.get(carrier) or self._transports[carrier]

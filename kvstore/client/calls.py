@@ -85,12 +85,14 @@ class Times(NamedTuple):
 Asked = Lookup | LookupFar | Put | Fetch | Hold | Look | Reserve
 
 
-def by_transfers(step: Asked, line: Line) -> TypeGuard[Put | Fetch | Look | Reserve]:
-    """Whether a step goes the way of kvstore.client.moving: nothing is mapped, or native code would have to touch
-    device memory.
+def by_transfers(step: Asked, line: Line) -> TypeGuard[Put | Fetch | Hold | Look | Reserve]:
+    """Whether a step goes the way of kvstore.client.moving: nothing is mapped, not even where the bytes are another
+    node's, or native code would have to touch device memory.
     """
     if isinstance(step, Lookup | LookupFar):
         return False
+    if isinstance(step, Fetch | Hold) and step.far:
+        return True
     return not line.maps or (isinstance(step, Put | Fetch) and step.places.devices)
 
 

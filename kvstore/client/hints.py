@@ -66,6 +66,19 @@ def to_wire(hints: Hints, keys: Keys, family_blocks: int, position: int) -> Wire
     )
 
 
+def hints_of(hint: WireHint) -> store.Hints:
+    """The same numbers as a message."""
+    return store.Hints(
+        family=hint.label,
+        family_id=0 if hint.label else hint.family,
+        session_id=hint.session,
+        turn=hint.turn,
+        end=hint.end,
+        expected_return_ms=hint.expected_return_ms,
+        priority=hint.priority,
+    )
+
+
 def to_message(hints: Hints) -> store.Hints:
     """For the rare verbs, which travel as messages."""
     family, session = hints.family, hints.session

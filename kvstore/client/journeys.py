@@ -96,7 +96,9 @@ class Stored:
 
 @dataclass(frozen=True, slots=True)
 class Got:
-    """The contiguous prefix that arrived and verified. tiers: where each of its blocks was found."""
+    """The contiguous prefix that arrived and verified. tiers: where each of its blocks was found; 9 and 10: in memory
+    and in files of another node.
+    """
 
     blocks: int
     tokens: int
@@ -144,31 +146,51 @@ def looking_up(
 
 
 def getting(
-    shape: Shape, shard: int, keys: Keys, places: Places, hint: WireHint, parts: tuple[int, int] | None = None
+    shape: Shape,
+    shard: int,
+    keys: Keys,
+    places: Places,
+    hint: WireHint,
+    parts: tuple[int, int] | None = None,
+    *,
+    clustered: bool = False,
 ) -> Journey[Got]:
     """Window after window until the chain ends, a block is missing, or something fails. Of blocks that are got by parts
-    the first part is the one that counts them: once, however many calls bring the rest.
+    the first part is the one that counts them: once, however many calls bring the rest. clustered: what the node has
+    not is sought at others, hole after hole.
     """
     check_count(keys, shape.limits)
     walk = _Walk(keys.shape[0])
     tiers: list[bytes] = []
     moved = corrupt = 0
+    far = was_far = False
     while walk.ended is None:
         at = walk.at
         rest = keys[at:] if at else keys
-        answer = yield Fetch(shard, rest, places.of(at, walk.end), hint.at(at), parts)
+        answer = yield Fetch(shard, rest, places.of(at, walk.end), hint.at(at), parts, far)
         walk.at += answer.blocks
-        moved += answer.bytes
+        was_far |= far and answer.blocks > 0
+        moved += 0 if far else answer.bytes
         corrupt += answer.blocks_corrupt
         tiers.append(answer.tiers[: answer.blocks])
         if answer.status == Status.OK:
             walk.ended = _ended_fetch(answer, walk)
+            far = clustered and not far and walk.ended is Ended.MISS
+            walk.ended = None if far else walk.ended
         else:
+            far = False
             yield from walk.recover(answer)
     found = tiers[0] if len(tiers) == 1 else b"".join(tiers)
     if walk.ended is not Ended.UNAVAILABLE:
         first = parts is None or parts[0] == 0
-        yield Report(hint, walk.end, count_tiers(found), corrupt, moved) if first else Report(hint, moved=moved)
+        if first and not was_far:
+            yield Report(hint, walk.end, count_tiers(found), corrupt, moved)
+        else:
+            # The node's estimates rest on what moved by its own tiers in the time that it took: so not in one report.
+            if first:
+                yield Report(hint, walk.end, count_tiers(found), corrupt)
+            if not first or moved:
+                yield Report(hint, moved=moved)
     return Got(walk.at, walk.at * shape.block_tokens, np.frombuffer(found, dtype=np.uint8), walk.ended)
 
 
@@ -236,20 +258,26 @@ def viewing(shape: Shape, look: Look) -> Journey[Lent]:
     return answer
 
 
-def holding(shape: Shape, shard: int, keys: Keys, hint: WireHint) -> Journey[Held]:
+def holding(shape: Shape, shard: int, keys: Keys, hint: WireHint, *, clustered: bool = False) -> Journey[Held]:
     """Window after window, all of them held at the end. The one journey that waits while it holds: each wait has its
-    end, and what one connection may hold has its limit (`held_bytes_max`), which is told as a shorter run.
+    end, and what one connection may hold has its limit (`held_bytes_max`), which is told as a shorter run. clustered:
+    the node makes replicas of what only others have.
     """
     check_count(keys, shape.limits)
     walk = _Walk(keys.shape[0])
     runs: list[Gripped] = []
+    far = False
     while walk.ended is None:
-        answer = yield Hold(shard, keys[walk.at :] if walk.at else keys, hint.at(walk.at))
+        answer = yield Hold(shard, keys[walk.at :] if walk.at else keys, hint.at(walk.at), far)
         if isinstance(answer, Gripped) and answer.status == Status.OK:
             walk.at += answer.blocks
             runs.append(answer)
             walk.ended = _ended_fetch(answer, walk)
+            # A replica is held like any block, but only so much as the node brought at once.
+            far = clustered and walk.ended is Ended.MISS and (not far or answer.blocks > 0)
+            walk.ended = None if far else walk.ended
             continue
+        far = False
         if answer.status in _RETRIED:  # nothing is held there any more
             runs.clear()
             walk.at = 0
@@ -287,7 +315,8 @@ def _once(step: Step) -> Generator[Step, Answer, Answer]:
 
 
 def count_tiers(tiers: bytes) -> tuple[int, int, int, int]:
-    return (0, tiers.count(1), tiers.count(2), tiers.count(3))
+    """Of another node's by its tier there: a hit of this node's callers, whoever has the block."""
+    return (0, tiers.count(1) + tiers.count(9), tiers.count(2) + tiers.count(10), tiers.count(3))
 
 
 @dataclass(slots=True)

@@ -4,7 +4,7 @@ over the framed connection.
 Written once for both faces (conducts.py).
 
   hold  LEASE, without a grant -> RELEASE when it is closed
-  get   LEASE -> read one-sidedly, compare -> RELEASE (nobody waits for it)
+  get   LEASE -> read one-sidedly, compare -> RELEASE (nobody waits for it); of what other nodes hold: far.py
   put   grant our memory -> PULL: the node reads it -> revoke
         of device memory, where the segment is mapped: placing.py
 """
@@ -20,7 +20,9 @@ from google.protobuf.message import DecodeError
 from kvstore.client.at_once import read_at_once
 from kvstore.client.calls import times_of
 from kvstore.client.conducts import STOPPED, Awaited, Called, Conduct, Movable, Mover, Run, ended_by, failed
+from kvstore.client.far import fetching_far
 from kvstore.client.held import Grip
+from kvstore.client.hints import hints_of
 from kvstore.client.placing import publishing
 from kvstore.client.steps import (
     Answer,
@@ -34,7 +36,6 @@ from kvstore.client.steps import (
     Status,
     Taken,
     Told,
-    WireHint,
 )
 from kvstore.errors import Rejected, Unavailable
 from kvstore.wire import framed, store
@@ -63,6 +64,8 @@ NO_VIEWS: Final = Told(
 
 def conduct_of(mover: Mover, space: Space, step: Movable, times: Times, run: Run) -> Conduct[Answer]:
     """run: drives what a reservation asks later, in the calling thread, within so many seconds."""
+    if isinstance(step, Fetch) and step.far:
+        return (yield from fetching_far(mover, space, step, times))
     if isinstance(step, Fetch):
         return (yield from fetching(mover, space, step, times))
     if isinstance(step, Put) and mover.line.maps:
@@ -154,12 +157,14 @@ def fetching(mover: Mover, space: Space, step: Fetch, times: Times) -> Conduct[A
 def holding(mover: Mover, space: Space, step: Hold, times: Times) -> Conduct[Answer]:
     """One window. Of a node whose bytes are out of reach nothing is held: it could not be read."""
     wait_s = times.wait(times.left(), mover.line.limits)
+    reached: Reached | None = None
     try:
-        reached = yield from _reached(mover, times)
+        if not mover.line.maps:
+            reached = yield from _reached(mover, times)
     except (Unavailable, Rejected) as error:
         return Told(Status.UNAVAILABLE, reason=str(error))
     request = _lease_request(mover, space, step, wait_s, reached)
-    request.hold_only = True
+    request.hold_only, request.far = True, step.far
     release = framed.ReleaseRequest(lease=request.lease).SerializeToString()
     grip = Grip(mover.line.reach, lambda session: session.tell_call(store.METHOD_RELEASE, release))
     asked_at = time.monotonic()
@@ -185,7 +190,7 @@ def holding(mover: Mover, space: Space, step: Hold, times: Times) -> Conduct[Ans
 
 
 def _lease_request(
-    mover: Mover, space: Space, step: Fetch | Hold, wait_s: float, reached: Reached
+    mover: Mover, space: Space, step: Fetch | Hold, wait_s: float, reached: Reached | None
 ) -> framed.LeaseRequest:
     return framed.LeaseRequest(
         namespace=space.known.digest,
@@ -193,7 +198,7 @@ def _lease_request(
         chain=store.Chain(keys=step.keys.tobytes(), position=step.hint.position),
         hints=hints_of(step.hint),
         wait_ms=max(0, round(wait_s * 1e3)),
-        carrier=int(reached.fetching.chosen.path.carrier),
+        carrier=int(reached.fetching.chosen.path.carrier) if reached is not None else 0,
         lease=next(mover.line.numbers),
     )
 
@@ -355,18 +360,3 @@ class AwaySlots:
         if not self.granted:
             return None
         return self._mover.line.session.call(method, request.SerializeToString(), deadline_s)
-
-
-# ---- words ----------------------------------------------------------------------------------------------------------
-
-
-def hints_of(hint: WireHint) -> store.Hints:
-    return store.Hints(
-        family=hint.label,
-        family_id=0 if hint.label else hint.family,
-        session_id=hint.session,
-        turn=hint.turn,
-        end=hint.end,
-        expected_return_ms=hint.expected_return_ms,
-        priority=hint.priority,
-    )

@@ -133,7 +133,8 @@ class Space:
             size = sum(part_bytes[chosen[0] : chosen[1]])
         wanted = buffers.Wanted("into", keys.shape[0], size, writing=True)
         places = buffers.places(into, wanted, self.registry)
-        return getting(self.shape(limits), choices.shard, keys, places, self._hint(keys, choices), chosen)
+        hint, clustered = self._hint(keys, choices), self.known.clustered
+        return getting(self.shape(limits), choices.shard, keys, places, hint, chosen, clustered=clustered)
 
     def put(
         self, limits: Limits, chain: object, source: object, metas: Sequence[bytes] | None, choices: Choices
@@ -147,7 +148,8 @@ class Space:
     def hold(self, limits: Limits, chain: object, choices: Choices) -> Journey[Held]:
         keys = keys_of(chain)
         self._size_of(choices.shard)
-        return holding(self.shape(limits), choices.shard, keys, self._hint(keys, choices))
+        hint, clustered = self._hint(keys, choices), self.known.clustered
+        return holding(self.shape(limits), choices.shard, keys, hint, clustered=clustered)
 
     def view(self, limits: Limits, chain: object, follow: bool, choices: Choices) -> Journey[Lent]:
         keys = keys_of(chain)

@@ -104,7 +104,7 @@ class Put:
 
 class Fetch(NamedTuple):
     """The rest of a chain, which the node cuts to a window. parts: first and end of those wanted of each block, which
-    `places` speaks of; None: all.
+    `places` speaks of; None: all. far: from other nodes, what this one has not itself.
     """
 
     shard: int
@@ -112,14 +112,18 @@ class Fetch(NamedTuple):
     places: Places
     hint: WireHint
     parts: tuple[int, int] | None = None
+    far: bool = False
 
 
 class Hold(NamedTuple):
-    """The rest of a chain, which the node cuts to a window: held, and nothing of it read."""
+    """The rest of a chain, which the node cuts to a window: held, and nothing of it read. far: of what other nodes
+    have, the node makes a replica first.
+    """
 
     shard: int
     keys: Keys
     hint: WireHint
+    far: bool = False
 
 
 @dataclass(frozen=True, slots=True)

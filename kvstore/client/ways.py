@@ -22,6 +22,7 @@ import numpy as np
 
 from kvstore.client import crossing
 from kvstore.client.buffers import Memory, Places
+from kvstore.client.holders import Holders
 from kvstore.client.landed import Read, leading, remote_starts, verified
 from kvstore.client.spans import At, Span, array_of, device_of, spans_of
 from kvstore.config import TransferConfig
@@ -87,7 +88,9 @@ class Ways:
         self._pulling: Connector
         self._lock = asyncio.Lock()
         self._reached: tuple[object, Reached] | None = None
+        self.holders = Holders(self._connected)
         self._kept: dict[tuple[int, Carrier], tuple[Memory, Region]] = {}
+        self._keeping = asyncio.Lock()
         self._closing: set[asyncio.Task[None]] = set()
 
     def known(self, line: object) -> Reached | None:
@@ -116,6 +119,22 @@ class Ways:
             await _closed(former[1])
         return reached
 
+    async def carriers(self) -> tuple[Carrier, ...]:
+        """By which this client can read at all. Raises Unavailable."""
+        if self._transfers is not None:
+            return self._transfers.carriers
+        async with self._lock:
+            return (await self._started()).carriers
+
+    async def _connected(self, offer: Offer, deadline_s: float) -> Connection:
+        """To another node than ours, which never reads our memory. Raises Unavailable."""
+        await self.carriers()
+        assert self._transfers is not None
+        try:
+            return await self._transfers.connector.connect(offer, deadline_s=min(deadline_s, CONNECT_S_MAX))
+        except TransferFault as error:
+            raise Unavailable(str(error)) from error
+
     async def _started(self) -> Transfers:
         if self._transfers is None:
             made = Transfers(
@@ -132,8 +151,10 @@ class Ways:
 
     def lost(self, reached: Reached) -> None:
         """It led nowhere: the next call looks for ways anew."""
-        if self._reached is not None and self._reached[1] is reached:
+        own = self._reached is not None and self._reached[1] is reached
+        if own:
             self._reached = None
+        if own or self.holders.lost(reached.fetching):
             task = asyncio.get_running_loop().create_task(_closed(reached))
             self._closing.add(task)
             task.add_done_callback(self._closing.discard)
@@ -277,13 +298,14 @@ class Ways:
     async def kept_region(self, way: Connection, memory: Memory) -> Region:
         """Of memory that the caller has registered: made once."""
         key = id(memory), way.chosen.path.carrier
-        found = self._kept.get(key)
-        if found is None:
-            span = Span(memory.address, memory.address + memory.length, [memory], memory.device)
-            held = np.asarray(At(span, memory.writable)) if memory.device is None else device_of(span)
-            region = await way.transport.register(held, name="registered", writable=memory.writable)
-            found = self._kept[key] = memory, region
-        return found[1]
+        async with self._keeping:  # several holders are read from at once, into the same memory
+            found = self._kept.get(key)
+            if found is None:
+                span = Span(memory.address, memory.address + memory.length, [memory], memory.device)
+                held = np.asarray(At(span, memory.writable)) if memory.device is None else device_of(span)
+                region = await way.transport.register(held, name="registered", writable=memory.writable)
+                found = self._kept[key] = memory, region
+            return found[1]
 
     async def forget_others(self, kept: frozenset[int]) -> None:
         """Lets go of what the caller has registered no more."""
@@ -297,6 +319,8 @@ class Ways:
         former, self._reached = self._reached, None
         if former is not None:
             await _closed(former[1])
+        for way in self.holders.close():
+            await way.close()
         await asyncio.gather(*self._closing)
         if self._transfers is not None:
             await self._transfers.close()

@@ -251,6 +251,17 @@ class Cluster:
                 self._living.setdefault(member.id, member)
         self.locator.see({node: member.incarnation for node, member in self._living.items()})
 
+    def serves(self) -> bool:
+        """Whether other nodes may be lent blocks now: as `fit`, and a pause is noticed before it is answered."""
+        now = self._clock.now_ns()
+        if self._tasks and self.liveness.overdue(now):
+            self._look(now)
+        return self.fit
+
+    def incarnations(self) -> dict[bytes, int]:
+        """Of the nodes that live, this one among them, by id."""
+        return {node: member.incarnation for node, member in self._living.items()}
+
     def rtt_s(self, address: str) -> float:
         """Of the last ping there that was answered; 0 before any."""
         return (self.liveness.rtt_ns(address) or 0) / 1e9

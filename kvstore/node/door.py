@@ -28,7 +28,7 @@ from kvstore.node.namespaces import NotOpen
 from kvstore.node.peer_desk import METHODS as PEER_METHODS
 from kvstore.node.peer_desk import PeerDesk
 from kvstore.node.tls import Certificates
-from kvstore.node.visitors import METHODS, Visitors
+from kvstore.node.visitors import METHODS, NODE_METHODS, Visitors
 from kvstore.security import SecurityConfig
 from kvstore.wire import errors
 from transfer import sockets
@@ -272,6 +272,8 @@ class FramedDoor:
             if request.method in PEER_METHODS:
                 body = self._desk.call(owner, request.method, request.body)
             elif request.method in METHODS:
+                if request.method in NODE_METHODS:  # for clients whose rights the asking node has looked at
+                    peer = Peer(self._desk.peer(owner).name, None)
                 body = await self._visitors.call(owner, peer, request.method, request.body)
             else:
                 body = await self._handlers.call(

@@ -21,7 +21,7 @@ from kvstore.node.news import News
 from kvstore.node.shares import Shares
 from kvstore.node.streams import Prefix
 from kvstore.security import DEFAULT_TENANT
-from kvstore.wire import convert, store
+from kvstore.wire import convert, framed, store
 from kvstore.wire.labels import label_id
 
 if TYPE_CHECKING:
@@ -34,7 +34,9 @@ if TYPE_CHECKING:
     from kvstore.node.auth import Peer
     from kvstore.node.bridge import CoreBridge
     from kvstore.node.cluster import Cluster
+    from kvstore.node.far import Lender
     from kvstore.node.far_lookup import FarLookup
+    from kvstore.node.replicas import Replicas
     from kvstore.transfers import Transfers
 
 log = logging.getLogger(__name__)
@@ -81,7 +83,7 @@ class NodeHost:
     tier.
     several_tenants: whether callers of different tenants are told apart here (shares.py).
     transfers: how peers reach this node.
-    far: what a lookup finds at other nodes.
+    far: what a lookup finds at other nodes. lender: what their holders lease to clients of this one.
     tiers, doors, cluster: for Admin. readers: by tier, how to read (offset, bytes) of it; None where that fails.
     """
 
@@ -102,6 +104,7 @@ class NodeHost:
     doors: Callable[[], DoorsReport]
     cluster: Cluster
     far: FarLookup
+    lender: Lender
     readers: Mapping[int, Callable[[int, int], Awaitable[memoryview | None]]]
     find_packs: FindPacks | None = None
     in_packs: InPacks | None = None
@@ -114,6 +117,7 @@ class Handlers:
     _labels: dict[int, str] = field(default_factory=dict)
     _shares: Shares = field(init=False)
     news: News = field(init=False)
+    replicas: Replicas | None = None  # before the framed door opens
 
     def __post_init__(self) -> None:
         self._shares = Shares("prefetches_max", PREFETCHES_MAX, self.host.several_tenants)
@@ -272,9 +276,11 @@ class Handlers:
             find = self.host.find_packs
             await asyncio.gather(*(find(opened.handle, shard, rest, position, wait_s) for shard in shards))
             blocks, tiers = self._found(opened, shards, prefix)
-        if any(tier != MEMORY_TIER for tier in tiers):
+        position = request.chain.position
+        far = self.replicas if blocks < len(prefix.keys) and self.host.cluster.is_clustered else None
+        if far is not None or any(tier != MEMORY_TIER for tier in tiers):
             self._shares.take(peer.tenants)
-            task = asyncio.create_task(self._bring_up(opened, shards, prefix, blocks))
+            task = asyncio.create_task(self._bring_up(opened, shards, prefix, blocks, position, far))
             self._prefetches.add(task)
             task.add_done_callback(self._prefetches.discard)
             task.add_done_callback(lambda _: self._shares.give(peer.tenants))
@@ -288,8 +294,18 @@ class Handlers:
             raise NotOpen
         return int(blocks), tiers
 
-    async def _bring_up(self, opened: Opened, shards: list[int], prefix: Prefix, blocks: int) -> None:
-        """A get that copies nothing: holds run after run until each is up, so that the mover works in chain order."""
+    async def _bring_up(
+        self,
+        opened: Opened,
+        shards: list[int],
+        prefix: Prefix,
+        blocks: int,
+        position: int,
+        far: Replicas | None,
+    ) -> None:
+        """A get that copies nothing: holds run after run until each is up, so that the mover works in chain order.
+        far: brings what other nodes have, behind what is here.
+        """
         core, owner = self.host.bridge.core, self.host.bridge.core.new_owner()
         try:
             for shard in shards:
@@ -309,6 +325,9 @@ class Handlers:
                     at += len(run.offsets)
                     if len(run.offsets) == 0 or not run.window_full:
                         break
+                if far is not None:
+                    request = framed.LeaseRequest(shard=shard, chain=store.Chain(position=position))
+                    await far.bring(opened, prefix, request, self.host.limits.hold_wait_ms_max / 1e3)
         finally:
             core.owner_gone(owner)
 

@@ -87,7 +87,7 @@ class Allowance:
 @dataclass(frozen=True, slots=True)
 class _Lease:
     hold: int
-    granted: tuple[Carrier, Grant] | None  # None: only a hold
+    grants: Mapping[Carrier, Grant]  # the same bytes by several carriers; none: only a hold
     bytes: int
     tickets: frozenset[int]
     lapse: asyncio.TimerHandle
@@ -129,7 +129,7 @@ class Leases:
             self._release(run.hold)
             return framed.LeaseResponse()
         lapse = asyncio.get_running_loop().call_later(limits.lease_ms_max / 1e3, self._end, request.lease)
-        self._leases[request.lease] = _Lease(run.hold, None, 0, frozenset(), lapse)
+        self._leases[request.lease] = _Lease(run.hold, {}, 0, frozenset(), lapse)
         return framed.LeaseResponse(lease_ms=limits.lease_ms_max, tiers=run.tiers[:blocks], window_full=run.window_full)
 
     async def _run(
@@ -161,7 +161,7 @@ class Leases:
         return run
 
     async def _leased(self, opened: Opened, prefix: Prefix, request: framed.LeaseRequest) -> framed.LeaseResponse:
-        carrier, region = self.host.region("carrier", request.carrier)
+        regions = self._asked_regions(request)
         parts = opened.shards[request.shard].part_bytes
         block_bytes, limits = sum(parts), self.host.limits
         wait_s = min(request.wait_ms, limits.hold_wait_ms_max) / 1e3
@@ -179,18 +179,18 @@ class Leases:
             self._release(run.hold)
             return framed.LeaseResponse()
         try:
-            grant = await self._granted(carrier, region, run.offsets.tolist(), block_bytes, lease_s)
+            grants = await self._granted(regions, run.offsets.tolist(), block_bytes, lease_s)
         except BaseException:
             self._release(run.hold)
             raise
         lapse = asyncio.get_running_loop().call_later(lease_s, self._end, request.lease)
         tickets = run.tickets.tolist()
-        self._leases[request.lease] = _Lease(
-            run.hold, (carrier, grant), blocks * block_bytes, frozenset(tickets), lapse
-        )
+        self._leases[request.lease] = _Lease(run.hold, grants, blocks * block_bytes, frozenset(tickets), lapse)
+        section = self._section(blocks, grants) if request.carriers else None
         return framed.LeaseResponse(
             lease_ms=limits.lease_ms_max,
-            descriptor=grant.descriptor,
+            descriptor=b"" if section is not None else next(iter(grants.values())).descriptor,
+            sections=[section] if section is not None else [],
             offsets=run.offsets.tolist(),
             tiers=run.tiers[:blocks],
             checksums=run.checksums[: blocks * len(parts)].astype("<u8").tobytes(),
@@ -198,15 +198,42 @@ class Leases:
             window_full=run.window_full or blocks == room < len(prefix.keys),
         )
 
+    def _asked_regions(self, request: framed.LeaseRequest) -> dict[Carrier, Region]:
+        """Raises ValueError naming the field where no blocks move here by what is asked for."""
+        if not request.carriers:
+            return dict([self.host.region("carrier", request.carrier)])
+        asked = {carrier: region for carrier, region in self.host.regions.items() if int(carrier) in request.carriers}
+        if not asked:
+            raise ValueError(f"carriers: {list(request.carriers)}, by which this node moves no blocks")
+        return asked
+
+    def _section(self, blocks: int, grants: Mapping[Carrier, Grant]) -> framed.LeaseSection:
+        """For who does not know this node yet: all that it takes to read."""
+        return framed.LeaseSection(
+            blocks=blocks,
+            incarnation=self.host.bridge.core.incarnation,
+            offer=self.host.transfers.connector.offer.encode(),
+            grants=[
+                framed.LeaseGrant(carrier=int(carrier), descriptor=grant.descriptor)
+                for carrier, grant in grants.items()
+            ],
+        )
+
     async def _granted(
-        self, carrier: Carrier, region: Region, offsets: list[int], block_bytes: int, lease_s: float
-    ) -> Grant:
+        self, regions: Mapping[Carrier, Region], offsets: list[int], block_bytes: int, lease_s: float
+    ) -> dict[Carrier, Grant]:
         """Takes their bytes of what the connection may have out; a lease that comes to nothing takes none."""
-        transport, wanted = self.host.transfers.transport(carrier), len(offsets) * block_bytes
+        wanted, ranges = len(offsets) * block_bytes, [(offset, block_bytes) for offset in offsets]
         self.allowance.take(wanted)
+        grants: dict[Carrier, Grant] = {}
         try:
-            return await transport.grant(region, [(offset, block_bytes) for offset in offsets], lifetime_s=lease_s)
+            for carrier, region in regions.items():
+                transport = self.host.transfers.transport(carrier)
+                grants[carrier] = await transport.grant(region, ranges, lifetime_s=lease_s)
+            return grants
         except BaseException as error:
+            for carrier, grant in grants.items():
+                await self.host.transfers.transport(carrier).revoke([grant])  # nobody was told of it
             self.allowance.give(wanted)
             if isinstance(error, LimitReached):
                 raise Rejected(str(error), limit=error.limit) from error
@@ -225,8 +252,11 @@ class Leases:
         for ticket in request.corrupt:
             if ticket in lease.tickets:
                 self.host.bridge.core.report_corrupt(self.owner, ticket)
-        if lease.granted is not None:
-            self.host.transfers.served(lease.granted[0], min(request.bytes, lease.bytes))
+        for carrier in lease.grants:
+            by = next((read.bytes for read in request.reads if read.carrier == int(carrier)), 0)
+            read_bytes = request.bytes if len(lease.grants) == 1 and not request.reads else by
+            if read_bytes:
+                self.host.transfers.served(carrier, min(read_bytes, lease.bytes))
         self._end(request.lease)
 
     def _end(self, number: int) -> None:
@@ -240,8 +270,7 @@ class Leases:
 
     async def _ended(self, lease: _Lease) -> None:
         try:
-            if lease.granted is not None:
-                carrier, grant = lease.granted
+            for carrier, grant in lease.grants.items():
                 await self.host.transfers.transport(carrier).revoke([grant])
         except StillTouched as error:
             log.error("a lease of %d bytes is kept: %s", lease.bytes, error)

@@ -26,6 +26,7 @@ from kvstore.node.auth import Guard
 from kvstore.node.bridge import CoreBridge
 from kvstore.node.cluster import Cluster
 from kvstore.node.door import FramedDoor
+from kvstore.node.far import Lender
 from kvstore.node.far_lookup import FarLookup
 from kvstore.node.file_store import FileStore
 from kvstore.node.handlers import DoorsReport, Handlers, NodeHost, TierReport
@@ -34,6 +35,7 @@ from kvstore.node.leases import MovingHost
 from kvstore.node.mover import Demote, Mover
 from kvstore.node.namespaces import Namespaces
 from kvstore.node.object_store import ObjectStore, url_of
+from kvstore.node.replicas import Replicas
 from kvstore.node.segments import Segments
 from kvstore.node.service import GrpcServer
 from kvstore.node.telemetry import Telemetry
@@ -233,6 +235,7 @@ class Node:
                 has_files=self.files is not None,
                 in_packs=self.objects.tier.lookup if self.objects is not None else None,
             ),
+            lender=Lender(self.cluster, self.core, config.limits, has_files=self.files is not None),
             readers=self._readers(),
             find_packs=self.objects.find if self.objects is not None else None,
             in_packs=self.objects.tier.lookup if self.objects is not None else None,
@@ -248,7 +251,10 @@ class Node:
         self.telemetry.start()
         payload = self.segments.payload
         regions = await self.transfers.lend(payload.memory, payload.fd, "payload")
-        visitors = Visitors(MovingHost(bridge, self.clock, config.limits, self.transfers, regions), handlers)
+        moving = MovingHost(bridge, self.clock, config.limits, self.transfers, regions)
+        replicas = Replicas(moving, host.lender, has_files=self.files is not None)
+        handlers.replicas = replicas
+        visitors = Visitors(moving, handlers, host.lender, replicas)
         exits.push_async_callback(visitors.close)
         self._door.start(handlers, visitors, payload.fd, self.segments.size.bytes)
         exits.push_async_callback(self._door.stop)

@@ -37,6 +37,8 @@ if TYPE_CHECKING:
     from kvstore.node.streams import Prefix
     from kvstore.node.visitors import Visitor
     from kvstore.wire import framed
+    from transfer.base import Landed, Region
+    from transfer.paths import Connection
 
 __all__ = ["Filling", "Slots"]
 
@@ -115,10 +117,15 @@ class Slots:
         until = asyncio.get_running_loop().time() + deadline_s
         try:
             way = await visitor.way(carrier, source.incarnation, deadline_s)
-            shown = await way.present(list(source.descriptors), deadline_s=deadline_s, fresh=True)
-            batch = self._batch(pieces, np.array([one.handle for one in shown], np.int64), region.id, before)
-            left_s = max(0.0, until - asyncio.get_running_loop().time())
-            landed = await way.read(batch, deadline_s=left_s, parts=None if apart else parts * len(self.granted))
+            landed = await self._landed(
+                way,
+                region,
+                list(source.descriptors),
+                pieces,
+                before,
+                None if apart else parts * len(self.granted),
+                until,
+            )
         except TransferError as error:
             self._lost |= error.poisoned
             if error.poisoned or not (apart or len(error.checksums)):
@@ -135,6 +142,46 @@ class Slots:
         if apart:
             sums = await asyncio.to_thread(self._checksums, region.memory, arrived, parts, before)
         return arrived, sums.reshape(len(self.granted), -1), failure
+
+    async def read_from(
+        self, way: Connection, descriptor: bytes, starts: NDArray[np.int64], deadline_s: float
+    ) -> tuple[NDArray[np.bool_], NDArray[np.uint64], str]:
+        """As read, of whole blocks that lie in one piece each in another node's memory. starts: of the granted."""
+        blocks, parts = len(self.granted), self.part_bytes
+        pieces = np.stack((np.zeros(blocks, np.int64), starts, np.full(blocks, self.block_bytes)), axis=1)[:, None]
+        none = np.zeros(blocks, np.bool_), np.zeros((blocks, len(parts)), np.uint64)
+        _, region = self._host.region("carrier", int(way.chosen.path.carrier))
+        until = asyncio.get_running_loop().time() + min(deadline_s, self.left_s)
+        try:
+            landed = await self._landed(way, region, [descriptor], pieces, 0, parts * blocks, until)
+        except TransferError as error:
+            self._lost |= error.poisoned
+            if error.poisoned or not len(error.checksums):
+                return *none, str(error)
+            arrived = np.asarray(error.arrived.reshape(blocks, -1).all(axis=1), dtype=np.bool_)
+            return arrived, error.checksums.reshape(blocks, -1), str(error)
+        except TransferFault as error:
+            return *none, str(error)
+        except asyncio.CancelledError as error:
+            self._lost |= isinstance(error.__cause__, TransferError) and error.__cause__.poisoned
+            raise
+        return ~none[0], landed.checksums.reshape(blocks, -1), ""
+
+    async def _landed(
+        self,
+        way: Connection,
+        region: Region,
+        descriptors: list[bytes],
+        pieces: NDArray[np.int64],
+        before: int,
+        parts: list[int] | None,
+        until: float,
+    ) -> Landed:
+        """Raises TransferFault. until: of the loop's time."""
+        loop = asyncio.get_running_loop()
+        shown = await way.present(descriptors, deadline_s=max(0.001, until - loop.time()), fresh=True)
+        batch = self._batch(pieces, np.array([one.handle for one in shown], np.int64), region.id, before)
+        return await way.read(batch, deadline_s=max(0.0, until - loop.time()), parts=parts)
 
     def _checksums(
         self, memory: NDArray[np.uint8], arrived: NDArray[np.bool_], parts: Sequence[int], before: int
@@ -175,7 +222,12 @@ class Slots:
         for ticket, checksum in zip(self._tickets.tolist(), sums.tolist(), strict=True):
             self._core.publish_part(self._owner, ticket, part, checksum)
 
-    def seal(self, arrived: NDArray[np.bool_], sums: NDArray[np.uint64]) -> NDArray[np.uint8]:
+    def seal(
+        self,
+        arrived: NDArray[np.bool_],
+        sums: NDArray[np.uint64],
+        path: native.MovePath = native.MovePath.PUT_TRANSFERRED,
+    ) -> NDArray[np.uint8]:
         """sums: (blocks, parts not published yet). An outcome a granted block: 0 sealed."""
         outcomes = np.full(len(self.granted), LAPSED, np.uint8)
         if arrived.any():
@@ -187,7 +239,7 @@ class Slots:
                 tickets,
                 np.ascontiguousarray(sums[arrived]).reshape(-1),
                 now,
-                path=native.MovePath.PUT_TRANSFERRED,
+                path=path,
                 elapsed_ns=now - self._began,
             )
             outcomes[arrived] = np.where(told == 0, 0, LAPSED)

@@ -85,6 +85,7 @@ class Telemetry:
             asked=counts.asked,
             hedged=counts.hedged,
             unanswered=counts.unanswered,
+            far=self._host.lender.counts,
         )
 
     def _tiers(self) -> list[TierSample]:

@@ -13,8 +13,11 @@ from typing import TYPE_CHECKING, Final, TypeVar
 import numpy as np
 
 from kvstore.errors import Rejected, Unavailable
+from kvstore.node.far import FarLeases, Lender
 from kvstore.node.leases import Allowance, Leases, MovingHost
+from kvstore.node.namespaces import NotOpen
 from kvstore.node.pulls import LAPSED, Filling, Slots
+from kvstore.node.streams import Prefix
 from kvstore.wire import convert, framed, store
 from transfer.errors import LimitReached
 
@@ -25,11 +28,11 @@ if TYPE_CHECKING:
     from kvstore.node.auth import Peer
     from kvstore.node.handlers import Handlers
     from kvstore.node.namespaces import Opened
-    from kvstore.node.streams import Prefix
+    from kvstore.node.replicas import Replicas
     from transfer.offers import Carrier
     from transfer.paths import Connection
 
-__all__ = ["METHODS", "Visitors"]
+__all__ = ["METHODS", "NODE_METHODS", "Visitors"]
 
 WAYS_MAX: Final = 16  # a client has one transport of a kind, and new ones after a failure
 FILLINGS_MAX: Final = 1_024  # of one connection; their bytes are limited, too
@@ -72,12 +75,13 @@ class WaysBack:
 class Visitor:
     """Of one connection."""
 
-    def __init__(self, host: MovingHost, ways: WaysBack) -> None:
+    def __init__(self, host: MovingHost, ways: WaysBack, lender: Lender) -> None:
         self._host = host
         self._ways = ways
         self.allowance = Allowance(host.limits.moving_bytes_max)
         self._owner = host.bridge.core.new_owner()
         self.leases = Leases(host, self._owner, self.allowance)
+        self.far = FarLeases(lender)
         self.fillings: dict[int, Filling] = {}
         self.tasks: set[asyncio.Task[object]] = set()
         self._uses: set[tuple[Carrier, bytes]] = set()
@@ -113,6 +117,7 @@ class Visitor:
         await asyncio.gather(*self.tasks, return_exceptions=True)
         for number in list(self.fillings):
             self.end(number)
+        self.far.close()
         if await self.leases.close():
             self._host.bridge.core.owner_gone(self._owner)
         for key in self._uses:
@@ -125,6 +130,8 @@ class Visitors:
 
     host: MovingHost
     handlers: Handlers
+    lender: Lender
+    replicas: Replicas
     _ways: WaysBack = field(init=False)
     _visitors: dict[int, Visitor] = field(default_factory=dict)
     _leaving: set[asyncio.Task[None]] = field(default_factory=set)
@@ -135,7 +142,7 @@ class Visitors:
     def came(self, connection: int) -> None:
         """It has asked for something of these: said before its `call`, and before it is told `gone`."""
         if connection not in self._visitors:
-            self._visitors[connection] = Visitor(self.host, self._ways)
+            self._visitors[connection] = Visitor(self.host, self._ways, self.lender)
 
     async def call(self, connection: int, peer: Peer, method: int, body: bytes) -> bytes:
         """Raises what kvstore.node.handlers.Handlers.call does."""
@@ -157,9 +164,27 @@ class Visitors:
         match method:
             case store.METHOD_LEASE:
                 lease, opened, prefix = self._named(peer, framed.LeaseRequest, body)
+                if lease.far and lease.hold_only:
+                    return await self._held_far(visitor, opened, prefix, lease)
+                if lease.far:
+                    lent = await visitor.far.lease(opened, prefix, lease)
+                    if self.handlers.host.namespaces.find(opened.digest) is not opened:  # cleared meanwhile
+                        visitor.far.release(framed.ReleaseRequest(lease=lease.lease))
+                        raise NotOpen
+                    return lent
                 return await visitor.leases.lease(opened, prefix, lease)
-            case store.METHOD_RELEASE:
-                visitor.leases.release(framed.ReleaseRequest.FromString(body))
+            case store.METHOD_PEER_LEASE:
+                if not self.lender.cluster.serves():
+                    raise Unavailable("this node stood still and is not sure yet who else lives")
+                try:
+                    lease, opened, prefix = self._named(peer, framed.LeaseRequest, body)
+                    return await visitor.leases.lease(opened, prefix, lease)
+                except NotOpen:  # it had blocks of it when it was asked for: there is nothing wrong with this node
+                    return framed.LeaseResponse()
+            case store.METHOD_RELEASE | store.METHOD_PEER_RELEASE:
+                release = framed.ReleaseRequest.FromString(body)
+                if not visitor.far.release(release):
+                    visitor.leases.release(release)
                 return framed.ReleaseResponse()
             case store.METHOD_PULL:
                 pull, opened, prefix = self._named(peer, framed.PullRequest, body)
@@ -176,6 +201,23 @@ class Visitors:
             case _:
                 visitor.end(framed.AbortRequest.FromString(body).reservation)
                 return framed.AbortResponse()
+
+    async def _held_far(
+        self, visitor: Visitor, opened: Opened, prefix: Prefix, lease: framed.LeaseRequest
+    ) -> framed.LeaseResponse:
+        """What is to stay is held here: of what others have, a replica."""
+        loop = asyncio.get_running_loop()
+        until = loop.time() + min(lease.wait_ms, self.host.limits.hold_wait_ms_max) / 1e3
+        with visitor.far.asking(lease.lease):
+            keys = self._window(opened, lease.shard, prefix)
+            await self.replicas.bring(opened, keys, lease, until - loop.time())
+        lease.wait_ms = max(0, round((until - loop.time()) * 1e3))
+        return await visitor.leases.lease(opened, prefix, lease)
+
+    def _window(self, opened: Opened, shard: int, prefix: Prefix) -> Prefix:
+        """So much that it can be held at once."""
+        most = max(1, self.host.limits.window_bytes // sum(opened.shards[shard].part_bytes))
+        return Prefix(prefix.keys[:most], prefix.parent, prefix.hint)
 
     def _named(self, peer: Peer, kind: type[M], body: bytes) -> tuple[M, Opened, Prefix]:
         """The request, and the namespace and chain that it names."""
@@ -283,13 +325,16 @@ class Visitors:
         for connection in list(self._visitors):
             self.gone(connection)
         await asyncio.gather(*self._leaving)
+        await self.replicas.close()
+        await self.lender.close()
 
 
 def _seconds(deadline_ms: int) -> float:
     return min(deadline_ms / 1e3, DEADLINE_S_MAX)
 
 
-METHODS: Final = frozenset(
+NODE_METHODS: Final = frozenset({store.METHOD_PEER_LEASE, store.METHOD_PEER_RELEASE})
+METHODS: Final = NODE_METHODS | frozenset(
     {
         store.METHOD_LEASE,
         store.METHOD_RELEASE,

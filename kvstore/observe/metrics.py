@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any, Final, Protocol
 
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
 from prometheus_client.registry import Collector
@@ -56,7 +56,7 @@ class TierSample:
 class ClusterSample:
     """The nodes that this one knows of, itself among them, by state; what it has asked them; whether discovery is
     away; whether this node stood still and is not believed again yet. Then its part of the directory: claims that it
-    keeps and their memory, and what LocatorCounts says.
+    keeps and their memory, and what LocatorCounts says. far: what clients of this node got from others.
     """
 
     nodes: Mapping[str, int]
@@ -73,6 +73,26 @@ class ClusterSample:
     asked: int = 0
     hedged: int = 0
     unanswered: int = 0
+    far: FarSample | None = None
+
+
+class FarSample(Protocol):
+    """As kvstore.node.far.FarCounts."""
+
+    @property
+    def leases(self) -> int: ...
+    @property
+    def asked(self) -> int: ...
+    @property
+    def passed_over(self) -> int: ...
+    @property
+    def corrupt(self) -> int: ...
+    @property
+    def bytes(self) -> int: ...
+    @property
+    def replicas(self) -> int: ...
+    @property
+    def blocks(self) -> Mapping[int, int]: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -296,6 +316,26 @@ def cluster(sample: ClusterSample) -> Iterator[Metric]:
         "Messages to homes, of lookups and of announcements, without an answer.",
         sample.unanswered,
     )
+    if sample.far is not None:
+        yield from far(sample.far)
+
+
+def far(sample: FarSample) -> Iterator[Metric]:
+    blocks = CounterMetricFamily(
+        "kvstore_far_blocks",
+        "Blocks that clients of this node read from others and verified, by the other's tier. They are among "
+        "kvstore_get_blocks_hit, under the same tier.",
+        labels=["tier"],
+    )
+    for tier, count in sample.blocks.items():
+        blocks.add_metric([TIERS[tier]], count)
+    yield blocks
+    yield _counter("kvstore_far_bytes", "Their bytes.", sample.bytes)
+    yield _counter("kvstore_far_leases", "Leases at other nodes handed on to clients.", sample.leases)
+    yield _counter("kvstore_far_asked", "Holders asked for them.", sample.asked)
+    yield _counter("kvstore_far_passed_over", "Of these, such as failed or had nothing any more.", sample.passed_over)
+    yield _counter("kvstore_far_corrupt", "Blocks of other nodes that did not verify.", sample.corrupt)
+    yield _counter("kvstore_far_replicas", "Blocks of other nodes copied into this one's memory.", sample.replicas)
 
 
 def tiers(samples: Sequence[TierSample]) -> Iterator[Metric]:

@@ -25,7 +25,7 @@ _sym_db = _symbol_database.Default()
 from kvstore.wire import store_pb2 as kvstore_dot_v1_dot_store__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x17kvstore/v1/framed.proto\x12\nkvstore.v1\x1a\x16kvstore/v1/store.proto\"\xb8\x01\n\x0cLeaseRequest\x12\x11\n\tnamespace\x18\x01 \x01(\x0c\x12\r\n\x05shard\x18\x02 \x01(\r\x12 \n\x05\x63hain\x18\x03 \x01(\x0b\x32\x11.kvstore.v1.Chain\x12 \n\x05hints\x18\x04 \x01(\x0b\x32\x11.kvstore.v1.Hints\x12\x0f\n\x07wait_ms\x18\x05 \x01(\r\x12\x0f\n\x07\x63\x61rrier\x18\x06 \x01(\r\x12\r\n\x05lease\x18\x07 \x01(\x04\x12\x11\n\thold_only\x18\x08 \x01(\x08\"\x94\x01\n\rLeaseResponse\x12\x10\n\x08lease_ms\x18\x02 \x01(\r\x12\x12\n\ndescriptor\x18\x03 \x01(\x0c\x12\x0f\n\x07offsets\x18\x04 \x03(\x04\x12\r\n\x05tiers\x18\x05 \x01(\x0c\x12\x11\n\tchecksums\x18\x06 \x01(\x0c\x12\x0f\n\x07tickets\x18\x07 \x03(\x06\x12\x13\n\x0bwindow_full\x18\x08 \x01(\x08J\x04\x08\x01\x10\x02\"?\n\x0eReleaseRequest\x12\r\n\x05lease\x18\x01 \x01(\x04\x12\x0f\n\x07\x63orrupt\x18\x02 \x03(\x06\x12\r\n\x05\x62ytes\x18\x03 \x01(\x04\"\x11\n\x0fReleaseResponse\"S\n\x06Source\x12\x0f\n\x07\x63\x61rrier\x18\x01 \x01(\r\x12\x13\n\x0bincarnation\x18\x02 \x01(\x0c\x12\x13\n\x0b\x64\x65scriptors\x18\x03 \x03(\x0c\x12\x0e\n\x06pieces\x18\x04 \x01(\x0c\"\xba\x01\n\x0bPullRequest\x12\x11\n\tnamespace\x18\x01 \x01(\x0c\x12\r\n\x05shard\x18\x02 \x01(\r\x12 \n\x05\x63hain\x18\x03 \x01(\x0b\x32\x11.kvstore.v1.Chain\x12 \n\x05hints\x18\x04 \x01(\x0b\x32\x11.kvstore.v1.Hints\x12\x0c\n\x04meta\x18\x05 \x03(\x0c\x12\"\n\x06source\x18\x06 \x01(\x0b\x32\x12.kvstore.v1.Source\x12\x13\n\x0b\x64\x65\x61\x64line_ms\x18\x07 \x01(\r\"1\n\x0cPullResponse\x12\x10\n\x08outcomes\x18\x01 \x01(\x0c\x12\x0f\n\x07\x66\x61ilure\x18\x02 \x01(\t\"\x99\x01\n\x0eReserveRequest\x12\x11\n\tnamespace\x18\x01 \x01(\x0c\x12\r\n\x05shard\x18\x02 \x01(\r\x12 \n\x05\x63hain\x18\x03 \x01(\x0b\x32\x11.kvstore.v1.Chain\x12 \n\x05hints\x18\x04 \x01(\x0b\x32\x11.kvstore.v1.Hints\x12\x0c\n\x04meta\x18\x05 \x03(\x0c\x12\x13\n\x0breservation\x18\x06 \x01(\x04\")\n\x0fReserveResponse\x12\x10\n\x08outcomes\x18\x02 \x01(\x0cJ\x04\x08\x01\x10\x02\"i\n\x0b\x46illRequest\x12\x13\n\x0breservation\x18\x01 \x01(\x04\x12\x0c\n\x04part\x18\x02 \x01(\r\x12\"\n\x06source\x18\x03 \x01(\x0b\x32\x12.kvstore.v1.Source\x12\x13\n\x0b\x64\x65\x61\x64line_ms\x18\x04 \x01(\r\"\x1f\n\x0c\x46illResponse\x12\x0f\n\x07\x66\x61ilure\x18\x01 \x01(\t\"3\n\x0ePublishRequest\x12\x13\n\x0breservation\x18\x01 \x01(\x04\x12\x0c\n\x04part\x18\x02 \x01(\r\"\x11\n\x0fPublishResponse\"\"\n\x0bSealRequest\x12\x13\n\x0breservation\x18\x01 \x01(\x04\" \n\x0cSealResponse\x12\x10\n\x08outcomes\x18\x01 \x01(\x0c\"#\n\x0c\x41\x62ortRequest\x12\x13\n\x0breservation\x18\x01 \x01(\x04\"\x0f\n\rAbortResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x17kvstore/v1/framed.proto\x12\nkvstore.v1\x1a\x16kvstore/v1/store.proto\"\xfb\x01\n\x0cLeaseRequest\x12\x11\n\tnamespace\x18\x01 \x01(\x0c\x12\r\n\x05shard\x18\x02 \x01(\r\x12 \n\x05\x63hain\x18\x03 \x01(\x0b\x32\x11.kvstore.v1.Chain\x12 \n\x05hints\x18\x04 \x01(\x0b\x32\x11.kvstore.v1.Hints\x12\x0f\n\x07wait_ms\x18\x05 \x01(\r\x12\x0f\n\x07\x63\x61rrier\x18\x06 \x01(\r\x12\r\n\x05lease\x18\x07 \x01(\x04\x12\x11\n\thold_only\x18\x08 \x01(\x08\x12\x0b\n\x03\x66\x61r\x18\t \x01(\x08\x12\x10\n\x08\x63\x61rriers\x18\n \x03(\r\x12\x13\n\x0b\x64\x65\x61\x64line_ms\x18\x0b \x01(\r\x12\r\n\x05\x61void\x18\x0c \x03(\x06\"\xc0\x01\n\rLeaseResponse\x12\x10\n\x08lease_ms\x18\x02 \x01(\r\x12\x12\n\ndescriptor\x18\x03 \x01(\x0c\x12\x0f\n\x07offsets\x18\x04 \x03(\x04\x12\r\n\x05tiers\x18\x05 \x01(\x0c\x12\x11\n\tchecksums\x18\x06 \x01(\x0c\x12\x0f\n\x07tickets\x18\x07 \x03(\x06\x12\x13\n\x0bwindow_full\x18\x08 \x01(\x08\x12*\n\x08sections\x18\t \x03(\x0b\x32\x18.kvstore.v1.LeaseSectionJ\x04\x08\x01\x10\x02\"j\n\x0cLeaseSection\x12\x0e\n\x06\x62locks\x18\x01 \x01(\r\x12\x13\n\x0bincarnation\x18\x02 \x01(\x06\x12\r\n\x05offer\x18\x03 \x01(\x0c\x12&\n\x06grants\x18\x04 \x03(\x0b\x32\x16.kvstore.v1.LeaseGrant\"1\n\nLeaseGrant\x12\x0f\n\x07\x63\x61rrier\x18\x01 \x01(\r\x12\x12\n\ndescriptor\x18\x02 \x01(\x0c\"e\n\x0eReleaseRequest\x12\r\n\x05lease\x18\x01 \x01(\x04\x12\x0f\n\x07\x63orrupt\x18\x02 \x03(\x06\x12\r\n\x05\x62ytes\x18\x03 \x01(\x04\x12$\n\x05reads\x18\x04 \x03(\x0b\x32\x15.kvstore.v1.LeaseRead\";\n\tLeaseRead\x12\x0e\n\x06\x62locks\x18\x01 \x01(\r\x12\r\n\x05\x62ytes\x18\x02 \x01(\x04\x12\x0f\n\x07\x63\x61rrier\x18\x03 \x01(\r\"\x11\n\x0fReleaseResponse\"S\n\x06Source\x12\x0f\n\x07\x63\x61rrier\x18\x01 \x01(\r\x12\x13\n\x0bincarnation\x18\x02 \x01(\x0c\x12\x13\n\x0b\x64\x65scriptors\x18\x03 \x03(\x0c\x12\x0e\n\x06pieces\x18\x04 \x01(\x0c\"\xba\x01\n\x0bPullRequest\x12\x11\n\tnamespace\x18\x01 \x01(\x0c\x12\r\n\x05shard\x18\x02 \x01(\r\x12 \n\x05\x63hain\x18\x03 \x01(\x0b\x32\x11.kvstore.v1.Chain\x12 \n\x05hints\x18\x04 \x01(\x0b\x32\x11.kvstore.v1.Hints\x12\x0c\n\x04meta\x18\x05 \x03(\x0c\x12\"\n\x06source\x18\x06 \x01(\x0b\x32\x12.kvstore.v1.Source\x12\x13\n\x0b\x64\x65\x61\x64line_ms\x18\x07 \x01(\r\"1\n\x0cPullResponse\x12\x10\n\x08outcomes\x18\x01 \x01(\x0c\x12\x0f\n\x07\x66\x61ilure\x18\x02 \x01(\t\"\x99\x01\n\x0eReserveRequest\x12\x11\n\tnamespace\x18\x01 \x01(\x0c\x12\r\n\x05shard\x18\x02 \x01(\r\x12 \n\x05\x63hain\x18\x03 \x01(\x0b\x32\x11.kvstore.v1.Chain\x12 \n\x05hints\x18\x04 \x01(\x0b\x32\x11.kvstore.v1.Hints\x12\x0c\n\x04meta\x18\x05 \x03(\x0c\x12\x13\n\x0breservation\x18\x06 \x01(\x04\")\n\x0fReserveResponse\x12\x10\n\x08outcomes\x18\x02 \x01(\x0cJ\x04\x08\x01\x10\x02\"i\n\x0b\x46illRequest\x12\x13\n\x0breservation\x18\x01 \x01(\x04\x12\x0c\n\x04part\x18\x02 \x01(\r\x12\"\n\x06source\x18\x03 \x01(\x0b\x32\x12.kvstore.v1.Source\x12\x13\n\x0b\x64\x65\x61\x64line_ms\x18\x04 \x01(\r\"\x1f\n\x0c\x46illResponse\x12\x0f\n\x07\x66\x61ilure\x18\x01 \x01(\t\"3\n\x0ePublishRequest\x12\x13\n\x0breservation\x18\x01 \x01(\x04\x12\x0c\n\x04part\x18\x02 \x01(\r\"\x11\n\x0fPublishResponse\"\"\n\x0bSealRequest\x12\x13\n\x0breservation\x18\x01 \x01(\x04\" \n\x0cSealResponse\x12\x10\n\x08outcomes\x18\x01 \x01(\x0c\"#\n\x0c\x41\x62ortRequest\x12\x13\n\x0breservation\x18\x01 \x01(\x04\"\x0f\n\rAbortResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -33,37 +33,43 @@ _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'kvstore.wire.framed_pb2', _
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
   _globals['_LEASEREQUEST']._serialized_start=64
-  _globals['_LEASEREQUEST']._serialized_end=248
-  _globals['_LEASERESPONSE']._serialized_start=251
-  _globals['_LEASERESPONSE']._serialized_end=399
-  _globals['_RELEASEREQUEST']._serialized_start=401
-  _globals['_RELEASEREQUEST']._serialized_end=464
-  _globals['_RELEASERESPONSE']._serialized_start=466
-  _globals['_RELEASERESPONSE']._serialized_end=483
-  _globals['_SOURCE']._serialized_start=485
-  _globals['_SOURCE']._serialized_end=568
-  _globals['_PULLREQUEST']._serialized_start=571
-  _globals['_PULLREQUEST']._serialized_end=757
-  _globals['_PULLRESPONSE']._serialized_start=759
-  _globals['_PULLRESPONSE']._serialized_end=808
-  _globals['_RESERVEREQUEST']._serialized_start=811
-  _globals['_RESERVEREQUEST']._serialized_end=964
-  _globals['_RESERVERESPONSE']._serialized_start=966
-  _globals['_RESERVERESPONSE']._serialized_end=1007
-  _globals['_FILLREQUEST']._serialized_start=1009
-  _globals['_FILLREQUEST']._serialized_end=1114
-  _globals['_FILLRESPONSE']._serialized_start=1116
-  _globals['_FILLRESPONSE']._serialized_end=1147
-  _globals['_PUBLISHREQUEST']._serialized_start=1149
-  _globals['_PUBLISHREQUEST']._serialized_end=1200
-  _globals['_PUBLISHRESPONSE']._serialized_start=1202
-  _globals['_PUBLISHRESPONSE']._serialized_end=1219
-  _globals['_SEALREQUEST']._serialized_start=1221
-  _globals['_SEALREQUEST']._serialized_end=1255
-  _globals['_SEALRESPONSE']._serialized_start=1257
-  _globals['_SEALRESPONSE']._serialized_end=1289
-  _globals['_ABORTREQUEST']._serialized_start=1291
-  _globals['_ABORTREQUEST']._serialized_end=1326
-  _globals['_ABORTRESPONSE']._serialized_start=1328
-  _globals['_ABORTRESPONSE']._serialized_end=1343
+  _globals['_LEASEREQUEST']._serialized_end=315
+  _globals['_LEASERESPONSE']._serialized_start=318
+  _globals['_LEASERESPONSE']._serialized_end=510
+  _globals['_LEASESECTION']._serialized_start=512
+  _globals['_LEASESECTION']._serialized_end=618
+  _globals['_LEASEGRANT']._serialized_start=620
+  _globals['_LEASEGRANT']._serialized_end=669
+  _globals['_RELEASEREQUEST']._serialized_start=671
+  _globals['_RELEASEREQUEST']._serialized_end=772
+  _globals['_LEASEREAD']._serialized_start=774
+  _globals['_LEASEREAD']._serialized_end=833
+  _globals['_RELEASERESPONSE']._serialized_start=835
+  _globals['_RELEASERESPONSE']._serialized_end=852
+  _globals['_SOURCE']._serialized_start=854
+  _globals['_SOURCE']._serialized_end=937
+  _globals['_PULLREQUEST']._serialized_start=940
+  _globals['_PULLREQUEST']._serialized_end=1126
+  _globals['_PULLRESPONSE']._serialized_start=1128
+  _globals['_PULLRESPONSE']._serialized_end=1177
+  _globals['_RESERVEREQUEST']._serialized_start=1180
+  _globals['_RESERVEREQUEST']._serialized_end=1333
+  _globals['_RESERVERESPONSE']._serialized_start=1335
+  _globals['_RESERVERESPONSE']._serialized_end=1376
+  _globals['_FILLREQUEST']._serialized_start=1378
+  _globals['_FILLREQUEST']._serialized_end=1483
+  _globals['_FILLRESPONSE']._serialized_start=1485
+  _globals['_FILLRESPONSE']._serialized_end=1516
+  _globals['_PUBLISHREQUEST']._serialized_start=1518
+  _globals['_PUBLISHREQUEST']._serialized_end=1569
+  _globals['_PUBLISHRESPONSE']._serialized_start=1571
+  _globals['_PUBLISHRESPONSE']._serialized_end=1588
+  _globals['_SEALREQUEST']._serialized_start=1590
+  _globals['_SEALREQUEST']._serialized_end=1624
+  _globals['_SEALRESPONSE']._serialized_start=1626
+  _globals['_SEALRESPONSE']._serialized_end=1658
+  _globals['_ABORTREQUEST']._serialized_start=1660
+  _globals['_ABORTREQUEST']._serialized_end=1695
+  _globals['_ABORTRESPONSE']._serialized_start=1697
+  _globals['_ABORTRESPONSE']._serialized_end=1712
 # @@protoc_insertion_point(module_scope)

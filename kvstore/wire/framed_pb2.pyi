@@ -42,6 +42,10 @@ class LeaseRequest(_message.Message):
     CARRIER_FIELD_NUMBER: _builtins.int
     LEASE_FIELD_NUMBER: _builtins.int
     HOLD_ONLY_FIELD_NUMBER: _builtins.int
+    FAR_FIELD_NUMBER: _builtins.int
+    CARRIERS_FIELD_NUMBER: _builtins.int
+    DEADLINE_MS_FIELD_NUMBER: _builtins.int
+    AVOID_FIELD_NUMBER: _builtins.int
     namespace: _builtins.bytes
     shard: _builtins.int
     wait_ms: _builtins.int
@@ -52,10 +56,24 @@ class LeaseRequest(_message.Message):
     """its number, chosen by the client, another one each time: so that it can be released before it is answered"""
     hold_only: _builtins.bool
     """nothing will be read by it: answered without descriptor, offsets, checksums and tickets. It counts"""
+    far: _builtins.bool
+    """towards held_bytes_max of the connection. Optional: a node that does not know it grants as well
+    of a node among others: what others hold, and not what it holds itself
+    """
+    deadline_ms: _builtins.int
+    """far: how long the answer may take at all"""
     @_builtins.property
     def chain(self) -> _store_pb2.Chain: ...
     @_builtins.property
     def hints(self) -> _store_pb2.Hints: ...
+    @_builtins.property
+    def carriers(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """far: by any of these the bytes could be read, and `carrier` says nothing"""
+
+    @_builtins.property
+    def avoid(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """far: holders that led nowhere a moment ago, by their incarnations"""
+
     def __init__(
         self,
         *,
@@ -67,10 +85,14 @@ class LeaseRequest(_message.Message):
         carrier: _builtins.int = ...,
         lease: _builtins.int = ...,
         hold_only: _builtins.bool = ...,
+        far: _builtins.bool = ...,
+        carriers: _abc.Iterable[_builtins.int] | None = ...,
+        deadline_ms: _builtins.int = ...,
+        avoid: _abc.Iterable[_builtins.int] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["chain", b"chain", "hints", b"hints"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["carrier", b"carrier", "chain", b"chain", "hints", b"hints", "hold_only", b"hold_only", "lease", b"lease", "namespace", b"namespace", "shard", b"shard", "wait_ms", b"wait_ms"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["avoid", b"avoid", "carrier", b"carrier", "carriers", b"carriers", "chain", b"chain", "deadline_ms", b"deadline_ms", "far", b"far", "hints", b"hints", "hold_only", b"hold_only", "lease", b"lease", "namespace", b"namespace", "shard", b"shard", "wait_ms", b"wait_ms"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -89,6 +111,7 @@ class LeaseResponse(_message.Message):
     CHECKSUMS_FIELD_NUMBER: _builtins.int
     TICKETS_FIELD_NUMBER: _builtins.int
     WINDOW_FULL_FIELD_NUMBER: _builtins.int
+    SECTIONS_FIELD_NUMBER: _builtins.int
     lease_ms: _builtins.int
     """counted from before the request was sent"""
     descriptor: _builtins.bytes
@@ -107,6 +130,10 @@ class LeaseResponse(_message.Message):
     def tickets(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
         """what a block that does not verify is told by"""
 
+    @_builtins.property
+    def sections(self) -> _containers.RepeatedCompositeFieldContainer[Global___LeaseSection]:
+        """far: who holds the run's blocks, in order; then `descriptor` is empty"""
+
     def __init__(
         self,
         *,
@@ -117,14 +144,72 @@ class LeaseResponse(_message.Message):
         checksums: _builtins.bytes = ...,
         tickets: _abc.Iterable[_builtins.int] | None = ...,
         window_full: _builtins.bool = ...,
+        sections: _abc.Iterable[Global___LeaseSection] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["checksums", b"checksums", "descriptor", b"descriptor", "lease_ms", b"lease_ms", "offsets", b"offsets", "tickets", b"tickets", "tiers", b"tiers", "window_full", b"window_full"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["checksums", b"checksums", "descriptor", b"descriptor", "lease_ms", b"lease_ms", "offsets", b"offsets", "sections", b"sections", "tickets", b"tickets", "tiers", b"tiers", "window_full", b"window_full"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___LeaseResponse: _TypeAlias = LeaseResponse  # noqa: Y015
+
+@_typing.final
+class LeaseSection(_message.Message):
+    """Blocks of a run that lie in one other node's memory: as many as it says, behind those of the sections before it."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    BLOCKS_FIELD_NUMBER: _builtins.int
+    INCARNATION_FIELD_NUMBER: _builtins.int
+    OFFER_FIELD_NUMBER: _builtins.int
+    GRANTS_FIELD_NUMBER: _builtins.int
+    blocks: _builtins.int
+    incarnation: _builtins.int
+    """of the holder: another one at each of its starts"""
+    offer: _builtins.bytes
+    """how it is reached (docs/format/offer.md)"""
+    @_builtins.property
+    def grants(self) -> _containers.RepeatedCompositeFieldContainer[Global___LeaseGrant]: ...
+    def __init__(
+        self,
+        *,
+        blocks: _builtins.int = ...,
+        incarnation: _builtins.int = ...,
+        offer: _builtins.bytes = ...,
+        grants: _abc.Iterable[Global___LeaseGrant] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["blocks", b"blocks", "grants", b"grants", "incarnation", b"incarnation", "offer", b"offer"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___LeaseSection: _TypeAlias = LeaseSection  # noqa: Y015
+
+@_typing.final
+class LeaseGrant(_message.Message):
+    """The same bytes, granted to readers by one carrier."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    CARRIER_FIELD_NUMBER: _builtins.int
+    DESCRIPTOR_FIELD_NUMBER: _builtins.int
+    carrier: _builtins.int
+    descriptor: _builtins.bytes
+    def __init__(
+        self,
+        *,
+        carrier: _builtins.int = ...,
+        descriptor: _builtins.bytes = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["carrier", b"carrier", "descriptor", b"descriptor"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___LeaseGrant: _TypeAlias = LeaseGrant  # noqa: Y015
 
 @_typing.final
 class ReleaseRequest(_message.Message):
@@ -133,6 +218,7 @@ class ReleaseRequest(_message.Message):
     LEASE_FIELD_NUMBER: _builtins.int
     CORRUPT_FIELD_NUMBER: _builtins.int
     BYTES_FIELD_NUMBER: _builtins.int
+    READS_FIELD_NUMBER: _builtins.int
     lease: _builtins.int
     bytes: _builtins.int
     """that were read, for the node's counts"""
@@ -140,20 +226,52 @@ class ReleaseRequest(_message.Message):
     def corrupt(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
         """tickets of blocks that did not verify: the node looks at them and drops them"""
 
+    @_builtins.property
+    def reads(self) -> _containers.RepeatedCompositeFieldContainer[Global___LeaseRead]:
+        """far: what was read of each section, in their order"""
+
     def __init__(
         self,
         *,
         lease: _builtins.int = ...,
         corrupt: _abc.Iterable[_builtins.int] | None = ...,
         bytes: _builtins.int = ...,
+        reads: _abc.Iterable[Global___LeaseRead] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["bytes", b"bytes", "corrupt", b"corrupt", "lease", b"lease"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["bytes", b"bytes", "corrupt", b"corrupt", "lease", b"lease", "reads", b"reads"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___ReleaseRequest: _TypeAlias = ReleaseRequest  # noqa: Y015
+
+@_typing.final
+class LeaseRead(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    BLOCKS_FIELD_NUMBER: _builtins.int
+    BYTES_FIELD_NUMBER: _builtins.int
+    CARRIER_FIELD_NUMBER: _builtins.int
+    blocks: _builtins.int
+    """that arrived and verified, and are to be counted as found"""
+    bytes: _builtins.int
+    carrier: _builtins.int
+    """by which they came"""
+    def __init__(
+        self,
+        *,
+        blocks: _builtins.int = ...,
+        bytes: _builtins.int = ...,
+        carrier: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["blocks", b"blocks", "bytes", b"bytes", "carrier", b"carrier"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___LeaseRead: _TypeAlias = LeaseRead  # noqa: Y015
 
 @_typing.final
 class ReleaseResponse(_message.Message):

@@ -69,6 +69,9 @@ class _MethodEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Method.ValueTy
     METHOD_PEER_ANNOUNCE: _Method.ValueType  # 35
     METHOD_PEER_DIGEST: _Method.ValueType  # 36
     METHOD_PEER_LOCATE: _Method.ValueType  # 37
+    METHOD_PEER_LEASE: _Method.ValueType  # 38
+    """Of framed.proto: LeaseRequest and ReleaseRequest of a node for its client, far leases as the holder sees them."""
+    METHOD_PEER_RELEASE: _Method.ValueType  # 39
 
 class Method(_Method, metaclass=_MethodEnumTypeWrapper):
     """The rare verbs as the framed socket names them in its CALL frames (docs/format/frames.md): the body is the request message,
@@ -101,6 +104,9 @@ METHOD_PEER_PING: Method.ValueType  # 34
 METHOD_PEER_ANNOUNCE: Method.ValueType  # 35
 METHOD_PEER_DIGEST: Method.ValueType  # 36
 METHOD_PEER_LOCATE: Method.ValueType  # 37
+METHOD_PEER_LEASE: Method.ValueType  # 38
+"""Of framed.proto: LeaseRequest and ReleaseRequest of a node for its client, far leases as the holder sees them."""
+METHOD_PEER_RELEASE: Method.ValueType  # 39
 Global___Method: _TypeAlias = Method  # noqa: Y015
 
 class _Tier:
@@ -114,7 +120,7 @@ class _TierEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Tier.ValueType],
     TIER_FILE: _Tier.ValueType  # 2
     TIER_OBJECT: _Tier.ValueType  # 3
     TIER_FAR_MEMORY: _Tier.ValueType  # 9
-    """Of another node: its own tier and 8. Only lookups answer these."""
+    """Of another node: its own tier and 8. Lookups and leases over the framed door answer these."""
     TIER_FAR_FILE: _Tier.ValueType  # 10
 
 class Tier(_Tier, metaclass=_TierEnumTypeWrapper): ...
@@ -124,7 +130,7 @@ TIER_MEMORY: Tier.ValueType  # 1
 TIER_FILE: Tier.ValueType  # 2
 TIER_OBJECT: Tier.ValueType  # 3
 TIER_FAR_MEMORY: Tier.ValueType  # 9
-"""Of another node: its own tier and 8. Only lookups answer these."""
+"""Of another node: its own tier and 8. Lookups and leases over the framed door answer these."""
 TIER_FAR_FILE: Tier.ValueType  # 10
 Global___Tier: _TypeAlias = Tier  # noqa: Y015
 

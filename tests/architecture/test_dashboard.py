@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from kvstore import native
+from kvstore.node.far import FarCounts
 from kvstore.observe import metrics
 from transfer import paths
 
@@ -40,7 +41,9 @@ def told() -> dict[str, set[str]]:
         namespace=lambda ns: metrics.NamespaceLabels("abc", "default", "m"),
         family=lambda family: f"{family:016x}",
         transfers=lambda: {path: paths.PathCounts() for path in paths.Path},
-        cluster=lambda: metrics.ClusterSample({"alive": 1}, 0, 0, 0, discovery_away=False, stood_still=False),
+        cluster=lambda: metrics.ClusterSample(
+            {"alive": 1}, 0, 0, 0, discovery_away=False, stood_still=False, far=FarCounts()
+        ),
         info={"node": "n", "version": "0"},
         families_told_max=10,
     )

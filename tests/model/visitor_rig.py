@@ -19,8 +19,10 @@ from kvstore import native
 from kvstore.config import LimitsConfig
 from kvstore.layout import Shard
 from kvstore.node.auth import Peer
+from kvstore.node.far import Lender
 from kvstore.node.handlers import Handlers
 from kvstore.node.leases import MovingHost
+from kvstore.node.replicas import Replicas
 from kvstore.node.visitors import Visitor, Visitors
 from kvstore.tiers.base import Keys
 from kvstore.wire import framed, store
@@ -99,7 +101,9 @@ class Rig:
             several_tenants=lambda: False,
         )
         moving = MovingHost(self.bridge, self.clock, LIMITS, self.ways, {Carrier.TCP: region})  # type: ignore[arg-type]
-        self.visitors = Visitors(moving, Handlers(host))  # type: ignore[arg-type]
+        lender = Lender(SimpleNamespace(locator=None), self.core, LIMITS, has_files=False)  # type: ignore[arg-type]
+        replicas = Replicas(moving, lender, has_files=False)
+        self.visitors = Visitors(moving, Handlers(host), lender, replicas)  # type: ignore[arg-type]
         for _ in range(clients):
             self.clients.append(self.client())
 

@@ -139,6 +139,35 @@ def test_how_a_get_ends(answers: list[Told], blocks: int | None, ended: Ended | 
     assert len(reports) == (0 if ended is Ended.UNAVAILABLE else 1), "a get is counted once, where anybody counts"
 
 
+def test_a_get_among_nodes_asks_others_at_each_hole_and_its_own_again_behind_it() -> None:
+    journey = getting(SHAPE, 0, keys(10), places(10), HINT, clustered=True)
+    answers = [ok(3), ok(4, tier=9, full=True), ok(2), ok(1, tier=10)]
+    got, steps = drive(journey, *answers)
+    assert (got.blocks, got.ended) == (10, Ended.COMPLETE)
+    assert got.tiers.tolist() == [1] * 3 + [9] * 4 + [1] * 2 + [10]
+    fetches = [step for step in steps if isinstance(step, Fetch)]
+    assert [(step.far, len(step.keys)) for step in fetches] == [(False, 10), (True, 7), (False, 3), (True, 1)]
+    # Hits by the tier there; what moved by the node's own tiers apart from it.
+    assert steps[-2:] == [Report(HINT, 10, (0, 9, 1, 0)), Report(HINT, moved=5 * SIZE)]
+
+
+@pytest.mark.parametrize(
+    ("answers", "blocks", "ended"),
+    [
+        ([ok(0), ok(0)], 0, Ended.MISS),
+        ([ok(3), ok(2, tier=9)], 5, Ended.MISS),
+        ([ok(3), ok(2, tier=9, full=True), ok(0), ok(0)], 5, Ended.MISS),
+        ([ok(3), ok(2, tier=9, corrupt=1)], 5, Ended.CORRUPT),
+        ([ok(3, corrupt=1)], 3, Ended.CORRUPT),
+        ([ok(3), LATE], 3, Ended.LATE),
+        ([ok(3), GONE, SAME, ok(7)], 10, Ended.COMPLETE),
+    ],
+)
+def test_how_a_get_among_nodes_ends(answers: list[Told], blocks: int, ended: Ended) -> None:
+    got, _ = drive(getting(SHAPE, 0, keys(10), places(10), HINT, clustered=True), *answers)
+    assert (got.blocks, got.ended) == (blocks, ended)
+
+
 def test_a_get_of_nothing_asks_nothing_but_is_counted() -> None:
     got, steps = drive(getting(SHAPE, 0, keys(0), places(0), HINT))
     assert (got.blocks, got.ended) == (0, Ended.COMPLETE)

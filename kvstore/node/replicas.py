@@ -1,0 +1,227 @@
+"""Copies of other nodes' blocks in this node's own memory, for who wants them to stay: holds, prefetches, promises.
+
+Leased at the holders as for a client (far.py), read into reserved slots, compared with the holder's checksums, sealed.
+
+Rules
+- Window after window, in chain order: behind a hole nothing is of use.
+- One brings a stretch, others that want it wait for it: what is reserved already cannot be reserved again.
+- What does not verify is not sealed, and the holder is told. Every wait has its end.
+- A replica has no metas: leases do not carry them.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Final
+
+import numpy as np
+
+from kvstore import native
+from kvstore.client.holders import Holders
+from kvstore.errors import KvStoreError, Rejected, Unavailable
+from kvstore.node.bridge import MEMORY_TIER
+from kvstore.node.leases import Allowance
+from kvstore.node.pulls import Slots
+from kvstore.node.streams import Prefix
+from kvstore.tiers.base import TierKind
+from kvstore.wire import framed, store
+from transfer.errors import TransferFault
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from kvstore.node.far import Lender, Lent
+    from kvstore.node.leases import MovingHost
+    from kvstore.node.namespaces import Opened
+    from transfer.offers import Offer
+    from transfer.paths import Connection
+
+__all__ = ["Replicas"]
+
+log = logging.getLogger(__name__)
+
+TRIES: Final = 4  # holders of a stretch that lead nowhere
+REACH_S: Final = 1.0
+READ_S: Final = 1.0
+READ_BYTES_PER_S: Final = 64 << 20
+BRINGING_BYTES_MAX: Final = 1 << 30  # of all that is being brought at one time
+
+
+@dataclass(slots=True)
+class Replicas:
+    """Of a node, until `close`."""
+
+    host: MovingHost
+    lender: Lender
+    has_files: bool
+    _holders: Holders = field(init=False)
+    _allowance: Allowance = field(default_factory=lambda: Allowance(BRINGING_BYTES_MAX))
+    _turns: dict[tuple[int, int, bytes], asyncio.Lock] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self._holders = Holders(self._connected)
+
+    async def bring(self, opened: Opened, prefix: Prefix, request: framed.LeaseRequest, wait_s: float) -> int:
+        """How many blocks of the chain from its start this node has now, in memory or in files: those that others have
+        are copied into memory, for `wait_s` at most. request: shard, hints and position. Raises NotOpen.
+        """
+        loop = asyncio.get_running_loop()
+        until = loop.time() + wait_s
+        at = self._here(opened, request.shard, prefix.keys)
+        while at < len(prefix.keys) and loop.time() < until:
+            key = opened.handle, request.shard, prefix.keys[at].tobytes()
+            turn = self._turns.setdefault(key, asyncio.Lock())
+            try:
+                async with asyncio.timeout_at(until), turn:
+                    came = self._here(opened, request.shard, prefix.keys[at:])
+                    came = came or await self._window(opened, _rest(prefix, at), request, at, until)
+            except TimeoutError:
+                break
+            finally:
+                if not turn.locked():
+                    self._turns.pop(key, None)
+            if not came:
+                break
+            at += came
+            at += self._here(opened, request.shard, prefix.keys[at:])
+        return at
+
+    def _here(self, opened: Opened, shard: int, keys: NDArray[np.uint8]) -> int:
+        core = self.host.bridge.core
+        here = core.find(MEMORY_TIER, opened.handle, shard, keys)
+        if self.has_files:
+            here = here | core.find(int(TierKind.FILE), opened.handle, shard, keys)
+        return len(keys) if here.all() else int(here.argmin())
+
+    async def _window(self, opened: Opened, prefix: Prefix, request: framed.LeaseRequest, at: int, until: float) -> int:
+        """How many blocks from the start came; holder after holder, where they lead nowhere."""
+        loop = asyncio.get_running_loop()
+        for _ in range(TRIES):
+            left_s = until - loop.time()
+            if left_s <= 0:
+                return 0
+            asked = framed.LeaseRequest(
+                shard=request.shard,
+                chain=store.Chain(position=request.chain.position + at),
+                hints=request.hints,
+                wait_ms=round(left_s * 500),
+                carriers=[int(carrier) for carrier in self.host.regions],
+                deadline_ms=max(1, round(left_s * 1e3)),
+                avoid=self._holders.avoided(prefix.keys[0].tobytes()),
+            )
+            lent, _ = await self.lender.lend(opened, prefix, asked)
+            if not lent:
+                return 0
+            try:
+                came = await self._read(opened, prefix, request.shard, lent, until)
+            except Rejected as error:
+                log.debug("no replica: %s", error)
+                return 0
+            if came:
+                self.lender.counts.replicas += came
+                return came
+        return 0
+
+    async def _read(self, opened: Opened, prefix: Prefix, shard: int, lent: list[Lent], until: float) -> int:
+        """Section after section: each is reserved when it is its turn, so that no slot waits for another's bytes."""
+        came, whole, full = 0, True, ""
+        left = list(lent)
+        try:
+            while left and whole:
+                one, release = left[0], framed.ReleaseRequest()
+                part = _rest(prefix, came, came + one.blocks)
+                try:
+                    blocks = await self._section(opened, part, shard, one, release, until)
+                    came += blocks
+                    whole = blocks == one.blocks
+                except Rejected as error:
+                    whole, full = False, str(error)
+                except (KvStoreError, TransferFault, ValueError) as error:
+                    log.debug("%s: no replica: %s", one.node.address, error)
+                    whole = False
+                    self._holders.avoid(one.node.incarnation)
+                self.lender.give_back(left.pop(0), release)
+        finally:
+            for one in left:
+                self.lender.give_back(one, framed.ReleaseRequest())
+        if full and not came:
+            raise Rejected(full)
+        return came
+
+    async def _section(
+        self,
+        opened: Opened,
+        prefix: Prefix,
+        shard: int,
+        lent: Lent,
+        release: framed.ReleaseRequest,
+        until: float,
+    ) -> int:
+        """Raises NotOpen, Rejected, Unavailable, TransferFault. Fills the release."""
+        loop, told = asyncio.get_running_loop(), lent.told
+        parts = len(opened.shards[shard].part_bytes)
+        incarnation = lent.node.incarnation
+        if len(told.checksums) != 8 * parts * lent.blocks or any(at >= 2**62 for at in told.offsets):
+            raise Unavailable("the holder's answer does not fit the request")
+        section = told.sections[0]
+        way = await self._holders.reach(incarnation, section.offer, min(REACH_S, max(0.001, until - loop.time())))
+        carrier = int(way.chosen.path.carrier)
+        descriptor = next((grant.descriptor for grant in section.grants if grant.carrier == carrier), None)
+        if descriptor is None:
+            raise Unavailable(f"the holder grants nothing by carrier {carrier}")
+        slots = Slots(self.host, opened, shard, self._allowance)
+        try:
+            slots.reserve(prefix, [])
+            granted = slots.granted
+            if not len(granted):
+                here = self._here(opened, shard, prefix.keys)
+                if not here:
+                    raise Rejected("no room: only holds are left, or the chain's own beginning")
+                return here
+            starts = np.array(told.offsets, np.uint64).astype(np.int64)[granted]
+            deadline_s = min(until - loop.time(), READ_S + len(granted) * slots.block_bytes / READ_BYTES_PER_S)
+            with self._holders.reading(incarnation):
+                arrived, sums, failure = await slots.read_from(way, descriptor, starts, max(0.001, deadline_s))
+            expected = np.frombuffer(told.checksums, "<u8").reshape(lent.blocks, parts)[granted]
+            good = arrived & (sums == expected).all(axis=1)
+            self._tell(lent, granted, arrived & ~good, failure, prefix, release)
+            slots.seal(good, sums, native.MovePath.HOLD_MEMORY)
+            release.reads.add(bytes=int(good.sum()) * slots.block_bytes, carrier=carrier)
+        finally:
+            slots.close()
+        return self._here(opened, shard, prefix.keys)
+
+    def _tell(
+        self,
+        lent: Lent,
+        granted: NDArray[np.int64],
+        corrupt: NDArray[np.bool_],
+        failure: str,
+        prefix: Prefix,
+        release: framed.ReleaseRequest,
+    ) -> None:
+        """What came of it is told to the holder, and remembered of it."""
+        for index in granted[corrupt].tolist():
+            release.corrupt.append(lent.told.tickets[index])
+            self._holders.avoid(lent.node.incarnation, prefix.keys[index].tobytes())
+        self.lender.counts.corrupt += int(corrupt.sum())
+        if failure and not corrupt.any():
+            self._holders.avoid(lent.node.incarnation)
+
+    async def _connected(self, offer: Offer, deadline_s: float) -> Connection:
+        try:
+            return await self.host.transfers.connector.connect(offer, deadline_s=deadline_s)
+        except TransferFault as error:
+            raise Unavailable(str(error)) from error
+
+    async def close(self) -> None:
+        for way in self._holders.close():
+            await way.close()
+
+
+def _rest(prefix: Prefix, first: int, end: int | None = None) -> Prefix:
+    """Blocks first..end of it."""
+    parent = prefix.keys[first - 1].tobytes() if first else prefix.parent
+    return Prefix(prefix.keys[first:end], parent, lambda at: prefix.hint(first + at))
