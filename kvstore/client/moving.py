@@ -64,10 +64,8 @@ NO_VIEWS: Final = Told(
 
 def conduct_of(mover: Mover, space: Space, step: Movable, times: Times, run: Run) -> Conduct[Answer]:
     """run: drives what a reservation asks later, in the calling thread, within so many seconds."""
-    if isinstance(step, Fetch) and step.far:
-        return (yield from fetching_far(mover, space, step, times))
     if isinstance(step, Fetch):
-        return (yield from fetching(mover, space, step, times))
+        return (yield from (fetching_far if step.far else fetching)(mover, space, step, times))
     if isinstance(step, Put) and mover.line.maps:
         return (yield from publishing(mover, space, step, times))
     if isinstance(step, Put):

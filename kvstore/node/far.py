@@ -120,7 +120,7 @@ class Lender:
             )
             if not pieces:
                 break
-            lent = await self._asked(opened, prefix, keys, request, pieces, left_s)
+            lent = await self._asked(opened, keys, request, pieces, left_s)
             whole = _leading(lent, pieces)
             for piece, one in zip(pieces, lent, strict=True):
                 if one is None or not one.blocks:
@@ -167,7 +167,6 @@ class Lender:
     async def _asked(
         self,
         opened: Opened,
-        prefix: Prefix,
         keys: Keys,
         request: framed.LeaseRequest,
         pieces: Sequence[Piece],

@@ -164,28 +164,13 @@ class Visitors:
         match method:
             case store.METHOD_LEASE:
                 lease, opened, prefix = self._named(peer, framed.LeaseRequest, body)
-                if lease.far and lease.hold_only:
-                    return await self._held_far(visitor, opened, prefix, lease)
                 if lease.far:
-                    lent = await visitor.far.lease(opened, prefix, lease)
-                    if self.handlers.host.namespaces.find(opened.digest) is not opened:  # cleared meanwhile
-                        visitor.far.release(framed.ReleaseRequest(lease=lease.lease))
-                        raise NotOpen
-                    return lent
+                    return await self._far(visitor, opened, prefix, lease)
                 return await visitor.leases.lease(opened, prefix, lease)
             case store.METHOD_PEER_LEASE:
-                if not self.lender.cluster.serves():
-                    raise Unavailable("this node stood still and is not sure yet who else lives")
-                try:
-                    lease, opened, prefix = self._named(peer, framed.LeaseRequest, body)
-                    return await visitor.leases.lease(opened, prefix, lease)
-                except NotOpen:  # it had blocks of it when it was asked for: there is nothing wrong with this node
-                    return framed.LeaseResponse()
+                return await self._for_node(visitor, peer, body)
             case store.METHOD_RELEASE | store.METHOD_PEER_RELEASE:
-                release = framed.ReleaseRequest.FromString(body)
-                if not visitor.far.release(release):
-                    visitor.leases.release(release)
-                return framed.ReleaseResponse()
+                return self._released(visitor, framed.ReleaseRequest.FromString(body))
             case store.METHOD_PULL:
                 pull, opened, prefix = self._named(peer, framed.PullRequest, body)
                 return await self._pull(visitor, opened, prefix, pull)
@@ -201,6 +186,31 @@ class Visitors:
             case _:
                 visitor.end(framed.AbortRequest.FromString(body).reservation)
                 return framed.AbortResponse()
+
+    async def _for_node(self, visitor: Visitor, peer: Peer, body: bytes) -> framed.LeaseResponse:
+        if not self.lender.cluster.serves():
+            raise Unavailable("this node stood still and is not sure yet who else lives")
+        try:
+            lease, opened, prefix = self._named(peer, framed.LeaseRequest, body)
+            return await visitor.leases.lease(opened, prefix, lease)
+        except NotOpen:  # cleared since this node said that it had blocks of it: nothing is wrong with the node
+            return framed.LeaseResponse()
+
+    def _released(self, visitor: Visitor, release: framed.ReleaseRequest) -> framed.ReleaseResponse:
+        if not visitor.far.release(release):
+            visitor.leases.release(release)
+        return framed.ReleaseResponse()
+
+    async def _far(
+        self, visitor: Visitor, opened: Opened, prefix: Prefix, lease: framed.LeaseRequest
+    ) -> framed.LeaseResponse:
+        if lease.hold_only:
+            return await self._held_far(visitor, opened, prefix, lease)
+        lent = await visitor.far.lease(opened, prefix, lease)
+        if self.handlers.host.namespaces.find(opened.digest) is not opened:  # cleared meanwhile
+            visitor.far.release(framed.ReleaseRequest(lease=lease.lease))
+            raise NotOpen
+        return lent
 
     async def _held_far(
         self, visitor: Visitor, opened: Opened, prefix: Prefix, lease: framed.LeaseRequest

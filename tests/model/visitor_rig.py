@@ -248,8 +248,8 @@ class Rig:
     def stick(self, client: Client, lease: Lease) -> None:
         """A peer in the middle of a touch never comes back: what it may touch is kept for good."""
         own = client.visitor.leases._leases.get(lease.number)
-        if own is not None and own.granted is not None and own.granted[1].slot not in self.ground.stuck:
-            self.ground.stuck.add(own.granted[1].slot)
+        if own is not None and own.grants and own.grants[Carrier.TCP].slot not in self.ground.stuck:
+            self.ground.stuck.add(own.grants[Carrier.TCP].slot)
             self.stuck_bytes += own.bytes
 
     # ---- puts. failing: "" or how the source fails
