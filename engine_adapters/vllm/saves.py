@@ -69,6 +69,7 @@ class Saves:
     events: bool = False
     pool: BlockPool | None = None
     notes: list[Note] = field(default_factory=list)  # for events; emptied by whoever tells them
+    _layout: KVLayout | None = None
     _joined: int = 1  # blocks
     _pins_max: int = 1
     under_way: dict[int, _Pinned] = field(default_factory=dict)  # by job; what workers say of it comes with a step
@@ -76,12 +77,22 @@ class Saves:
     ended: list[Save] = field(default_factory=list)  # of requests that have ended, to be told with the next step
     _next: int = 1
 
+    def bind(self, pool: BlockPool) -> None:
+        self.pool = pool
+        self._measure()
+
     def know(self, layout: KVLayout) -> None:
         """What blocks are, before the first of them is saved."""
-        assert self.pool is not None, "bound before the first step"
+        self._layout = layout
+        self._measure()
+
+    def _measure(self) -> None:
+        """Once both are known, whichever comes first."""
+        if self.pool is None or self._layout is None:
+            return
         self._pins_max = max(1, int(self.pool.num_gpu_blocks * self.settings.save_share_max))
-        if all(need.kind == NeedKind.ALL for need in layout.needs(0)):
-            size = sum(sum(group.layer_bytes) for group in layout.groups)
+        if all(need.kind == NeedKind.ALL for need in self._layout.needs(0)):
+            size = sum(sum(group.layer_bytes) for group in self._layout.groups)
             share = self._pins_max // JOINED_SHARE // sum(self.geometry.ratios)
             self._joined = max(1, min(JOINED_BYTES // size, share))
 

@@ -78,7 +78,7 @@ class StoreScheduler:
     # ---- loads
 
     def bind(self, pool: BlockPool) -> None:
-        self.saves.pool = pool
+        self.saves.bind(pool)
 
     def on_new_request(self, request: Request) -> None:
         tracked = self._track(request)

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
-__all__ = ["IDS", "LONG", "SLOW", "VOCABULARY", "Model", "make", "tokenizer"]
+__all__ = ["IDS", "LONG", "SLOW", "SPECIAL", "VOCABULARY", "Model", "make", "tokenizer"]
 
 SPECIAL: Final = ("<pad>", "<s>", "</s>", "<unk>")
 ROLES: Final = ("system", "user", "assistant")

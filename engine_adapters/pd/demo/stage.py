@@ -98,7 +98,8 @@ class Stage:
             "kv_connector_module_path": "engine_adapters.vllm",
             "kv_role": "kv_both",
             "kv_load_failure_policy": "recompute",
-            "kv_connector_extra_config": {"address": f"unix:{self._socket}"},
+            # Two engines, a node and clients share what may be two busy cores: there a second can be too short.
+            "kv_connector_extra_config": {"address": f"unix:{self._socket}", "lookup_ms": 5_000},
         }
         given = {
             "--host": "127.0.0.1", "--port": str(port), "--served-model-name": MODEL, "--dtype": "float32",

@@ -11,7 +11,7 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-from tests.engines.models import SPECIAL, VOCABULARY, tokenizer
+from engine_adapters.pd.demo.model import SPECIAL, VOCABULARY, tokenizer
 
 
 def model(folder: Path) -> None:

@@ -120,11 +120,15 @@ class StoreUnderTest(KVStoreConnector):
             self._half = KVStoreConnector(config, KVConnectorRole.WORKER, kv_cache_config)
             self._half.register_kv_caches(_caches(kv_cache_config))
             self._scheduler.heard(self._half.build_connector_worker_meta())
-            until(lambda: self._scheduler._ready or not self._scheduler._loads, "the namespace opened")
+            until(self._opened, "the namespace opened")
         self._over = threading.Event()
         self._over.set()
         if self._scheduler is not None and self._scheduler._link is not None:
             self._slow_searches()
+
+    def _opened(self) -> bool:
+        link = self._scheduler._link
+        return (link is not None and link.opened is not None) or not self._scheduler._loads
 
     def bind_kv_cache_manager(self, manager: Any) -> None:
         self._manager = manager
@@ -324,7 +328,7 @@ def _broken(loads: list[Any], blocks: set[int], requests: set[str]) -> Iterator[
     real = Namespace.get
     short = {}
     for load in loads:
-        bad = [index for index, block in enumerate(load.ids[0].tolist()) if block in blocks]
+        bad = [index for index, block in enumerate(load.ids[0]) if block in blocks]
         if bad:
             short[load.keys.tobytes()] = bad[0]
         elif load.request in requests:
