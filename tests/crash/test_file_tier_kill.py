@@ -34,7 +34,7 @@ def put(address: str, chains: range) -> None:
         for seed in chains:
             chain = ns.chain(tokens(BLOCKS, seed))
             ns.put(chain, blocks_of(chain))
-            time.sleep(0.005)  # a model's pace: write-behind keeps up with it
+            time.sleep(0.02)  # a model's pace: write-behind keeps up with it, also on a busy machine
 
 
 def get_all(address: str) -> int:

@@ -25,7 +25,10 @@ CAUGHT = {
     "incarnation ignored": (ClusterCast(twins.IgnoresIncarnation), "an older incarnation was believed"),
     "no digest exchange": (ClusterCast(twins.NoDigests), ("at the end", "directory and nodes disagree")),
     "homes moved at once": (ClusterCast(twins.HomesAtOnce), "not found"),
-    "withdrawals lost": (ClusterCast(twins.ForgetsWithdrawals), ("named what it has not", "at the end")),
+    "withdrawals lost": (
+        ClusterCast(twins.ForgetsWithdrawals),
+        ("named what it has not", "at the end", "directory and nodes disagree"),
+    ),
     "a sequence given twice": (ClusterCast(twins.TriesAnew), ("at the end", "directory and nodes disagree")),
     "one home only": (ClusterCast(twins.NoSecondHome), ("not found", "at the end", "directory and nodes disagree")),
     "a new home answers at once": (ClusterCast(twins.AnswersAtOnce), "not found"),
@@ -42,7 +45,7 @@ def test_seeds_hold(batch: int, request: pytest.FixtureRequest) -> None:
     seeds = request.config.getoption("--seeds") // SHARE
     results = [run_seed(seed) for seed in range(batch, seeds, BATCHES)]
     for what in ("calm", "got", "missed", "restarts", "moved", "hedged", "lost", "forgotten", "agreed"):
-        assert sum(getattr(result, what) for result in results) > len(results) // 10, f"{what}: hardly ever happens"
+        assert sum(getattr(result, what) for result in results) > len(results) // 20, f"{what}: hardly ever happens"
 
 
 @pytest.mark.timeout(300)
