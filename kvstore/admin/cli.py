@@ -1,4 +1,4 @@
-"""`store-admin`: look at a node and steer it. Tables for people, --json for programs.
+"""`store-admin`: look at a cluster and its nodes, and steer them. Tables for people, --json for programs.
 
 Exit codes: 0 well; 1 something was found that should not be (verify) or was not found (lookup, pin, retire); 2 the
 command line, a name or an address is wrong; 3 the node cannot be reached or did not answer in time; 4 refused: rights,
@@ -9,96 +9,22 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Final, NoReturn, TypeVar
+from typing import Final
 
 import click
-from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-from rich.table import Table
 
 from kvstore import __version__
 from kvstore import config as settings
-from kvstore.admin import rows
+from kvstore.admin import across, rows
 from kvstore.admin.chains import chain_message
-from kvstore.admin.connection import CALL_S, OPERATORS, Connection
+from kvstore.admin.connection import OPERATORS, Connection
+from kvstore.admin.face import EXIT_FOUND, Context, Group, chain_options, digest_of, pass_context
 from kvstore.client.tls import Tls
-from kvstore.errors import Misconfigured, Rejected, Unavailable
+from kvstore.errors import Misconfigured, Unavailable
 from kvstore.wire import admin, store
-
-EXIT_FOUND: Final = 1
-EXIT_USAGE: Final = 2
-EXIT_UNAVAILABLE: Final = 3
-EXIT_REFUSED: Final = 4
-Answer = TypeVar("Answer")
-
-
-@dataclass(frozen=True, slots=True)
-class Context:
-    connection: Connection
-    as_json: bool
-    console: Console
-
-    def call(self, method: str, request: object, kind: type[Answer]) -> Answer:
-        """One unary call of the Admin service, whose answers are of that kind."""
-        with self.connection.translated():
-            verb = getattr(self.connection.admin(), method)
-            answer = verb(request, timeout=CALL_S, metadata=self.connection.metadata())
-        assert isinstance(answer, kind)
-        return answer
-
-    def show(self, title: str, table: Sequence[rows.Row], columns: Sequence[str] = ()) -> None:
-        """`columns`: those for people; --json has them all."""
-        if self.as_json:
-            click.echo(json.dumps(list(table), indent=2))
-            return
-        if not table:
-            self.console.print(f"{title}: none")
-            return
-        names = list(columns or table[0])
-        shown = Table(box=SIMPLE_HEAD)
-        shown.show_edge, shown.pad_edge, shown.collapse_padding = False, False, True  # so that all fit 80 columns
-        for name in names:
-            number = isinstance(table[0][name], int | float) and not isinstance(table[0][name], bool)
-            number = number or name.endswith("rate")  # which nobody has where nothing was asked
-            # Numbers, and what is copied into the next command, are never cut short.
-            whole = number or name in rows.COPIED
-            shown.add_column(rows.heading(name), justify="right" if number else "left", no_wrap=whole)
-        for row in table:
-            shown.add_row(*(rows.shown(name, row[name]) for name in names))
-        self.console.print(title, style="bold")
-        self.console.print(shown)
-
-
-class Group(click.Group):
-    """Errors of the store as one line and an exit code, never as a traceback. --json may stand behind the command too:
-    there people type it.
-    """
-
-    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
-        if "--json" in args:
-            args = ["--json", *(word for word in args if word != "--json")]
-        return super().parse_args(ctx, args)
-
-    def invoke(self, ctx: click.Context) -> object:
-        try:
-            return super().invoke(ctx)
-        except (Misconfigured, ValueError) as error:
-            _end(str(error), EXIT_USAGE)
-        except Unavailable as error:
-            _end(str(error), EXIT_UNAVAILABLE)
-        except Rejected as error:
-            _end(str(error), EXIT_REFUSED)
-        except KeyboardInterrupt:
-            sys.exit(130)
-
-
-def _end(text: str, code: int) -> NoReturn:
-    click.echo(f"store-admin: {text}", err=True)
-    sys.exit(code)
 
 
 def default_address() -> str:
@@ -136,7 +62,7 @@ def main(
     tls_key: Path | None,
     as_json: bool,
 ) -> None:
-    """Look at a node and steer it."""
+    """Look at a cluster and its nodes, and steer them."""
     tls = Tls(tls_authority, tls_certificate, tls_key) if tls_authority or tls_certificate else None
     try:
         token = token_file.read_text().strip() if token_file else None
@@ -147,65 +73,8 @@ def main(
     ctx.call_on_close(connection.close)
 
 
-pass_context = click.make_pass_decorator(Context)
-
-
-@main.command()
-@pass_context
-def status(context: Context) -> None:
-    """What the node is, where it listens, what it holds."""
-    answer = context.call("Status", admin.StatusRequest(), admin.StatusResponse)
-    row = rows.status(answer)
-    if context.as_json:
-        click.echo(json.dumps(row, indent=2))
-        return
-    table = Table(show_header=False, box=None)
-    table.add_column()
-    table.add_column(overflow="fold")  # an address that is cut short is of no use
-    for name, value in row.items():
-        lines = "\n".join(map(str, value)) if isinstance(value, list) else rows.shown(name, value)
-        table.add_row(rows.heading(name), lines)
-    context.console.print(table)
-
-
-@main.command()
-@pass_context
-def tiers(context: Context) -> None:
-    """Each tier: how large, how full, what has happened to it."""
-    answer = context.call("Tiers", admin.TiersRequest(), admin.TiersResponse)
-    table = rows.tiers(answer)
-    context.show("tiers", table, rows.TIER_COLUMNS)
-    if not context.as_json:
-        for row in table:
-            click.echo(rows.happened(row))
-
-
-@main.command()
-@pass_context
-def nodes(context: Context) -> None:
-    """The nodes of the cluster as this one sees them: itself first, then who it knows of, alive, suspect or dead."""
-    answer = context.call("Nodes", admin.NodesRequest(), admin.NodesResponse)
-    table = rows.nodes(answer)
-    context.show("nodes", table, rows.NODE_COLUMNS)
-    if not context.as_json:
-        click.echo("\n".join(rows.nodes_told(answer)))
-
-
-@main.command()
-@pass_context
-def hits(context: Context) -> None:
-    """Blocks asked for and found, by namespace, since the node started."""
-    answer = context.call("Hits", admin.HitsRequest(), admin.HitsResponse)
-    context.show("hits", rows.hits(answer), rows.HIT_COLUMNS)
-
-
-@main.command()
-@click.option("--top", default=20, show_default=True, type=click.IntRange(1, 1000))
-@pass_context
-def families(context: Context, top: int) -> None:
-    """The prefixes (or labels) asked for most, and how often they were found."""
-    answer = context.call("Families", admin.FamiliesRequest(rows_max=top), admin.FamiliesResponse)
-    context.show("families", rows.families(answer), rows.FAMILY_COLUMNS)
+for _command in across.COMMANDS:
+    main.add_command(_command)
 
 
 @main.command()
@@ -216,41 +85,12 @@ def namespaces(context: Context) -> None:
     context.show("namespaces", rows.namespaces(answer), rows.NAMESPACE_COLUMNS)
 
 
-def _chain_options(required: bool = True) -> Callable[[Callable[..., None]], Callable[..., None]]:
-    """How a chain is named on a command line."""
-    options = (
-        click.option("--namespace", required=required, help="Its digest, or the first digits of it."),
-        click.option(
-            "--tokens", type=click.Path(path_type=Path), help="A file of token ids: JSON list, or one a line."
-        ),
-        click.option("--keys", help="Keys in hex, separated by commas."),
-    )
-
-    def with_options(command: Callable[..., None]) -> Callable[..., None]:
-        for option in reversed(options):
-            command = option(command)
-        return command
-
-    return with_options
-
-
-def _digest(context: Context, text: str) -> bytes:
-    answer = context.call("Namespaces", admin.NamespacesRequest(), admin.NamespacesResponse)
-    found = [row.digest for row in answer.rows if row.digest.hex().startswith(text.lower())]
-    if len(found) != 1:
-        raise ValueError(
-            f"--namespace {text}: {'no' if not found else len(found)} namespaces begin so; "
-            "`store-admin namespaces` lists those that are open"
-        )
-    return found[0]
-
-
 @main.command()
-@_chain_options()
+@chain_options()
 @pass_context
 def lookup(context: Context, namespace: str, tokens: Path | None, keys: str | None) -> None:
     """Where each block of a chain lies, shard by shard. Exit code 1 if none does."""
-    request = admin.LocateRequest(namespace=_digest(context, namespace), chain=chain_message(tokens, keys))
+    request = admin.LocateRequest(namespace=digest_of(context, namespace), chain=chain_message(tokens, keys))
     answer = context.call("Locate", request, admin.LocateResponse)
     found = rows.places(answer)
     context.show("blocks", found)
@@ -261,7 +101,7 @@ def lookup(context: Context, namespace: str, tokens: Path | None, keys: str | No
 
 
 @main.command()
-@_chain_options(required=False)
+@chain_options(required=False)
 @click.option("--shard", default=0, show_default=True, type=click.IntRange(0, 63))
 @click.option("--for", "seconds", default=60.0, show_default=True, help="How many seconds.")
 @click.option("--release", type=int, metavar="PIN", help="End this pin instead: the number that pin told.")
@@ -283,7 +123,7 @@ def pin(
     if namespace is None:
         raise ValueError("--namespace: needed to pin (--release PIN needs none)")
     request = admin.PinRequest(
-        namespace=_digest(context, namespace),
+        namespace=digest_of(context, namespace),
         shard=shard,
         chain=chain_message(tokens, keys),
         duration_ms=max(1, int(seconds * 1000)),
@@ -297,11 +137,11 @@ def pin(
 
 
 @main.command()
-@_chain_options()
+@chain_options()
 @pass_context
 def retire(context: Context, namespace: str, tokens: Path | None, keys: str | None) -> None:
     """Unlist the blocks of a chain now, on memory and file. Exit code 1 if none was there."""
-    request = admin.RetireRequest(namespace=_digest(context, namespace), chain=chain_message(tokens, keys))
+    request = admin.RetireRequest(namespace=digest_of(context, namespace), chain=chain_message(tokens, keys))
     answer = context.call("Retire", request, admin.RetireResponse)
     context.show("retired", [{"slots": answer.slots}])
     if not answer.slots:
@@ -313,7 +153,7 @@ def retire(context: Context, namespace: str, tokens: Path | None, keys: str | No
 @pass_context
 def verify(context: Context, namespace: str | None) -> None:
     """Read every block and check it with a second implementation of the checksum. Exit code 1 if one was bad."""
-    request = admin.VerifyRequest(namespace=_digest(context, namespace) if namespace else b"")
+    request = admin.VerifyRequest(namespace=digest_of(context, namespace) if namespace else b"")
     bad: list[rows.Row] = []
     last = admin.VerifyProgress()
     columns = (TextColumn("verifying"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
@@ -348,7 +188,7 @@ def events(context: Context, namespace: str | None, follow: bool, from_start: bo
     """What was stored, removed and cleared, as far as it is kept; one JSON object a line with --json."""
     now = context.call("Status", admin.StatusRequest(), admin.StatusResponse)
     until = now.event_sequence
-    request = store.WatchRequest(namespace=_digest(context, namespace) if namespace else b"")
+    request = store.WatchRequest(namespace=digest_of(context, namespace) if namespace else b"")
     if from_start or not follow:
         request.after.CopyFrom(store.Cursor(epoch=now.node.epoch, sequence=0))
         if until == 0 and not follow:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Final
 
 from kvstore.allowed import human
 from kvstore.wire import admin, store
 
-Value = str | int | float | bool | None | list[str] | list[int] | dict[str, int]
+Value = str | int | float | bool | None | list[str] | list[int] | Mapping[str, int] | Mapping[str, str | None]
 Row = dict[str, Value]
 
 TIER_NAMES: Final = {1: "memory", 2: "file", 3: "object"}
@@ -27,9 +27,9 @@ HIT_COLUMNS: Final = ("namespace", "tenant", "model", "asked", "hit_rate", "memo
 NAMESPACE_COLUMNS: Final = ("namespace", "tenant", "generation", "model", "revision", "dtype", "block_tokens")
 FAMILY_COLUMNS: Final = ("family", "tenant", "namespace", "asked", "hit_rate", "memory", "file", "object")
 NODE_STATES: Final = {0: "alive", 1: "suspect", 2: "dead"}
-NODE_COLUMNS: Final = ("name", "id", "address", "version", "state", "for_s", "rtt_ms")
 PLACES: Final = ("memory_shards", "file_shards", "object_shards")
-COPIED: Final = frozenset({"namespace", "key", "pin", "family", "tier"})  # goes from a table into the next command line
+# What goes from a table into the next command line.
+COPIED: Final = frozenset({"namespace", "key", "pin", "family", "tier", "node", "name"})
 OBJECT: Final = 3
 
 
@@ -54,30 +54,36 @@ def status(answer: admin.StatusResponse) -> Row:
 
 
 def nodes(answer: admin.NodesResponse) -> list[Row]:
-    return [
-        {
-            "name": node.name or None,
-            "id": node.id.hex() or None,
-            "address": node.address,
-            "grpc": node.grpc or None,
-            "version": node.version or None,
-            "host": node.host or None,
-            "state": NODE_STATES[node.state],
-            "for_s": None if node.self else round(node.state_s, 1),
-            "rtt_ms": round(node.rtt_ms, 3) or None,
-            "self": node.self,
-            "in_view": node.in_view,
-            "problem": node.problem or None,
-        }
-        for node in answer.nodes
-    ]
+    return [node(one) for one in answer.nodes]
 
 
-def nodes_told(answer: admin.NodesResponse) -> list[str]:
-    """What a table of nodes does not say, as lines under it."""
+def node(one: admin.NodeRow) -> Row:
+    return {
+        "name": one.name or None,
+        "id": one.id.hex() or None,
+        "address": one.address,
+        "grpc": one.grpc or None,
+        "version": one.version or None,
+        "host": one.host or None,
+        "state": NODE_STATES[one.state],
+        "for_s": None if one.self else round(one.state_s, 1),
+        "rtt_ms": round(one.rtt_ms, 3) or None,
+        "self": one.self,
+        "in_view": one.in_view,
+        "problem": one.problem or None,
+    }
+
+
+def discovery_told(answer: admin.NodesResponse) -> str:
     away = f", not to be reached for {answer.discovery_away_s:,.0f} s" if answer.discovery_away_s else ""
-    told = [f"discovery: {answer.discovery}{away}; asked: {answer.nodes[0].name}"]
-    return told + [f"{node.address}: {node.problem}" for node in answer.nodes if node.problem]
+    return f"discovery: {answer.discovery}{away}; asked: {answer.nodes[0].name}"
+
+
+def unanswered(told: Iterable[admin.NodeAnswer]) -> list[str]:
+    """A line for each node that has not answered."""
+    return [
+        f"{one.node.name or 'a node'} ({one.node.address}): {one.problem}" for one in told if not one.HasField("answer")
+    ]
 
 
 def tiers(answer: admin.TiersResponse) -> list[Row]:
@@ -125,36 +131,6 @@ def places_told(found: list[Row]) -> str:
 def here(row: Row) -> bool:
     """Whether some tier has some shard of a block."""
     return any(row[name] for name in PLACES)
-
-
-def _found(row: admin.HitRow | admin.FamilyRow) -> Row:
-    hit = row.blocks_memory + row.blocks_file + row.blocks_object
-    return {
-        "asked": row.blocks_asked,
-        "hit": hit,
-        "hit_rate": rate(hit, row.blocks_asked),
-        "memory": row.blocks_memory,
-        "file": row.blocks_file,
-        "object": row.blocks_object,
-    }
-
-
-def hits(answer: admin.HitsResponse) -> list[Row]:
-    return [
-        {"namespace": row.namespace.hex(), "tenant": row.tenant, "model": row.model}
-        | _found(row)
-        | {"tokens_asked": row.blocks_asked * row.block_tokens}
-        for row in sorted(answer.rows, key=lambda row: -row.blocks_asked)
-    ]
-
-
-def families(answer: admin.FamiliesResponse) -> list[Row]:
-    return [
-        {"family": row.family, "tenant": row.tenant, "namespace": row.namespace.hex()}
-        | _found(row)
-        | {"asked_error_max": row.error}
-        for row in answer.rows
-    ]
 
 
 def namespaces(answer: admin.NamespacesResponse) -> list[Row]:
@@ -240,8 +216,8 @@ def shown(name: str, value: Value) -> str:
             text = f"{value:.1%}" if name.endswith("rate") else f"{value:,.1f}"
         case int():
             text = human(value) if name.endswith("bytes") else str(value) if name == "pin" else f"{value:,}"
-        case dict():
-            text = "  ".join(f"{key} {count:,}" for key, count in value.items() if count) or "-"
+        case Mapping():
+            text = "  ".join(f"{key} {count}" for key, count in value.items() if count) or "-"
         case _:
             text = value[:12] if name in {"namespace", "key", "parent", "id"} else value
     return text

@@ -125,6 +125,11 @@ class Cluster:
         return not isinstance(self._at, Alone)
 
     @property
+    def settings(self) -> agreement.Settings:
+        """What nodes of one cluster must agree on, as this one has it."""
+        return self._settings
+
+    @property
     def discovery(self) -> Discovery:
         return self._membership.discovery
 

@@ -30,7 +30,7 @@ from kvstore.node.peer_desk import PeerDesk
 from kvstore.node.tls import Certificates
 from kvstore.node.visitors import METHODS, NODE_METHODS, Visitors
 from kvstore.security import SecurityConfig
-from kvstore.wire import errors
+from kvstore.wire import errors, store
 from transfer import sockets
 
 log = logging.getLogger(__name__)
@@ -265,20 +265,24 @@ class FramedDoor:
             return Peer(f"uid {request.uid}", frozenset(self._security.anonymous_tenants))
         raise Denied(f"uid {request.uid} may not use this node", known=False)
 
+    async def _body(self, request: native.Request, peer: Peer) -> bytes:
+        owner, method = request.owner, request.method
+        if method in PEER_METHODS:
+            return self._desk.call(owner, method, request.body)
+        if method == store.METHOD_PEER_ADMIN:
+            self._desk.peer(owner)  # for operators whose rights the asking node has looked at
+            return await self._handlers.asking.answered(request.body)
+        if method in METHODS:
+            if method in NODE_METHODS:  # for clients whose rights the asking node has looked at
+                peer = Peer(self._desk.peer(owner).name, None)
+            return await self._visitors.call(owner, peer, method, request.body)
+        return await self._handlers.call(peer, method, request.body, lambda ns: self._native.allow(owner, ns))
+
     async def _answer(self, request: native.Request) -> None:
         owner, number = request.owner, request.request
         try:
             peer = self._peer(request)
-            if request.method in PEER_METHODS:
-                body = self._desk.call(owner, request.method, request.body)
-            elif request.method in METHODS:
-                if request.method in NODE_METHODS:  # for clients whose rights the asking node has looked at
-                    peer = Peer(self._desk.peer(owner).name, None)
-                body = await self._visitors.call(owner, peer, request.method, request.body)
-            else:
-                body = await self._handlers.call(
-                    peer, request.method, request.body, lambda handle: self._native.allow(owner, handle)
-                )
+            body = await self._body(request, peer)
         except asyncio.CancelledError:  # given up by whoever asked, or the connection is gone
             self._native.answered(owner)
             raise

@@ -15,9 +15,11 @@ from typing import TYPE_CHECKING, Final
 
 import kvstore
 from kvstore import native
+from kvstore.node.asking import Asking
 from kvstore.node.bridge import MEMORY_TIER
 from kvstore.node.namespaces import Namespaces, NotOpen, Opened
 from kvstore.node.news import News
+from kvstore.node.questions import Questions
 from kvstore.node.shares import Shares
 from kvstore.node.streams import Prefix
 from kvstore.security import DEFAULT_TENANT
@@ -84,7 +86,8 @@ class NodeHost:
     several_tenants: whether callers of different tenants are told apart here (shares.py).
     transfers: how peers reach this node.
     far: what a lookup finds at other nodes. lender: what their holders lease to clients of this one.
-    tiers, doors, cluster: for Admin. readers: by tier, how to read (offset, bytes) of it; None where that fails.
+    tiers, doors, cluster: for Admin; settings, too, as texts (settings_told.py).
+    readers: by tier, how to read (offset, bytes) of it; None where that fails.
     """
 
     name: str
@@ -105,6 +108,7 @@ class NodeHost:
     cluster: Cluster
     far: FarLookup
     lender: Lender
+    settings: Mapping[str, str]
     readers: Mapping[int, Callable[[int, int], Awaitable[memoryview | None]]]
     find_packs: FindPacks | None = None
     in_packs: InPacks | None = None
@@ -117,12 +121,16 @@ class Handlers:
     _labels: dict[int, str] = field(default_factory=dict)
     _shares: Shares = field(init=False)
     news: News = field(init=False)
+    questions: Questions = field(init=False)
+    asking: Asking = field(init=False)
     replicas: Replicas | None = None  # before the framed door opens
 
     def __post_init__(self) -> None:
         self._shares = Shares("prefetches_max", PREFETCHES_MAX, self.host.several_tenants)
         core = self.host.bridge.core
         self.news = News(lambda: core.event_sequence)
+        self.questions = Questions(self.host, self)
+        self.asking = Asking(self.host.cluster, self.questions)
 
     async def call(self, peer: Peer, method: int, body: bytes, on_open: Callable[[int], object]) -> bytes:
         """One CALL of the framed door. `on_open`: told the handle that this connection may use from now on."""

@@ -167,6 +167,11 @@ class Locator:
 
     async def locate(self, ns: bytes, keys: Bytes) -> Holders:
         """Which other living nodes say that they hold blocks. Never longer than `locate_ms_max`."""
+        holders = await self.claimed(ns, keys)
+        return holders.among(set(holders.nodes) - {self.directory.me})
+
+    async def claimed(self, ns: bytes, keys: Bytes) -> Holders:
+        """As `locate`, and this node among them if it has told so itself."""
         locating = self.directory.locate(ns, keys, self._clock.now_ns())
         waiting: dict[asyncio.Task[Answer | None], Locate] = {}
         try:
@@ -189,8 +194,7 @@ class Locator:
         self.counts.lookups += 1
         self.counts.asked += locating.messages
         self.counts.hedged += locating.hedges
-        others = self.directory.view.live.keys() - {self.directory.me}
-        return locating.holders().among(others)
+        return locating.holders().among(self.directory.view.live.keys())
 
     def _put(
         self,

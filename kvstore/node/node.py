@@ -11,7 +11,7 @@ import contextlib
 import logging
 import os
 import secrets
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
@@ -22,6 +22,7 @@ from kvstore.clock import Clock, SystemClock
 from kvstore.config import Config, LimitsConfig
 from kvstore.directory.base import Member
 from kvstore.errors import Misconfigured, Unavailable
+from kvstore.node import settings_told
 from kvstore.node.auth import Guard
 from kvstore.node.bridge import CoreBridge
 from kvstore.node.cluster import Cluster
@@ -79,6 +80,7 @@ class Node:
     _door: FramedDoor = field(init=False)
     _mover: Mover = field(init=False)
     _namespaces: Namespaces = field(init=False)
+    _told: Mapping[str, str] = field(init=False)
     _exits: contextlib.AsyncExitStack = field(default_factory=contextlib.AsyncExitStack)
 
     async def start(self) -> None:
@@ -114,6 +116,7 @@ class Node:
         exits.callback(self.home.release)
         self.name = config.node.name or self.home.default_name()
         secret = self.home.secret(config.cluster.secret_file)
+        self._told = settings_told.told(config, secret)
         self.segments = Segments(config.memory, self.name)
         await asyncio.to_thread(self.segments.open)
         exits.callback(self.segments.close, keep=config.memory.keep)
@@ -236,6 +239,7 @@ class Node:
                 in_packs=self.objects.tier.lookup if self.objects is not None else None,
             ),
             lender=Lender(self.cluster, self.core, config.limits, has_files=self.files is not None),
+            settings=self._told,
             readers=self._readers(),
             find_packs=self.objects.find if self.objects is not None else None,
             in_packs=self.objects.tier.lookup if self.objects is not None else None,

@@ -40,6 +40,170 @@ NODE_DEAD: NodeState.ValueType  # 2
 Global___NodeState: _TypeAlias = NodeState  # noqa: Y015
 
 @_typing.final
+class Question(_message.Message):
+    """What a node is asked about itself; nothing is changed by it. Between nodes METHOD_PEER_ADMIN carries the same two messages."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    STATUS_FIELD_NUMBER: _builtins.int
+    TIERS_FIELD_NUMBER: _builtins.int
+    HITS_FIELD_NUMBER: _builtins.int
+    FAMILIES_FIELD_NUMBER: _builtins.int
+    NAMESPACES_FIELD_NUMBER: _builtins.int
+    LOCATE_FIELD_NUMBER: _builtins.int
+    SETTINGS_FIELD_NUMBER: _builtins.int
+    HOLDINGS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def status(self) -> Global___StatusRequest: ...
+    @_builtins.property
+    def tiers(self) -> Global___TiersRequest: ...
+    @_builtins.property
+    def hits(self) -> Global___HitsRequest: ...
+    @_builtins.property
+    def families(self) -> Global___FamiliesRequest: ...
+    @_builtins.property
+    def namespaces(self) -> Global___NamespacesRequest: ...
+    @_builtins.property
+    def locate(self) -> Global___LocateRequest: ...
+    @_builtins.property
+    def settings(self) -> Global___SettingsRequest: ...
+    @_builtins.property
+    def holdings(self) -> Global___HoldingsRequest: ...
+    def __init__(
+        self,
+        *,
+        status: Global___StatusRequest | None = ...,
+        tiers: Global___TiersRequest | None = ...,
+        hits: Global___HitsRequest | None = ...,
+        families: Global___FamiliesRequest | None = ...,
+        namespaces: Global___NamespacesRequest | None = ...,
+        locate: Global___LocateRequest | None = ...,
+        settings: Global___SettingsRequest | None = ...,
+        holdings: Global___HoldingsRequest | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["about", b"about", "families", b"families", "hits", b"hits", "holdings", b"holdings", "locate", b"locate", "namespaces", b"namespaces", "settings", b"settings", "status", b"status", "tiers", b"tiers"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["about", b"about", "families", b"families", "hits", b"hits", "holdings", b"holdings", "locate", b"locate", "namespaces", b"namespaces", "settings", b"settings", "status", b"status", "tiers", b"tiers"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType_about: _TypeAlias = _typing.Literal["status", "tiers", "hits", "families", "namespaces", "locate", "settings", "holdings"]  # noqa: Y015
+    _WhichOneofArgType_about: _TypeAlias = _typing.Literal["about", b"about"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType_about) -> _WhichOneofReturnType_about | None: ...
+
+Global___Question: _TypeAlias = Question  # noqa: Y015
+
+@_typing.final
+class Answer(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    STATUS_FIELD_NUMBER: _builtins.int
+    TIERS_FIELD_NUMBER: _builtins.int
+    HITS_FIELD_NUMBER: _builtins.int
+    FAMILIES_FIELD_NUMBER: _builtins.int
+    NAMESPACES_FIELD_NUMBER: _builtins.int
+    LOCATE_FIELD_NUMBER: _builtins.int
+    SETTINGS_FIELD_NUMBER: _builtins.int
+    HOLDINGS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def status(self) -> Global___StatusResponse: ...
+    @_builtins.property
+    def tiers(self) -> Global___TiersResponse: ...
+    @_builtins.property
+    def hits(self) -> Global___HitsResponse: ...
+    @_builtins.property
+    def families(self) -> Global___FamiliesResponse: ...
+    @_builtins.property
+    def namespaces(self) -> Global___NamespacesResponse: ...
+    @_builtins.property
+    def locate(self) -> Global___LocateResponse: ...
+    @_builtins.property
+    def settings(self) -> Global___SettingsResponse: ...
+    @_builtins.property
+    def holdings(self) -> Global___HoldingsResponse: ...
+    def __init__(
+        self,
+        *,
+        status: Global___StatusResponse | None = ...,
+        tiers: Global___TiersResponse | None = ...,
+        hits: Global___HitsResponse | None = ...,
+        families: Global___FamiliesResponse | None = ...,
+        namespaces: Global___NamespacesResponse | None = ...,
+        locate: Global___LocateResponse | None = ...,
+        settings: Global___SettingsResponse | None = ...,
+        holdings: Global___HoldingsResponse | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["about", b"about", "families", b"families", "hits", b"hits", "holdings", b"holdings", "locate", b"locate", "namespaces", b"namespaces", "settings", b"settings", "status", b"status", "tiers", b"tiers"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["about", b"about", "families", b"families", "hits", b"hits", "holdings", b"holdings", "locate", b"locate", "namespaces", b"namespaces", "settings", b"settings", "status", b"status", "tiers", b"tiers"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType_about: _TypeAlias = _typing.Literal["status", "tiers", "hits", "families", "namespaces", "locate", "settings", "holdings"]  # noqa: Y015
+    _WhichOneofArgType_about: _TypeAlias = _typing.Literal["about", b"about"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType_about) -> _WhichOneofReturnType_about | None: ...
+
+Global___Answer: _TypeAlias = Answer  # noqa: Y015
+
+@_typing.final
+class AskRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    QUESTION_FIELD_NUMBER: _builtins.int
+    NODES_FIELD_NUMBER: _builtins.int
+    DEADLINE_MS_FIELD_NUMBER: _builtins.int
+    deadline_ms: _builtins.int
+    """for each node; 0: 2 seconds, and 8 at most"""
+    @_builtins.property
+    def question(self) -> Global___Question: ...
+    @_builtins.property
+    def nodes(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """each a name, an address, or the first digits of an id; "self": the node that is called. None: all"""
+
+    def __init__(
+        self,
+        *,
+        question: Global___Question | None = ...,
+        nodes: _abc.Iterable[_builtins.str] | None = ...,
+        deadline_ms: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["question", b"question"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["deadline_ms", b"deadline_ms", "nodes", b"nodes", "question", b"question"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___AskRequest: _TypeAlias = AskRequest  # noqa: Y015
+
+@_typing.final
+class NodeAnswer(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NODE_FIELD_NUMBER: _builtins.int
+    ANSWER_FIELD_NUMBER: _builtins.int
+    PROBLEM_FIELD_NUMBER: _builtins.int
+    problem: _builtins.str
+    """and why not"""
+    @_builtins.property
+    def node(self) -> Global___NodeRow:
+        """as the node that was called sees it"""
+
+    @_builtins.property
+    def answer(self) -> Global___Answer:
+        """absent: it has not answered"""
+
+    def __init__(
+        self,
+        *,
+        node: Global___NodeRow | None = ...,
+        answer: Global___Answer | None = ...,
+        problem: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["answer", b"answer", "node", b"node"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["answer", b"answer", "node", b"node", "problem", b"problem"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___NodeAnswer: _TypeAlias = NodeAnswer  # noqa: Y015
+
+@_typing.final
 class StatusRequest(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -68,6 +232,10 @@ class StatusResponse(_message.Message):
     LISTENING_FIELD_NUMBER: _builtins.int
     TLS_FIELD_NUMBER: _builtins.int
     INSECURE_FIELD_NUMBER: _builtins.int
+    TIERS_FIELD_NUMBER: _builtins.int
+    CLAIMS_FIELD_NUMBER: _builtins.int
+    CLAIMS_BYTES_FIELD_NUMBER: _builtins.int
+    STOOD_STILL_FIELD_NUMBER: _builtins.int
     uptime_s: _builtins.float
     namespaces: _builtins.int
     connections: _builtins.int
@@ -79,11 +247,20 @@ class StatusResponse(_message.Message):
     tls: _builtins.bool
     insecure: _builtins.bool
     """reachable from other machines without TLS and tokens: somebody asked for it"""
+    claims: _builtins.int
+    """of other nodes and itself that it keeps as a home"""
+    claims_bytes: _builtins.int
+    stood_still: _builtins.bool
+    """and serves no other node until a majority of them answers"""
     @_builtins.property
     def node(self) -> _store_pb2.NodeInfo: ...
     @_builtins.property
     def listening(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """addresses of the doors"""
+
+    @_builtins.property
+    def tiers(self) -> _containers.RepeatedCompositeFieldContainer[Global___TierStatus]:
+        """as Tiers tells them, without counters"""
 
     def __init__(
         self,
@@ -98,10 +275,14 @@ class StatusResponse(_message.Message):
         listening: _abc.Iterable[_builtins.str] | None = ...,
         tls: _builtins.bool = ...,
         insecure: _builtins.bool = ...,
+        tiers: _abc.Iterable[Global___TierStatus] | None = ...,
+        claims: _builtins.int = ...,
+        claims_bytes: _builtins.int = ...,
+        stood_still: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["node", b"node"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["connections", b"connections", "event_sequence", b"event_sequence", "holds", b"holds", "insecure", b"insecure", "listening", b"listening", "namespaces", b"namespaces", "node", b"node", "pinned_bytes", b"pinned_bytes", "tls", b"tls", "uptime_s", b"uptime_s"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["claims", b"claims", "claims_bytes", b"claims_bytes", "connections", b"connections", "event_sequence", b"event_sequence", "holds", b"holds", "insecure", b"insecure", "listening", b"listening", "namespaces", b"namespaces", "node", b"node", "pinned_bytes", b"pinned_bytes", "stood_still", b"stood_still", "tiers", b"tiers", "tls", b"tls", "uptime_s", b"uptime_s"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -235,19 +416,28 @@ Global___HitsRequest: _TypeAlias = HitsRequest  # noqa: Y015
 
 @_typing.final
 class HitsResponse(_message.Message):
+    """Of gets by clients of this node, wherever their blocks lay: so the hit rate of a cluster is the sum over its nodes."""
+
     DESCRIPTOR: _descriptor.Descriptor
 
     ROWS_FIELD_NUMBER: _builtins.int
+    FAR_MEMORY_FIELD_NUMBER: _builtins.int
+    FAR_FILE_FIELD_NUMBER: _builtins.int
+    far_memory: _builtins.int
+    """among all rows' blocks_memory: those that were read at other nodes"""
+    far_file: _builtins.int
     @_builtins.property
     def rows(self) -> _containers.RepeatedCompositeFieldContainer[Global___HitRow]: ...
     def __init__(
         self,
         *,
         rows: _abc.Iterable[Global___HitRow] | None = ...,
+        far_memory: _builtins.int = ...,
+        far_file: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["rows", b"rows"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["far_file", b"far_file", "far_memory", b"far_memory", "rows", b"rows"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -318,16 +508,20 @@ class FamiliesResponse(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     ROWS_FIELD_NUMBER: _builtins.int
+    UNTOLD_MAX_FIELD_NUMBER: _builtins.int
+    untold_max: _builtins.int
+    """a family that is not among them was asked for at most so many blocks"""
     @_builtins.property
     def rows(self) -> _containers.RepeatedCompositeFieldContainer[Global___FamilyRow]: ...
     def __init__(
         self,
         *,
         rows: _abc.Iterable[Global___FamilyRow] | None = ...,
+        untold_max: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["rows", b"rows"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["rows", b"rows", "untold_max", b"untold_max"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -345,6 +539,7 @@ class FamilyRow(_message.Message):
     BLOCKS_FILE_FIELD_NUMBER: _builtins.int
     BLOCKS_OBJECT_FIELD_NUMBER: _builtins.int
     ERROR_FIELD_NUMBER: _builtins.int
+    NUMBER_FIELD_NUMBER: _builtins.int
     family: _builtins.str
     """its label, or 16 hexadecimal digits of its number where nobody gave a label"""
     namespace: _builtins.bytes
@@ -355,6 +550,8 @@ class FamilyRow(_message.Message):
     blocks_object: _builtins.int
     error: _builtins.int
     """at most so many of blocks_asked may belong to another family (space-saving)"""
+    number: _builtins.int
+    """the same at every node, where one may know the label and another not"""
     def __init__(
         self,
         *,
@@ -366,10 +563,11 @@ class FamilyRow(_message.Message):
         blocks_file: _builtins.int = ...,
         blocks_object: _builtins.int = ...,
         error: _builtins.int = ...,
+        number: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["blocks_asked", b"blocks_asked", "blocks_file", b"blocks_file", "blocks_memory", b"blocks_memory", "blocks_object", b"blocks_object", "error", b"error", "family", b"family", "namespace", b"namespace", "tenant", b"tenant"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["blocks_asked", b"blocks_asked", "blocks_file", b"blocks_file", "blocks_memory", b"blocks_memory", "blocks_object", b"blocks_object", "error", b"error", "family", b"family", "namespace", b"namespace", "number", b"number", "tenant", b"tenant"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -447,7 +645,13 @@ class LocateRequest(_message.Message):
 
     NAMESPACE_FIELD_NUMBER: _builtins.int
     CHAIN_FIELD_NUMBER: _builtins.int
+    WITH_CLAIMS_FIELD_NUMBER: _builtins.int
+    KNOWN_ONLY_FIELD_NUMBER: _builtins.int
     namespace: _builtins.bytes
+    with_claims: _builtins.bool
+    """what the directory says, too"""
+    known_only: _builtins.bool
+    """no keys, no search for packs; a namespace that is not open is no error: no blocks"""
     @_builtins.property
     def chain(self) -> _store_pb2.Chain: ...
     def __init__(
@@ -455,10 +659,12 @@ class LocateRequest(_message.Message):
         *,
         namespace: _builtins.bytes = ...,
         chain: _store_pb2.Chain | None = ...,
+        with_claims: _builtins.bool = ...,
+        known_only: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["chain", b"chain"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["chain", b"chain", "namespace", b"namespace"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["chain", b"chain", "known_only", b"known_only", "namespace", b"namespace", "with_claims", b"with_claims"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -469,22 +675,58 @@ class LocateResponse(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     BLOCKS_FIELD_NUMBER: _builtins.int
+    CLAIMS_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def blocks(self) -> _containers.RepeatedCompositeFieldContainer[Global___BlockPlaces]:
         """one a block of the chain"""
+
+    @_builtins.property
+    def claims(self) -> _containers.RepeatedCompositeFieldContainer[Global___NodeClaims]:
+        """of nodes that live, at most `cluster.holders_max` of a block"""
 
     def __init__(
         self,
         *,
         blocks: _abc.Iterable[Global___BlockPlaces] | None = ...,
+        claims: _abc.Iterable[Global___NodeClaims] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["blocks", b"blocks"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["blocks", b"blocks", "claims", b"claims"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___LocateResponse: _TypeAlias = LocateResponse  # noqa: Y015
+
+@_typing.final
+class NodeClaims(_message.Message):
+    """What one node has told the directory of a chain's blocks: hints."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NODE_FIELD_NUMBER: _builtins.int
+    SHARDS_FIELD_NUMBER: _builtins.int
+    TIERS_FIELD_NUMBER: _builtins.int
+    node: _builtins.bytes
+    """its id"""
+    shards: _builtins.bytes
+    """8 a block, little-endian: a bitmap"""
+    tiers: _builtins.bytes
+    """1 a block: the nearest Tier; 0 where it claims nothing"""
+    def __init__(
+        self,
+        *,
+        node: _builtins.bytes = ...,
+        shards: _builtins.bytes = ...,
+        tiers: _builtins.bytes = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["node", b"node", "shards", b"shards", "tiers", b"tiers"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___NodeClaims: _TypeAlias = NodeClaims  # noqa: Y015
 
 @_typing.final
 class BlockPlaces(_message.Message):
@@ -852,3 +1094,179 @@ class NodeRow(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___NodeRow: _TypeAlias = NodeRow  # noqa: Y015
+
+@_typing.final
+class SettingsRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    def __init__(
+        self,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___SettingsRequest: _TypeAlias = SettingsRequest  # noqa: Y015
+
+@_typing.final
+class SettingsResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    @_typing.final
+    class AgreedEntry(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: _builtins.int
+        VALUE_FIELD_NUMBER: _builtins.int
+        key: _builtins.str
+        value: _builtins.str
+        def __init__(
+            self,
+            *,
+            key: _builtins.str = ...,
+            value: _builtins.str = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+    @_typing.final
+    class SettingsEntry(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: _builtins.int
+        VALUE_FIELD_NUMBER: _builtins.int
+        key: _builtins.str
+        value: _builtins.str
+        def __init__(
+            self,
+            *,
+            key: _builtins.str = ...,
+            value: _builtins.str = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+    AGREED_FIELD_NUMBER: _builtins.int
+    SETTINGS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def agreed(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
+        """what nodes of one cluster must agree on; the secret by its id"""
+
+    @_builtins.property
+    def settings(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
+        """every other setting, by "section.key", as text; credentials by an id that tells them apart"""
+
+    def __init__(
+        self,
+        *,
+        agreed: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
+        settings: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["agreed", b"agreed", "settings", b"settings"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___SettingsResponse: _TypeAlias = SettingsResponse  # noqa: Y015
+
+@_typing.final
+class HoldingsRequest(_message.Message):
+    """The blocks with the smallest keys among those that a node holds in memory and files. Keys are as good as random, so those of all
+    nodes below the least `below` are a fair sample of the cluster, and all of it where nobody left anything out.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAMESPACE_FIELD_NUMBER: _builtins.int
+    KEYS_MAX_FIELD_NUMBER: _builtins.int
+    namespace: _builtins.bytes
+    """empty: all"""
+    keys_max: _builtins.int
+    """0 or more than 65,536: 65,536"""
+    def __init__(
+        self,
+        *,
+        namespace: _builtins.bytes = ...,
+        keys_max: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["keys_max", b"keys_max", "namespace", b"namespace"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___HoldingsRequest: _TypeAlias = HoldingsRequest  # noqa: Y015
+
+@_typing.final
+class HoldingsResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAMESPACES_FIELD_NUMBER: _builtins.int
+    KEYS_FIELD_NUMBER: _builtins.int
+    PLACES_FIELD_NUMBER: _builtins.int
+    SHARDS_FIELD_NUMBER: _builtins.int
+    BELOW_FIELD_NUMBER: _builtins.int
+    keys: _builtins.bytes
+    """n * 16: how each begins, smallest first"""
+    places: _builtins.bytes
+    """n * 2, little-endian: whose, as a place in `namespaces`"""
+    shards: _builtins.bytes
+    """n * 8, little-endian: a bitmap"""
+    below: _builtins.int
+    """told is what begins, read as a big-endian number of 8 bytes, below this; 0: everything"""
+    @_builtins.property
+    def namespaces(self) -> _containers.RepeatedCompositeFieldContainer[Global___NamespaceHeld]: ...
+    def __init__(
+        self,
+        *,
+        namespaces: _abc.Iterable[Global___NamespaceHeld] | None = ...,
+        keys: _builtins.bytes = ...,
+        places: _builtins.bytes = ...,
+        shards: _builtins.bytes = ...,
+        below: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["below", b"below", "keys", b"keys", "namespaces", b"namespaces", "places", b"places", "shards", b"shards"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___HoldingsResponse: _TypeAlias = HoldingsResponse  # noqa: Y015
+
+@_typing.final
+class NamespaceHeld(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    DIGEST_FIELD_NUMBER: _builtins.int
+    TENANT_FIELD_NUMBER: _builtins.int
+    MODEL_FIELD_NUMBER: _builtins.int
+    BLOCKS_FIELD_NUMBER: _builtins.int
+    digest: _builtins.bytes
+    tenant: _builtins.str
+    model: _builtins.str
+    blocks: _builtins.int
+    """that the node holds"""
+    def __init__(
+        self,
+        *,
+        digest: _builtins.bytes = ...,
+        tenant: _builtins.str = ...,
+        model: _builtins.str = ...,
+        blocks: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["blocks", b"blocks", "digest", b"digest", "model", b"model", "tenant", b"tenant"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___NamespaceHeld: _TypeAlias = NamespaceHeld  # noqa: Y015

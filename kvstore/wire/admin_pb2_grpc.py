@@ -100,6 +100,11 @@ class AdminStub:
                 request_serializer=kvstore_dot_v1_dot_store__pb2.OfferRequest.SerializeToString,
                 response_deserializer=kvstore_dot_v1_dot_store__pb2.OfferResponse.FromString,
                 _registered_method=True)
+        self.Ask = channel.unary_stream(
+                '/kvstore.v1.Admin/Ask',
+                request_serializer=kvstore_dot_v1_dot_admin__pb2.AskRequest.SerializeToString,
+                response_deserializer=kvstore_dot_v1_dot_admin__pb2.NodeAnswer.FromString,
+                _registered_method=True)
 
 
 class AdminServicer:
@@ -192,6 +197,14 @@ class AdminServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def Ask(self, request, context):
+        """One question to nodes of the cluster, all at once: a message a node, as they answer. Who does not is named, with the reason.
+        A node that stands alone answers for itself.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_AdminServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -259,6 +272,11 @@ def add_AdminServicer_to_server(servicer, server):
                     servicer.Offer,
                     request_deserializer=kvstore_dot_v1_dot_store__pb2.OfferRequest.FromString,
                     response_serializer=kvstore_dot_v1_dot_store__pb2.OfferResponse.SerializeToString,
+            ),
+            'Ask': grpc.unary_stream_rpc_method_handler(
+                    servicer.Ask,
+                    request_deserializer=kvstore_dot_v1_dot_admin__pb2.AskRequest.FromString,
+                    response_serializer=kvstore_dot_v1_dot_admin__pb2.NodeAnswer.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -612,6 +630,33 @@ class Admin:
             '/kvstore.v1.Admin/Offer',
             kvstore_dot_v1_dot_store__pb2.OfferRequest.SerializeToString,
             kvstore_dot_v1_dot_store__pb2.OfferResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Ask(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/kvstore.v1.Admin/Ask',
+            kvstore_dot_v1_dot_admin__pb2.AskRequest.SerializeToString,
+            kvstore_dot_v1_dot_admin__pb2.NodeAnswer.FromString,
             options,
             channel_credentials,
             insecure,

@@ -55,6 +55,10 @@ class AdminStub:
     """The nodes of the cluster as this one sees them, itself first; one row where it stands alone."""
     Offer: _grpc.UnaryUnaryMultiCallable[_store_pb2.OfferRequest, _store_pb2.OfferResponse]
     """How a peer's transfer engine reaches this node. Unlike the others, whoever may call this node at all may ask."""
+    Ask: _grpc.UnaryStreamMultiCallable[_admin_pb2.AskRequest, _admin_pb2.NodeAnswer]
+    """One question to nodes of the cluster, all at once: a message a node, as they answer. Who does not is named, with the reason.
+    A node that stands alone answers for itself.
+    """
 
 @_typing.type_check_only
 class AdminAsyncStub(AdminStub):
@@ -82,6 +86,10 @@ class AdminAsyncStub(AdminStub):
     """The nodes of the cluster as this one sees them, itself first; one row where it stands alone."""
     Offer: _aio.UnaryUnaryMultiCallable[_store_pb2.OfferRequest, _store_pb2.OfferResponse]  # type: ignore[assignment]
     """How a peer's transfer engine reaches this node. Unlike the others, whoever may call this node at all may ask."""
+    Ask: _aio.UnaryStreamMultiCallable[_admin_pb2.AskRequest, _admin_pb2.NodeAnswer]  # type: ignore[assignment]
+    """One question to nodes of the cluster, all at once: a message a node, as they answer. Who does not is named, with the reason.
+    A node that stands alone answers for itself.
+    """
 
 class AdminServicer(metaclass=_abc_1.ABCMeta):
     @_abc_1.abstractmethod
@@ -184,5 +192,15 @@ class AdminServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_store_pb2.OfferResponse, _abc.Awaitable[_store_pb2.OfferResponse]]:
         """How a peer's transfer engine reaches this node. Unlike the others, whoever may call this node at all may ask."""
+
+    @_abc_1.abstractmethod
+    def Ask(
+        self,
+        request: _admin_pb2.AskRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_abc.Iterator[_admin_pb2.NodeAnswer], _abc.AsyncIterator[_admin_pb2.NodeAnswer]]:
+        """One question to nodes of the cluster, all at once: a message a node, as they answer. Who does not is named, with the reason.
+        A node that stands alone answers for itself.
+        """
 
 def add_AdminServicer_to_server(servicer: AdminServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

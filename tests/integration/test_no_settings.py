@@ -81,12 +81,12 @@ def test_it_serves_by_its_defaults(node: tuple[subprocess.Popen[str], list[str]]
         assert np.array_equal(into, source)
     command = [sys.executable, "-m", "kvstore.admin", "--json", "--address", seen, "tiers"]
     asked = subprocess.run(command, capture_output=True, text=True, env=ENVIRON, timeout=60, check=True)
-    memory, files, objects = json.loads(asked.stdout)
+    memory, files, objects = json.loads(asked.stdout)["sum"]
     assert memory["blocks"] == 8
     # Half of what is free, less what indexes and other files take; whole slabs.
     assert DISK * 0.4 < memory["capacity_bytes"] < memory["asked_bytes"] <= DISK // 2
     assert DISK * 0.4 < files["capacity_bytes"] <= files["asked_bytes"] <= DISK // 2
-    assert objects["medium"] == "file:///var/lib/kvstore/objects"
+    assert objects["media"] == ["file:///var/lib/kvstore/objects"]
     assert 0 < objects["capacity_bytes"] < DISK // 4
     process.send_signal(signal.SIGINT)  # Ctrl-C
     assert process.wait(STOP_MAX_S) == 0

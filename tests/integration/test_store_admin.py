@@ -70,22 +70,24 @@ def digest(operator: Operator) -> str:
 
 
 def test_status_tells_where_it_listens(operator: Operator, node: NodeProcess) -> None:
-    row = operator.json("status")
+    told = operator.json("status")
+    (row,) = told["nodes"]
+    assert (told["sum"]["nodes"], told["sum"]["answered"], told["sum"]["alive"]) == (1, 1, 1)
     assert f"unix:{node.socket}" in row["listening"]
     assert row["namespaces"] == 1
     assert "listening" in operator.run("status").stdout
 
 
 def test_tiers_add_up(operator: Operator) -> None:
-    memory = operator.json("tiers")[0]
+    memory = operator.json("tiers")["sum"][0]
     assert (memory["tier"], memory["blocks"], memory["used_bytes"]) == ("memory", BLOCKS, BLOCKS * SIZE)
     assert memory["capacity_bytes"] == 16 << 20
 
 
 def test_hits_are_counted_once_a_get(operator: Operator) -> None:
-    row = operator.json("hits")[0]
+    (row,) = operator.json("hits")["sum"]
     assert (row["asked"], row["hit"], row["memory"], row["hit_rate"]) == (2 * BLOCKS, BLOCKS, BLOCKS, 0.5)
-    assert sum(family["asked"] for family in operator.json("families")) == 2 * BLOCKS
+    assert sum(family["asked"] for family in operator.json("families")["sum"]) == 2 * BLOCKS
     assert "50.0%" in operator.run("hits").stdout
 
 
@@ -100,7 +102,7 @@ def test_a_pin_is_given_and_released(operator: Operator, token_file: Path) -> No
     chain = ("--namespace", digest(operator), "--tokens", str(token_file))
     pin = operator.json("pin", *chain, "--for", "30")[0]
     assert (pin["blocks"], pin["pinned_bytes"]) == (BLOCKS, BLOCKS * SIZE)
-    assert operator.json("status")["pinned_bytes"] == BLOCKS * SIZE
+    assert operator.json("status")["sum"]["pinned_bytes"] == BLOCKS * SIZE
     assert operator.json("pin", "--release", str(pin["pin"]))[0]["released"]  # the number is all that it takes
     assert operator.run("pin", *chain, "--release", str(pin["pin"])).returncode == 1
 
@@ -113,7 +115,7 @@ def test_what_a_table_shows_goes_into_the_next_command(operator: Operator, token
     assert f"the first {BLOCKS} are here" in found
 
 
-@pytest.mark.parametrize("command", ["status", "tiers", "hits", "families", "namespaces"])
+@pytest.mark.parametrize("command", ["status", "tiers", "hits", "families", "namespaces", "nodes", "settings"])
 def test_tables_fit_eighty_columns(operator: Operator, command: str) -> None:
     shown = operator.run(command).stdout
     assert len(shown.splitlines()) >= 3
