@@ -187,6 +187,7 @@ class Lender:
                         wait_ms=0 if piece.in_memory else min(request.wait_ms, round(left_s * 500)),
                         lease=next(self._numbers),
                         carriers=request.carriers,
+                        metas=request.metas,
                     ),
                     left_s,
                 )
@@ -263,6 +264,8 @@ class FarLeases:
         number = request.lease
         if number in self._asking or number in self._leases:
             raise ValueError(f"lease: {number} is the number of another one")
+        if request.metas:
+            raise ValueError("metas: of what others hold they are told to nodes only")
         if len(self._leases) + len(self._asking) >= LEASES_MAX:
             raise Rejected(f"far_leases_max: {LEASES_MAX} are open on this connection", limit="far_leases_max")
         with self.asking(number):

@@ -9,6 +9,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+import grpc
 import numpy as np
 import pytest
 
@@ -18,7 +19,7 @@ from kvstore.client.calls import times_of
 from kvstore.client.journeys import Ended, Got
 from kvstore.errors import Rejected
 from kvstore.node.far import PASS_OVER_S
-from kvstore.wire import framed, store
+from kvstore.wire import framed, services, store
 from tests.integration.nodes import SIZE, NodeProcess, block_of, blocks_of, eventually, layout, tokens
 from tests.integration.test_cluster import Cluster, metric, running
 from tests.integration.test_locating import FAR_MEMORY, At, found_within
@@ -234,6 +235,27 @@ def test_what_is_prefetched_is_brought_here(three: Cluster) -> None:
         there.prefetch(chain)
         eventually(lambda: there.lookup(chain).tiers.tolist() == [1] * BLOCKS)
         assert got(there, chain).tiers.tolist() == [1] * BLOCKS
+
+
+def test_a_replica_has_the_metas_of_what_it_is_a_copy_of(three: Cluster) -> None:
+    with At(three, 0, "metas") as here, At(three, 1, "metas") as there:
+        chain = here.chain(tokens(BLOCKS, 16))
+        metas = [f"meta {i}".encode() * (i % 5) for i in range(BLOCKS)]
+        assert here.put(chain, blocks_of(chain), metas=metas).stored == BLOCKS
+        found_within(there, chain, BLOCKS, 3)
+        with grpc.insecure_channel(f"unix:{three.nodes[1].socket}.grpc") as door:
+            watching = services.StoreStub(door).Watch(store.WatchRequest(namespace=there.digest), timeout=20)
+            next(watching)  # where it begins
+            with there.hold(chain) as held:
+                assert held.blocks == BLOCKS
+            told: list[store.Event] = []
+            while len(told) < BLOCKS:
+                told += next(watching).events
+            watching.cancel()
+    parents = [b"", *(key.tobytes() for key in chain[:-1])]
+    assert [(one.key, one.parent, one.meta) for one in told] == [
+        (key.tobytes(), parent, meta) for key, parent, meta in zip(chain, parents, metas, strict=True)
+    ]
 
 
 def test_a_promise_is_made_of_what_another_node_has(three: Cluster) -> None:
