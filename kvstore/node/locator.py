@@ -21,6 +21,7 @@ from kvstore.directory.messages import Announce, Answer, Bytes, Digest, Locate, 
 from kvstore.directory.settings import MS, DirectorySettings
 from kvstore.errors import KvStoreError
 from kvstore.native import ClaimTable, NodeCore
+from kvstore.node.recent import Recent
 from kvstore.wire import claims as wire
 
 if TYPE_CHECKING:
@@ -71,6 +72,7 @@ class Locator:
         table = ClaimTable(config.claims_max, secrets.randbits(64))
         self.directory = Directory(me.id, core.incarnation, CoreHoldings(core), table, settings)
         self.counts = LocatorCounts()
+        self._recent = Recent()
         self._turn_s = settings.announce_ms / 1e3
         self._wake = asyncio.Event()
         self._seen = (-1, -1)
@@ -190,7 +192,13 @@ class Locator:
         self.counts.asked += locating.messages
         self.counts.hedged += locating.hedges
         others = self.directory.view.live.keys() - {self.directory.me}
-        return locating.holders().among(others)
+        holders = locating.holders().among(others)
+        self._recent.add(ns, keys, holders, self._clock.now_ns() / 1e9)
+        return holders
+
+    def remembered(self, ns: bytes, keys: Bytes) -> Holders | None:
+        """What was answered of these a moment ago, by nodes that may have died since."""
+        return self._recent.find(ns, keys, self._clock.now_ns() / 1e9)
 
     def _put(
         self,
