@@ -76,7 +76,7 @@ class Replicas:
             try:
                 async with asyncio.timeout_at(until), turn:
                     came = self._here(opened, request.shard, prefix.keys[at:])
-                    came = came or await self._window(opened, _rest(prefix, at), request, at, until)
+                    came = came or await self._window(opened, prefix.part(at), request, at, until)
             except TimeoutError:
                 break
             finally:
@@ -132,7 +132,7 @@ class Replicas:
         try:
             while left and whole:
                 one, release = left[0], framed.ReleaseRequest()
-                part = _rest(prefix, came, came + one.blocks)
+                part = prefix.part(came, came + one.blocks)
                 try:
                     blocks = await self._section(opened, part, shard, one, release, until)
                     came += blocks
@@ -221,9 +221,3 @@ class Replicas:
     async def close(self) -> None:
         for way in self._holders.close():
             await way.close()
-
-
-def _rest(prefix: Prefix, first: int, end: int | None = None) -> Prefix:
-    """Blocks first..end of it."""
-    parent = prefix.keys[first - 1].tobytes() if first else prefix.parent
-    return Prefix(prefix.keys[first:end], parent, lambda at: prefix.hint(first + at))
