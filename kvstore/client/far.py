@@ -2,6 +2,7 @@
 
   LEASE far --> the node, which asks the holders (kvstore/node/far.py) --> sections, one a holder
   each section: its holder reached, read, compared; all at once -- RELEASE (nobody waits for it; the node passes it on)
+                meanwhile LEASE of the next window
 
 A holder that cannot be reached, or whose bytes do not come or do not verify, is avoided for a while and the rest asked
 for again, of its replicas; what there is no replica of is a miss. What came before it counts.
@@ -11,88 +12,35 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Mapping
+from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import partial
 from typing import TYPE_CHECKING, Final
-
-from google.protobuf.message import DecodeError
 
 from kvstore.client.calls import WAIT_MARGIN_S
 from kvstore.client.conducts import STOPPED, Awaited, Called, Conduct, Mover, ended_by, failed
+from kvstore.client.far_read import Came, Job, Section, read_all, sections_of
 from kvstore.client.hints import hints_of
-from kvstore.client.landed import Read
 from kvstore.client.steps import Answer, Fetch, Status, Told
-from kvstore.client.ways import NotTaken, Reached
-from kvstore.errors import Poisoned, Unavailable
+from kvstore.client.ways import NotTaken
+from kvstore.errors import Poisoned
 from kvstore.wire import framed, store
 from transfer.batch import EXTENTS_MAX
 
 if TYPE_CHECKING:
     from kvstore.client.calls import Times
     from kvstore.client.space import Space
+    from transfer.offers import Carrier
 
 __all__ = ["fetching_far"]
 
 TRIES: Final = 4  # holders of a block that lead nowhere, one after the other
-REACH_S: Final = 1.0
-READ_S: Final = 1.0  # of a section, and what its bytes take at READ_BYTES_PER_S: then it is slow, or gone
-READ_BYTES_PER_S: Final = 64 << 20
-
-
-@dataclass(frozen=True, slots=True)
-class _Section:
-    """Blocks [first, end) of the run. descriptors: by carrier. lease: as if it were the holder's own answer."""
-
-    first: int
-    end: int
-    incarnation: int
-    offer: bytes
-    descriptors: Mapping[int, bytes]
-    lease: framed.LeaseResponse
-
-
-@dataclass(slots=True)
-class _Came:
-    """Of one section. by: the carrier."""
-
-    read: Read
-    by: int = 0
-
-
-@dataclass(frozen=True, slots=True)
-class _Job:
-    """What reading needs. parts: those wanted of each block. until: time.monotonic()."""
-
-    mover: Mover
-    space: Space
-    step: Fetch
-    until: float
-
-    @property
-    def part_bytes(self) -> list[int]:
-        return self.space.part_bytes[self.step.shard]
-
-    @property
-    def parts(self) -> range:
-        return range(*(self.step.parts or (0, len(self.part_bytes))))
-
-    @property
-    def most(self) -> int:
-        """Blocks of one transfer."""
-        return max(1, EXTENTS_MAX // self.step.places.pieces)
-
-    @property
-    def wanted_bytes(self) -> int:
-        return sum(self.part_bytes[self.parts.start : self.parts.stop])
 
 
 def fetching_far(mover: Mover, space: Space, step: Fetch, times: Times) -> Conduct[Answer]:
-    """One window, of several holders."""
-    answer: Answer = Told()
+    """Window after window until the node has the next block itself, or nobody has, or one does not come."""
     corrupt = 0
     for _ in range(TRIES):
-        answer, again = yield from _window(mover, space, step, times)
+        answer, again = yield from _windows(mover, space, step, times)
         if not again or answer.blocks:
             break
         corrupt = corrupt or answer.blocks_corrupt
@@ -103,53 +51,185 @@ def fetching_far(mover: Mover, space: Space, step: Fetch, times: Times) -> Condu
     return answer
 
 
-def _window(mover: Mover, space: Space, step: Fetch, times: Times) -> Conduct[tuple[Answer, bool]]:
-    """What came, and whether another holder may have more."""
-    left = times.left()
-    if left <= 0:
-        return Told(Status.LATE, reason="the deadline passed"), False
-    keys = step.keys[: max(1, EXTENTS_MAX // step.places.pieces)]
-    request = framed.LeaseRequest(
-        namespace=space.known.digest,
-        shard=step.shard,
-        chain=store.Chain(keys=keys.tobytes(), position=step.hint.position),
-        hints=hints_of(step.hint),
-        wait_ms=max(0, round(times.wait(left, mover.line.limits) * 1e3)),
-        lease=next(mover.line.numbers),
-        far=True,
-        deadline_ms=round(max(left - WAIT_MARGIN_S, left / 2) * 1e3),
-        avoid=mover.ways.holders.avoided(keys[0].tobytes()),
-    )
-    release = framed.ReleaseRequest(lease=request.lease)
-    asked_at = time.monotonic()
+def _windows(mover: Mover, space: Space, step: Fetch, times: Times) -> Conduct[tuple[Answer, bool]]:
+    """What came, and whether another holder may have more. While one window is read the next is asked for, so that its
+    holders bring up what lies in files meanwhile. Each is released as soon as it is read: whoever waits for its bytes'
+    room waits for no other window.
+    """
+    run = _Run()
+    window: _Window | None = None
+    reading: _Reading | None = None
     try:
-        request.carriers.extend(map(int, (yield Awaited(mover.ways.carriers))))
-        told = yield Called(store.METHOD_LEASE, request.SerializeToString())
-        if told.status != Status.OK:
-            # A node that has no more of these to give, or knows none of it, has not got the block.
-            return (Told() if told.status in {Status.REJECTED, Status.BAD_INPUT} else failed(told)), False
-        lease, sections = _sections_of(told.body, len(keys), len(space.part_bytes[step.shard]))
-        if not sections:
-            return Told(), False
-        until = min(times.left() + time.monotonic(), asked_at + lease.lease_ms / 1e3)
-        job = _Job(mover, space, step, until)
-        came: list[_Came] = yield Awaited(partial(_read_all, job, sections))
-        return _told(job, lease, sections, came, release)
+        carriers = mover.ways.carriers or (yield Awaited(mover.ways.start))
+        window = _Window(mover, space, step, 0)
+        yield from window.asking(times, carriers)
+        while window.sections:
+            now, window = window, None
+            reading = _Reading(now, times)
+            if now.more:
+                yield Awaited(reading.begin)
+                window = _Window(mover, space, step, now.end)
+                yield from window.asking(times, carriers)
+            ended: _Ended = yield Awaited(reading.over)
+            reading = None
+            whole = run.add(now, ended)
+            if not whole or window is None:
+                return run.told(more=now.more or not whole), not whole
+        if run.blocks:  # nothing more of others just now: the node may have it, or a while later another
+            return run.told(more=True), False
+        return window.failed or Told(), False
     except NotTaken as error:
         return ended_by(error, "into"), False
     except STOPPED as error:
         return Told(reason=str(error)), False
     finally:
-        mover.line.session.tell_call(store.METHOD_RELEASE, release.SerializeToString())
+        if window is not None:
+            window.release(framed.ReleaseRequest())
+        if reading is not None:
+            yield Awaited(reading.give_up, whole=True)
 
 
-def _told(
-    job: _Job,
-    lease: framed.LeaseResponse,
-    sections: list[_Section],
-    came: list[_Came],
-    release: framed.ReleaseRequest,
-) -> tuple[Answer, bool]:
+class _Window:
+    """Of the run's blocks from `first` on: asked for, then some sections, then released, once."""
+
+    def __init__(self, mover: Mover, space: Space, step: Fetch, first: int) -> None:
+        self.mover, self.space, self.first = mover, space, first
+        keys = step.keys[first : first + max(1, EXTENTS_MAX // step.places.pieces)]
+        self.step = step._replace(keys=keys, places=step.places.of(first, first + len(keys)), hint=step.hint.at(first))
+        self._behind = len(step.keys) - first  # blocks of the run from here on
+        self._number = next(mover.line.numbers)
+        self._released = False
+        self.failed: Told | None = None
+        self.sections: list[Section] = []
+        self.lease = framed.LeaseResponse()
+        self.until = 0.0  # time.monotonic()
+
+    @property
+    def end(self) -> int:
+        return self.first + len(self.lease.offsets)
+
+    @property
+    def more(self) -> bool:
+        """Whether it is worth asking again from its end."""
+        blocks = len(self.lease.offsets)
+        return blocks < self._behind and (self.lease.window_full or blocks == len(self.step.keys))
+
+    def asking(self, times: Times, carriers: Sequence[Carrier]) -> Conduct[None]:
+        left, mover, step = times.left(), self.mover, self.step
+        if left <= 0:
+            self.failed = Told(Status.LATE, reason="the deadline passed")
+            return
+        request = framed.LeaseRequest(
+            namespace=self.space.known.digest,
+            shard=step.shard,
+            chain=store.Chain(keys=step.keys.tobytes(), position=step.hint.position),
+            hints=hints_of(step.hint),
+            wait_ms=max(0, round(times.wait(left, mover.line.limits) * 1e3)),
+            lease=self._number,
+            carriers=map(int, carriers),
+            far=True,
+            deadline_ms=round(max(left - WAIT_MARGIN_S, left / 2) * 1e3),
+            avoid=mover.ways.holders.avoided(step.keys[0].tobytes()),
+        )
+        asked_at = time.monotonic()
+        told = yield Called(store.METHOD_LEASE, request.SerializeToString())
+        if told.status == Status.OK:
+            parts = len(self.space.part_bytes[step.shard])
+            self.lease, self.sections = sections_of(told.body, len(step.keys), parts)
+            self.until = min(times.deadline, asked_at + self.lease.lease_ms / 1e3)
+        elif told.status not in {Status.REJECTED, Status.BAD_INPUT}:
+            # A node that has no more of these to give, or knows none of it, has not got the block.
+            self.failed = failed(told)
+
+    def release(self, release: framed.ReleaseRequest) -> None:
+        """Of any thread. Whatever the node answers yet is given up."""
+        if not self._released:
+            self._released = True
+            release.lease = self._number
+            self.mover.line.session.tell_call(store.METHOD_RELEASE, release.SerializeToString())
+
+
+@dataclass(slots=True)
+class _Run:
+    """What has come of the step so far, from its first block on."""
+
+    blocks: int = 0
+    moved: int = 0
+    corrupt: int = 0
+    tiers: bytes = b""
+
+    def add(self, window: _Window, ended: _Ended) -> bool:
+        """Whether all of the window came."""
+        self.blocks += ended.blocks
+        self.moved += ended.moved
+        self.corrupt = ended.corrupt
+        self.tiers += window.lease.tiers[: ended.blocks]
+        return ended.blocks == len(window.lease.offsets)
+
+    def told(self, *, more: bool) -> Told:
+        return Told(
+            blocks=self.blocks,
+            blocks_corrupt=self.corrupt,
+            window_full=more,
+            bytes=self.moved,
+            tiers=self.tiers,
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class _Ended:
+    """Of a window's read: the blocks from its first on that came, and whether the next one did not verify (0 or 1)."""
+
+    blocks: int
+    moved: int  # bytes
+    corrupt: int
+
+
+# ---- reading --------------------------------------------------------------------------------------------------------
+
+
+class _Reading:
+    """Of one window, on the event loop of the transports. The window is released at its end, whatever that is."""
+
+    def __init__(self, window: _Window, times: Times) -> None:
+        self._window, self._deadline = window, times.deadline
+        self._task: asyncio.Task[_Ended] | None = None
+
+    async def begin(self) -> None:
+        self._task = asyncio.ensure_future(self._read())
+
+    async def _read(self) -> _Ended:
+        """Raises NotTaken, Poisoned."""
+        window, release = self._window, framed.ReleaseRequest()
+        try:
+            job = Job(window.mover, window.space, window.step, min(window.until, self._deadline))
+            return _ended(job, window.sections, await read_all(job, window.sections), release)
+        finally:
+            window.release(release)
+
+    async def over(self) -> _Ended:
+        """Raises what the read does. Given up, it goes through when nothing touches the memory any more."""
+        if self._task is None:
+            await self.begin()
+        assert self._task is not None
+        try:
+            await asyncio.wait([self._task])
+        except asyncio.CancelledError:
+            await self.give_up()
+            raise
+        return self._task.result()
+
+    async def give_up(self) -> None:
+        """Returns when nothing touches the memory any more. Raises Poisoned."""
+        if self._task is not None:
+            self._task.cancel()
+            await asyncio.wait([self._task])
+        self._window.release(framed.ReleaseRequest())  # of a read that had not begun
+        if self._task is not None and not self._task.cancelled() and isinstance(self._task.exception(), Poisoned):
+            self._task.result()
+
+
+def _ended(job: Job, sections: list[Section], came: list[Came], release: framed.ReleaseRequest) -> _Ended:
     """What the sections' reads come to: the run up to the first block that did not come. Fills the release."""
     counts = job.parts.start == 0
     blocks, whole, corrupt = 0, True, 0
@@ -163,93 +243,4 @@ def _told(
             corrupt = corrupt or int(whole)
         blocks += good
         whole = whole and read.blocks == section.end - section.first
-    answer = Told(
-        blocks=blocks,
-        blocks_corrupt=corrupt,
-        window_full=lease.window_full or not whole or blocks == job.most < len(job.step.keys),
-        bytes=blocks * job.wanted_bytes,
-        tiers=lease.tiers[:blocks],
-    )
-    return answer, not whole
-
-
-# ---- reading --------------------------------------------------------------------------------------------------------
-
-
-async def _read_all(job: _Job, sections: list[_Section]) -> list[_Came]:
-    """All at once. Returns, or goes through as cancelled, when nothing touches the memory any more. Raises NotTaken,
-    Poisoned.
-    """
-    tasks = [asyncio.ensure_future(_read(job, section)) for section in sections]
-    try:
-        await asyncio.wait(tasks)
-    except asyncio.CancelledError:
-        for task in tasks:
-            task.cancel()
-        ended = await asyncio.gather(*tasks, return_exceptions=True)
-        poisoned = next((error for error in ended if isinstance(error, Poisoned)), None)
-        if poisoned is not None:
-            raise poisoned from None
-        raise
-    for kind in (Poisoned, BaseException):
-        for task in tasks:
-            if isinstance(error := task.exception(), kind):
-                raise error
-    return [task.result() for task in tasks]
-
-
-async def _read(job: _Job, section: _Section) -> _Came:
-    holders, left_s = job.mover.ways.holders, max(0.001, job.until - time.monotonic())
-    try:
-        way = await holders.reach(section.incarnation, section.offer, min(left_s, REACH_S))
-    except Unavailable as error:
-        holders.avoid(section.incarnation)
-        return _Came(Read(0, failure=str(error)))
-    carrier = int(way.chosen.path.carrier)
-    descriptor = section.descriptors.get(carrier)
-    if descriptor is None:
-        holders.avoid(section.incarnation)
-        return _Came(Read(0, failure=f"the holder grants nothing by carrier {carrier}"))
-    section.lease.descriptor = descriptor
-    blocks = section.end - section.first
-    deadline_s = min(job.until - time.monotonic(), READ_S + blocks * job.wanted_bytes / READ_BYTES_PER_S)
-    with holders.reading(section.incarnation):
-        read = await job.mover.ways.read(
-            Reached(way, way),
-            section.lease,
-            job.step.places.of(section.first, section.end),
-            job.part_bytes,
-            job.parts,
-            job.space.registry.kept,
-            verify=job.mover.verify,
-            deadline_s=max(0.001, deadline_s),
-        )
-    if read.corrupt is not None:
-        holders.avoid(section.incarnation, job.step.keys[section.first + read.corrupt].tobytes())
-    elif read.failure:
-        holders.avoid(section.incarnation)
-    return _Came(read, carrier)
-
-
-def _sections_of(body: bytes, keys: int, parts: int) -> tuple[framed.LeaseResponse, list[_Section]]:
-    """None of an answer that does not fit what was asked."""
-    try:
-        lease = framed.LeaseResponse.FromString(body)
-    except DecodeError:
-        return framed.LeaseResponse(), []
-    blocks = len(lease.offsets)
-    sizes = (len(lease.tiers), len(lease.tickets), len(lease.checksums), sum(one.blocks for one in lease.sections))
-    good = sizes == (blocks, blocks, blocks * parts * 8, blocks) and all(at < 2**62 for at in lease.offsets)
-    if not good or blocks > keys or not all(one.blocks for one in lease.sections):
-        return lease, []
-    sections: list[_Section] = []
-    first = 0
-    for one in lease.sections:
-        end = first + one.blocks
-        cut = framed.LeaseResponse(
-            offsets=lease.offsets[first:end], checksums=lease.checksums[first * parts * 8 : end * parts * 8]
-        )
-        descriptors = {grant.carrier: grant.descriptor for grant in one.grants}
-        sections.append(_Section(first, end, one.incarnation, one.offer, descriptors, cut))
-        first = end
-    return lease, sections
+    return _Ended(blocks, blocks * job.wanted_bytes, corrupt)

@@ -246,12 +246,22 @@ def stored_of(outcomes: bytes | bytearray, ended: Ended) -> Stored:
     return Stored(stored, held, pending, rejected, np.frombuffer(outcomes, dtype=np.uint8), ended)
 
 
-def viewing(shape: Shape, look: Look) -> Journey[Lent]:
-    """One window, held without a copy."""
+def viewing(shape: Shape, look: Look, *, clustered: bool = False) -> Journey[Lent]:
+    """One window, held without a copy. clustered: what only other nodes have becomes a replica at the node first, for
+    which what is held already waits, as in `holding`.
+    """
     check_count(look.keys, shape.limits)
     answer = yield from _once(look)
     if not isinstance(answer, Lent):
         return Lent()
+    at = answer.blocks
+    if clustered and at < look.keys.shape[0] and not answer.window_full and not answer.blocks_corrupt:
+        brought = yield _hold(look.shard, look.keys, look.hint, at, far=True)
+        if isinstance(brought, Gripped) and brought.blocks:
+            again = yield look
+            answer = again if isinstance(again, Lent) and again.blocks > at else answer
+            if brought.grip is not None:
+                brought.grip.release()
     by_tier = count_tiers(answer.tiers)
     moved = answer.blocks * shape.shard_bytes[look.shard]
     yield Report(look.hint, look.keys.shape[0], by_tier, answer.blocks_corrupt, moved)
@@ -268,7 +278,7 @@ def holding(shape: Shape, shard: int, keys: Keys, hint: WireHint, *, clustered: 
     runs: list[Gripped] = []
     far = False
     while walk.ended is None:
-        answer = yield Hold(shard, keys[walk.at :] if walk.at else keys, hint.at(walk.at), far)
+        answer = yield _hold(shard, keys, hint, walk.at, far=far)
         if isinstance(answer, Gripped) and answer.status == Status.OK:
             walk.at += answer.blocks
             runs.append(answer)
@@ -285,6 +295,11 @@ def holding(shape: Shape, shard: int, keys: Keys, hint: WireHint, *, clustered: 
     tiers = np.frombuffer(b"".join(run.tiers for run in runs), dtype=np.uint8)
     expires_s = min((run.expires_s for run in runs), default=ENDLESS)
     return Held([run.grip for run in runs if run.grip], tiers, shape.block_tokens, expires_s)
+
+
+def _hold(shard: int, keys: Keys, hint: WireHint, at: int, *, far: bool) -> Hold:
+    """From block `at` on."""
+    return Hold(shard, keys[at:], hint.at(at), far, keys[at - 1].tobytes()) if at else Hold(shard, keys, hint, far)
 
 
 def reserving(shape: Shape, step: Reserve) -> Journey[Taken]:

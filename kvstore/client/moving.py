@@ -162,7 +162,7 @@ def holding(mover: Mover, space: Space, step: Hold, times: Times) -> Conduct[Ans
     except (Unavailable, Rejected) as error:
         return Told(Status.UNAVAILABLE, reason=str(error))
     request = _lease_request(mover, space, step, wait_s, reached)
-    request.hold_only, request.far = True, step.far
+    request.hold_only, request.far, request.chain.parent = True, step.far, step.parent
     release = framed.ReleaseRequest(lease=request.lease).SerializeToString()
     grip = Grip(mover.line.reach, lambda session: session.tell_call(store.METHOD_RELEASE, release))
     asked_at = time.monotonic()

@@ -154,7 +154,8 @@ class Space:
     def view(self, limits: Limits, chain: object, follow: bool, choices: Choices) -> Journey[Lent]:
         keys = keys_of(chain)
         self._size_of(choices.shard)
-        return viewing(self.shape(limits), Look(choices.shard, keys, self._hint(keys, choices), follow))
+        look = Look(choices.shard, keys, self._hint(keys, choices), follow)
+        return viewing(self.shape(limits), look, clustered=self.known.clustered and not follow)
 
     def reserve(
         self, limits: Limits, chain: object, metas: Sequence[bytes] | None, choices: Choices

@@ -117,13 +117,14 @@ class Fetch(NamedTuple):
 
 class Hold(NamedTuple):
     """The rest of a chain, which the node cuts to a window: held, and nothing of it read. far: of what other nodes
-    have, the node makes a replica first.
+    have, the node makes a replica first. parent: the key before the first, for that.
     """
 
     shard: int
     keys: Keys
     hint: WireHint
     far: bool = False
+    parent: bytes = b""
 
 
 @dataclass(frozen=True, slots=True)

@@ -119,16 +119,22 @@ class Ways:
             await _closed(former[1])
         return reached
 
-    async def carriers(self) -> tuple[Carrier, ...]:
-        """By which this client can read at all. Raises Unavailable."""
-        if self._transfers is not None:
-            return self._transfers.carriers
-        async with self._lock:
-            return (await self._started()).carriers
+    @property
+    def carriers(self) -> tuple[Carrier, ...]:
+        """By which this client can read at all; none before it is known. Of any thread."""
+        transfers = self._transfers
+        return transfers.carriers if transfers is not None else ()
+
+    async def start(self) -> tuple[Carrier, ...]:
+        """The carriers. Raises Unavailable."""
+        if self._transfers is None:
+            async with self._lock:
+                await self._started()
+        return self.carriers
 
     async def _connected(self, offer: Offer, deadline_s: float) -> Connection:
         """To another node than ours, which never reads our memory. Raises Unavailable."""
-        await self.carriers()
+        await self.start()
         assert self._transfers is not None
         try:
             return await self._transfers.connector.connect(offer, deadline_s=min(deadline_s, CONNECT_S_MAX))

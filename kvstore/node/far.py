@@ -27,7 +27,7 @@ from google.protobuf.message import DecodeError
 
 from kvstore.errors import KvStoreError, Rejected
 from kvstore.node.far_lookup import FAR
-from kvstore.node.far_plan import PIECES_MAX, Piece, plan
+from kvstore.node.far_plan import Piece, demoted, is_cut, plan
 from kvstore.tiers.base import TierKind
 from kvstore.wire import framed, store
 
@@ -112,18 +112,24 @@ class Lender:
         keys = keys[: self._absent(opened.handle, request.shard, keys)]
         if locator is None or not len(keys) or not request.carriers:
             return [], False
-        holders = await locator.locate(opened.digest, keys)
-        avoided = self._avoided(request.avoid, loop.time())
+        holders = remembered = locator.remembered(opened.digest, keys)
+        if holders is None:
+            holders = await locator.locate(opened.digest, keys)
+        avoided, slower = self._avoided(request.avoid, loop.time()), set[bytes]()
         while (left_s := until - loop.time()) > 0:
-            pieces = plan(
-                holders.among(set(holders.nodes) - avoided), request.shard, self._distances(holders), block_bytes
-            )
+            may = demoted(holders.among(set(holders.nodes) - avoided), slower)
+            pieces = plan(may, request.shard, self._distances(holders), block_bytes)
             if not pieces:
-                break
+                if remembered is None:
+                    break
+                holders, remembered = await locator.locate(opened.digest, keys), None
+                continue
             lent = await self._asked(opened, keys, request, pieces, left_s)
             whole = _leading(lent, pieces)
             for piece, one in zip(pieces, lent, strict=True):
-                if one is None or not one.blocks:
+                if one is not None and not one.blocks and piece.in_memory and piece.node not in slower:
+                    slower.add(piece.node)  # it may have them in files by now
+                elif one is None or not one.blocks:
                     avoided.add(piece.node)
                     self._pass_over(piece.node, loop.time(), failed=one is None)
             for one in lent[len(whole) :]:
@@ -131,7 +137,8 @@ class Lender:
                     self.give_back(one, framed.ReleaseRequest())
             if whole:
                 blocks = sum(one.blocks for one in whole)
-                cut = blocks < pieces[-1].end or len(pieces) >= PIECES_MAX or bool(avoided)
+                cut = blocks < pieces[-1].end or is_cut(pieces, block_bytes) or bool(avoided or slower)
+                cut = cut or remembered is not None  # more may have come since
                 return whole, blocks < len(prefix.keys) and (blocks == len(keys) or cut)
         return [], False
 
@@ -187,6 +194,7 @@ class Lender:
                         wait_ms=0 if piece.in_memory else min(request.wait_ms, round(left_s * 500)),
                         lease=next(self._numbers),
                         carriers=request.carriers,
+                        metas=request.metas,
                     ),
                     left_s,
                 )
@@ -263,6 +271,8 @@ class FarLeases:
         number = request.lease
         if number in self._asking or number in self._leases:
             raise ValueError(f"lease: {number} is the number of another one")
+        if request.metas:
+            raise ValueError("metas: of what others hold they are told to nodes only")
         if len(self._leases) + len(self._asking) >= LEASES_MAX:
             raise Rejected(f"far_leases_max: {LEASES_MAX} are open on this connection", limit="far_leases_max")
         with self.asking(number):

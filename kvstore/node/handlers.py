@@ -21,7 +21,7 @@ from kvstore.node.namespaces import Namespaces, NotOpen, Opened
 from kvstore.node.news import News
 from kvstore.node.questions import Questions
 from kvstore.node.shares import Shares
-from kvstore.node.streams import Prefix
+from kvstore.node.streams import Bring, Prefix
 from kvstore.security import DEFAULT_TENANT
 from kvstore.wire import convert, framed, store
 from kvstore.wire.labels import label_id
@@ -269,6 +269,20 @@ class Handlers:
                 for probe in await transfers.probes()
             ],
         )
+
+    def bringer(self, opened: Opened, prefix: Prefix, request: store.GetRequest, wait_s: float) -> Bring | None:
+        """For gets of those who read nothing one-sidedly: what only other nodes have becomes a replica here first."""
+        replicas = self.replicas
+        if replicas is None or not self.host.cluster.is_clustered:
+            return None
+
+        async def bring(first: int, blocks: int) -> int:
+            asked = framed.LeaseRequest(
+                shard=request.shard, hints=request.hints, chain=store.Chain(position=request.chain.position + first)
+            )
+            return await replicas.bring(opened, prefix.part(first, first + blocks), asked, wait_s)
+
+        return bring
 
     # ---- prefetch -----------------------------------------------------------------------------------------------
 

@@ -14,7 +14,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from kvstore import native
 from kvstore.errors import Rejected, Unavailable
@@ -41,6 +41,8 @@ if TYPE_CHECKING:
 __all__ = ["Allowance", "Leases", "MovingHost"]
 
 log = logging.getLogger(__name__)
+
+METAS_ANSWER_BYTES: Final = 4 << 20  # of metas and checksums in one answer, which is half a frame
 
 
 @dataclass(frozen=True, slots=True)
@@ -172,6 +174,8 @@ class Leases:
         room = self.allowance.left // block_bytes
         if room == 0:
             self.allowance.take(block_bytes)
+        if request.metas:
+            room = min(room, METAS_ANSWER_BYTES // (native.META_BYTES_MAX + 8 * len(parts)))
         lease_s = limits.lease_ms_max / 1e3
         run = await self._run(opened, prefix, request, prefix.keys[:room], wait_s, held_open=False)
         blocks = len(run.offsets)
@@ -195,6 +199,7 @@ class Leases:
             tiers=run.tiers[:blocks],
             checksums=run.checksums[: blocks * len(parts)].astype("<u8").tobytes(),
             tickets=tickets,
+            metas=self.host.bridge.core.info(MEMORY_TIER, run.tickets).metas if request.metas else [],
             window_full=run.window_full or blocks == room < len(prefix.keys),
         )
 

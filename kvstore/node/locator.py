@@ -21,6 +21,7 @@ from kvstore.directory.messages import Announce, Answer, Bytes, Digest, Locate, 
 from kvstore.directory.settings import MS, DirectorySettings
 from kvstore.errors import KvStoreError
 from kvstore.native import ClaimTable, NodeCore
+from kvstore.node.recent import Recent
 from kvstore.wire import claims as wire
 
 if TYPE_CHECKING:
@@ -71,6 +72,7 @@ class Locator:
         table = ClaimTable(config.claims_max, secrets.randbits(64))
         self.directory = Directory(me.id, core.incarnation, CoreHoldings(core), table, settings)
         self.counts = LocatorCounts()
+        self._recent = Recent()
         self._turn_s = settings.announce_ms / 1e3
         self._wake = asyncio.Event()
         self._seen = (-1, -1)
@@ -168,7 +170,9 @@ class Locator:
     async def locate(self, ns: bytes, keys: Bytes) -> Holders:
         """Which other living nodes say that they hold blocks. Never longer than `locate_ms_max`."""
         holders = await self.claimed(ns, keys)
-        return holders.among(set(holders.nodes) - {self.directory.me})
+        others = holders.among(set(holders.nodes) - {self.directory.me})
+        self._recent.add(ns, keys, others, self._clock.now_ns() / 1e9)
+        return others
 
     async def claimed(self, ns: bytes, keys: Bytes) -> Holders:
         """As `locate`, and this node among them if it has told so itself."""
@@ -195,6 +199,10 @@ class Locator:
         self.counts.asked += locating.messages
         self.counts.hedged += locating.hedges
         return locating.holders().among(self.directory.view.live.keys())
+
+    def remembered(self, ns: bytes, keys: Bytes) -> Holders | None:
+        """What `locate` answered of these a moment ago, of nodes that may have died since."""
+        return self._recent.find(ns, keys, self._clock.now_ns() / 1e9)
 
     def _put(
         self,

@@ -6,7 +6,7 @@ Rules
 - Window after window, in chain order: behind a hole nothing is of use.
 - One brings a stretch, others that want it wait for it: what is reserved already cannot be reserved again.
 - What does not verify is not sealed, and the holder is told. Every wait has its end.
-- A replica has no metas: leases do not carry them.
+- A replica has the metas of what it is a copy of: whoever asks this node for events is told the same.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from kvstore.node.leases import Allowance
 from kvstore.node.pulls import Slots
 from kvstore.node.streams import Prefix
 from kvstore.tiers.base import TierKind
-from kvstore.wire import framed, store
+from kvstore.wire import convert, framed, store
 from transfer.errors import TransferFault
 
 if TYPE_CHECKING:
@@ -76,7 +76,7 @@ class Replicas:
             try:
                 async with asyncio.timeout_at(until), turn:
                     came = self._here(opened, request.shard, prefix.keys[at:])
-                    came = came or await self._window(opened, _rest(prefix, at), request, at, until)
+                    came = came or await self._window(opened, prefix.part(at), request, at, until)
             except TimeoutError:
                 break
             finally:
@@ -110,6 +110,7 @@ class Replicas:
                 carriers=[int(carrier) for carrier in self.host.regions],
                 deadline_ms=max(1, round(left_s * 1e3)),
                 avoid=self._holders.avoided(prefix.keys[0].tobytes()),
+                metas=True,
             )
             lent, _ = await self.lender.lend(opened, prefix, asked)
             if not lent:
@@ -131,7 +132,7 @@ class Replicas:
         try:
             while left and whole:
                 one, release = left[0], framed.ReleaseRequest()
-                part = _rest(prefix, came, came + one.blocks)
+                part = prefix.part(came, came + one.blocks)
                 try:
                     blocks = await self._section(opened, part, shard, one, release, until)
                     came += blocks
@@ -159,12 +160,13 @@ class Replicas:
         release: framed.ReleaseRequest,
         until: float,
     ) -> int:
-        """Raises NotOpen, Rejected, Unavailable, TransferFault. Fills the release."""
+        """Raises NotOpen, Rejected, Unavailable, TransferFault, ValueError. Fills the release."""
         loop, told = asyncio.get_running_loop(), lent.told
         parts = len(opened.shards[shard].part_bytes)
         incarnation = lent.node.incarnation
         if len(told.checksums) != 8 * parts * lent.blocks or any(at >= 2**62 for at in told.offsets):
             raise Unavailable("the holder's answer does not fit the request")
+        convert.check_metas("metas", told.metas, lent.blocks)
         section = told.sections[0]
         way = await self._holders.reach(incarnation, section.offer, min(REACH_S, max(0.001, until - loop.time())))
         carrier = int(way.chosen.path.carrier)
@@ -173,7 +175,7 @@ class Replicas:
             raise Unavailable(f"the holder grants nothing by carrier {carrier}")
         slots = Slots(self.host, opened, shard, self._allowance)
         try:
-            slots.reserve(prefix, [])
+            slots.reserve(prefix, told.metas)
             granted = slots.granted
             if not len(granted):
                 here = self._here(opened, shard, prefix.keys)
@@ -219,9 +221,3 @@ class Replicas:
     async def close(self) -> None:
         for way in self._holders.close():
             await way.close()
-
-
-def _rest(prefix: Prefix, first: int, end: int | None = None) -> Prefix:
-    """Blocks first..end of it."""
-    parent = prefix.keys[first - 1].tobytes() if first else prefix.parent
-    return Prefix(prefix.keys[first:end], parent, lambda at: prefix.hint(first + at))

@@ -141,8 +141,10 @@ class StoreService(services.StoreServicer):
                 opened = self._handlers.opened(peer, request.namespace)
                 prefix = self._handlers.prefix(opened, request.chain, request.hints)
                 get = GetStream(self._stream_host, opened, request, prefix)
+                wait_s = self._wait_s(request.wait_ms, context)
+                bring = self._handlers.bringer(opened, prefix, request, wait_s)
                 try:
-                    async for message in get.messages(self._wait_s(request.wait_ms, context)):
+                    async for message in get.messages(wait_s, bring):
                         await context.write(message)
                 finally:
                     get.close()

@@ -11,7 +11,7 @@ on.
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
@@ -62,6 +62,14 @@ class Prefix:
     keys: NDArray[np.uint8]
     parent: bytes
     hint: Callable[[int], native.Hint]
+
+    def part(self, first: int, end: int | None = None) -> Prefix:
+        """Blocks [first, end) of it."""
+        parent = self.keys[first - 1].tobytes() if first else self.parent
+        return Prefix(self.keys[first:end], parent, lambda at: self.hint(first + at))
+
+
+Bring = Callable[[int, int], Awaitable[int]]  # from which block on, and how many at most
 
 
 class PutStream:
@@ -211,9 +219,11 @@ class GetStream:
         self._failed = 0
         self._by_tier = [0, 0, 0, 0]
 
-    async def messages(self, wait_s: float) -> AsyncIterator[store.GetResponse]:
-        """GetBlock and GetData of each block, then GetEnd. Raises Stale where nothing was sent because of it."""
-        at = self._first
+    async def messages(self, wait_s: float, bring: Bring | None = None) -> AsyncIterator[store.GetResponse]:
+        """GetBlock and GetData of each block, then GetEnd. bring: of what this node has not, from a block on, so much
+        as a window takes; how many blocks it has then. Raises Stale where nothing was sent because of it.
+        """
+        at, asked_at = self._first, -1
         while at < len(self._keys):
             asked, asked_for = self._host.clock.now_ns(), min(self._window, len(self._keys) - at)
             run = await self._fetch(at, wait_s)
@@ -226,8 +236,12 @@ class GetStream:
             self._core.release(MEMORY_TIER, self._owner, run.hold)
             at += sent
             ended = sent == len(run.offsets) < asked_for and not run.window_full
-            if sent == 0 or ended or self._failed:
+            if self._failed:
                 break
+            if sent == 0 or ended:
+                if bring is None or asked_at == at or not await bring(at, self._window):
+                    break
+                asked_at = at  # what is here then and does not come up is asked for no third time
         yield store.GetResponse(end=store.GetEnd(blocks=self._sent, tokens=self._sent * self._opened.block_tokens))
 
     async def _fetch(self, at: int, wait_s: float) -> native.FetchDone:

@@ -46,6 +46,7 @@ class LeaseRequest(_message.Message):
     CARRIERS_FIELD_NUMBER: _builtins.int
     DEADLINE_MS_FIELD_NUMBER: _builtins.int
     AVOID_FIELD_NUMBER: _builtins.int
+    METAS_FIELD_NUMBER: _builtins.int
     namespace: _builtins.bytes
     shard: _builtins.int
     wait_ms: _builtins.int
@@ -62,6 +63,8 @@ class LeaseRequest(_message.Message):
     """
     deadline_ms: _builtins.int
     """far: how long the answer may take at all"""
+    metas: _builtins.bool
+    """what was put beside the blocks is wanted, too: for a copy that is to be like what it is of. Not with far"""
     @_builtins.property
     def chain(self) -> _store_pb2.Chain: ...
     @_builtins.property
@@ -89,10 +92,11 @@ class LeaseRequest(_message.Message):
         carriers: _abc.Iterable[_builtins.int] | None = ...,
         deadline_ms: _builtins.int = ...,
         avoid: _abc.Iterable[_builtins.int] | None = ...,
+        metas: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["chain", b"chain", "hints", b"hints"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["avoid", b"avoid", "carrier", b"carrier", "carriers", b"carriers", "chain", b"chain", "deadline_ms", b"deadline_ms", "far", b"far", "hints", b"hints", "hold_only", b"hold_only", "lease", b"lease", "namespace", b"namespace", "shard", b"shard", "wait_ms", b"wait_ms"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["avoid", b"avoid", "carrier", b"carrier", "carriers", b"carriers", "chain", b"chain", "deadline_ms", b"deadline_ms", "far", b"far", "hints", b"hints", "hold_only", b"hold_only", "lease", b"lease", "metas", b"metas", "namespace", b"namespace", "shard", b"shard", "wait_ms", b"wait_ms"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -112,6 +116,7 @@ class LeaseResponse(_message.Message):
     TICKETS_FIELD_NUMBER: _builtins.int
     WINDOW_FULL_FIELD_NUMBER: _builtins.int
     SECTIONS_FIELD_NUMBER: _builtins.int
+    METAS_FIELD_NUMBER: _builtins.int
     lease_ms: _builtins.int
     """counted from before the request was sent"""
     descriptor: _builtins.bytes
@@ -134,6 +139,10 @@ class LeaseResponse(_message.Message):
     def sections(self) -> _containers.RepeatedCompositeFieldContainer[Global___LeaseSection]:
         """far: who holds the run's blocks, in order; then `descriptor` is empty"""
 
+    @_builtins.property
+    def metas(self) -> _containers.RepeatedScalarFieldContainer[_builtins.bytes]:
+        """where they were asked for: one a block"""
+
     def __init__(
         self,
         *,
@@ -145,10 +154,11 @@ class LeaseResponse(_message.Message):
         tickets: _abc.Iterable[_builtins.int] | None = ...,
         window_full: _builtins.bool = ...,
         sections: _abc.Iterable[Global___LeaseSection] | None = ...,
+        metas: _abc.Iterable[_builtins.bytes] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["checksums", b"checksums", "descriptor", b"descriptor", "lease_ms", b"lease_ms", "offsets", b"offsets", "sections", b"sections", "tickets", b"tickets", "tiers", b"tiers", "window_full", b"window_full"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["checksums", b"checksums", "descriptor", b"descriptor", "lease_ms", b"lease_ms", "metas", b"metas", "offsets", b"offsets", "sections", b"sections", "tickets", b"tickets", "tiers", b"tiers", "window_full", b"window_full"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

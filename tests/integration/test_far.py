@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import mmap
 import signal
 import threading
@@ -9,6 +10,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+import grpc
 import numpy as np
 import pytest
 
@@ -18,7 +20,7 @@ from kvstore.client.calls import times_of
 from kvstore.client.journeys import Ended, Got
 from kvstore.errors import Rejected
 from kvstore.node.far import PASS_OVER_S
-from kvstore.wire import framed, store
+from kvstore.wire import framed, services, store
 from tests.integration.nodes import SIZE, NodeProcess, block_of, blocks_of, eventually, layout, tokens
 from tests.integration.test_cluster import Cluster, metric, running
 from tests.integration.test_locating import FAR_MEMORY, At, found_within
@@ -234,6 +236,66 @@ def test_what_is_prefetched_is_brought_here(three: Cluster) -> None:
         there.prefetch(chain)
         eventually(lambda: there.lookup(chain).tiers.tolist() == [1] * BLOCKS)
         assert got(there, chain).tiers.tolist() == [1] * BLOCKS
+
+
+def test_a_replica_has_the_metas_of_what_it_is_a_copy_of(three: Cluster) -> None:
+    with At(three, 0, "metas") as here, At(three, 1, "metas") as there:
+        chain = here.chain(tokens(BLOCKS, 16))
+        metas = [f"meta {i}".encode() * (i % 5) for i in range(BLOCKS)]
+        assert here.put(chain, blocks_of(chain), metas=metas).stored == BLOCKS
+        found_within(there, chain, BLOCKS, 3)
+        with told_of(three, 1, there) as watching:
+            with there.hold(chain) as held:
+                assert held.blocks == BLOCKS
+            told: list[store.Event] = []
+            while len(told) < BLOCKS:
+                told += next(watching).events
+    parents = [b"", *(key.tobytes() for key in chain[:-1])]
+    assert [(one.key, one.parent, one.meta) for one in told] == [
+        (key.tobytes(), parent, meta) for key, parent, meta in zip(chain, parents, metas, strict=True)
+    ]
+
+
+def test_a_view_is_of_what_was_brought_here(three: Cluster) -> None:
+    with At(three, 0, "viewed") as here, At(three, 1, "viewed") as there:
+        chain = here.chain(tokens(10, 17))
+        assert there.put(chain[:4], blocks_of(chain[:4])).stored == 4
+        assert here.put(chain[4:], blocks_of(chain[4:]), parent=chain[3], position=4, metas=[b"m"] * 6).stored == 6
+        found_within(there, chain, 10, 3)
+        with told_of(three, 1, there) as watching, there.view(chain) as view:
+            assert np.array_equal(np.stack(view.blocks), blocks_of(chain))
+            assert view.tiers.tolist() == [1] * 10
+            told = next(watching).events
+        assert [(one.parent, one.meta) for one in told[:1]] == [(chain[3].tobytes(), b"m")], "joined to what was here"
+        quiet(three.nodes[1])
+        with there.view(there.chain(tokens(3, 18))) as none:
+            assert len(none) == 0
+
+
+def test_grpc_gets_what_was_brought_here(three: Cluster) -> None:
+    with At(three, 0, "by grpc") as here, At(three, 1, "by grpc") as there:
+        chain = here.chain(tokens(BLOCKS, 19))
+        assert there.put(chain[:3], blocks_of(chain[:3])).stored == 3
+        assert here.put(chain[3:], blocks_of(chain[3:]), parent=chain[2], position=3).stored == BLOCKS - 3
+        found_within(there, chain, BLOCKS, 3)
+        beyond = np.concatenate([chain, here.chain(tokens(2, 20))])
+        request = store.GetRequest(namespace=there.digest, chain=store.Chain(keys=beyond.tobytes()), wait_ms=2000)
+        with grpc.insecure_channel(f"unix:{three.nodes[1].socket}.grpc") as door:
+            messages = list(services.StoreStub(door).Get(request, timeout=20))
+        data = b"".join(one.data.payload for one in messages if one.HasField("data"))
+        assert np.array_equal(np.frombuffer(data, np.uint8).reshape(-1, SIZE), blocks_of(chain))
+        assert [one.block.index for one in messages if one.HasField("block")] == list(range(BLOCKS))
+        assert messages[-1].end.blocks == BLOCKS
+
+
+@contextlib.contextmanager
+def told_of(cluster: Cluster, i: int, ns: Namespace) -> Iterator[Iterator[store.WatchBatch]]:
+    """What a node tells from now on."""
+    with grpc.insecure_channel(f"unix:{cluster.nodes[i].socket}.grpc") as door:
+        watching = services.StoreStub(door).Watch(store.WatchRequest(namespace=ns.digest), timeout=20)
+        next(watching)  # where it begins
+        yield watching
+        watching.cancel()
 
 
 def test_a_promise_is_made_of_what_another_node_has(three: Cluster) -> None:

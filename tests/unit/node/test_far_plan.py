@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from kvstore.directory.locating import Holders
-from kvstore.node.far_plan import PIECES_MAX, Piece, plan
+from kvstore.node.far_plan import FILES_BYTES, PIECES_MAX, Piece, demoted, is_cut, plan
 
 A, B, C = (bytes([name]) * 16 for name in b"abc")
 NEAR, FAR_AWAY = (False, 0.001), (True, 0.001)
@@ -44,3 +44,20 @@ def test_what_several_have_alike_is_shared_out() -> None:
 def test_pieces_are_limited() -> None:
     turns = holders(a="1." * 40, b=".1" * 40)
     assert len(plan(turns, 0, {A: NEAR, B: NEAR}, 1000)) == PIECES_MAX
+
+
+def test_of_what_lies_in_files_one_lease_takes_a_little() -> None:
+    found = holders(a="1" * 8 + "2" * 80, b="1" * 8 + "2" * 80)
+    near = {A: NEAR, B: NEAR}
+    pieces = plan(found, 0, near, 2 * MIB)
+    assert sum(one.end - one.first for one in pieces if not one.in_memory) == FILES_BYTES // (2 * MIB) == 16
+    assert is_cut(pieces, 2 * MIB) and pieces[-1].end == 24
+    assert not is_cut(plan(holders(a="2" * 15), 0, near, 2 * MIB), 2 * MIB)
+    assert not is_cut(plan(holders(a="1" * 80), 0, near, 2 * MIB), 2 * MIB), "what is in memory comes whole"
+    assert plan(holders(a="22"), 0, near, 2 * FILES_BYTES) == [Piece(A, 0, 1, False)], "a block at least"
+
+
+def test_who_has_it_in_memory_no_more_may_have_it_in_files() -> None:
+    found = holders(a="1.1", b="112")
+    assert demoted(found, {A}).tiers.tolist() == [[2, 0, 2], [1, 1, 2]]
+    assert demoted(found, set()) is found and found.tiers.tolist() == [[1, 0, 1], [1, 1, 2]]
