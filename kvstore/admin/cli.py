@@ -1,8 +1,8 @@
 """`store-admin`: look at a cluster and its nodes, and steer them. Tables for people, --json for programs.
 
 Exit codes: 0 well; 1 something was found that should not be (verify) or was not found (lookup, locate, pin, retire);
-2 the command line, a name or an address is wrong; 3 the node cannot be reached or did not answer in time; 4 refused: rights,
-or a limit.
+2 the command line, a name or an address is wrong; 3 the node cannot be reached or did not answer in time; 4 refused:
+rights, or a limit.
 """
 
 from __future__ import annotations
