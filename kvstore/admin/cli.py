@@ -1,8 +1,8 @@
 """`store-admin`: look at a cluster and its nodes, and steer them. Tables for people, --json for programs.
 
-Exit codes: 0 well; 1 something was found that should not be (verify) or was not found (lookup, pin, retire); 2 the
-command line, a name or an address is wrong; 3 the node cannot be reached or did not answer in time; 4 refused: rights,
-or a limit.
+Exit codes: 0 well; 1 something was found that should not be (verify) or was not found (lookup, locate, pin, retire);
+2 the command line, a name or an address is wrong; 3 the node cannot be reached or did not answer in time; 4 refused:
+rights, or a limit.
 """
 
 from __future__ import annotations
@@ -34,8 +34,8 @@ def default_address() -> str:
 
 
 EXIT_CODES: Final = (
-    "Exit codes: 0 well; 1 found what should not be (verify), or not what was asked for (lookup, pin, retire); 2 the "
-    "command line is wrong; 3 no node answers; 4 refused: rights, or a limit."
+    "Exit codes: 0 well; 1 found what should not be (verify), or not what was asked for (lookup, locate, pin, retire); "
+    "2 the command line is wrong; 3 no node answers; 4 refused: rights, or a limit."
 )
 
 

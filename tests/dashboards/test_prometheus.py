@@ -1,8 +1,9 @@
-"""A real Prometheus scrapes a real node: every panel has data, and the hit rate is what was counted by hand."""
+"""A real Prometheus scrapes two real nodes: every panel has data, and the rates are what was counted by hand."""
 
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import socket
 import subprocess
@@ -16,8 +17,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from kvstore import Client
-from tests.integration.nodes import BLOCK_TOKENS, SIZE, NodeProcess, blocks_of, eventually, layout, tokens
+from tests.integration.nodes import BLOCK_TOKENS, SIZE, blocks_of, eventually, tokens
+from tests.integration.test_cluster import Cluster, running
+from tests.integration.test_locating import At, found_within
 
 ROOT = Path(__file__).resolve().parents[2]
 PROMETHEUS = shutil.which("prometheus")
@@ -35,12 +37,18 @@ def free_port() -> int:
         return int(server.getsockname()[1])
 
 
+def netloc(url: str) -> str:
+    return urllib.parse.urlsplit(url).netloc
+
+
 class Prometheus:
-    def __init__(self, home: Path, target: str) -> None:
+    def __init__(self, home: Path, *targets: str) -> None:
         self.address = f"127.0.0.1:{free_port()}"
         text = (ROOT / "deploy/prometheus/prometheus.yml").read_text()
         assert "127.0.0.1:9464" in text
-        text = text.replace("127.0.0.1:9464", target).replace("scrape_interval: 10s", "scrape_interval: 1s")
+        text = text.replace('"127.0.0.1:9464"', ", ".join(f'"{one}"' for one in targets)).replace(
+            "scrape_interval: 10s", "scrape_interval: 1s"
+        )
         (home / "prometheus.yml").write_text(text.replace("global:", "global:\n  evaluation_interval: 1s"))
         shutil.copy(ROOT / "deploy/prometheus/rules.yml", home)
         assert PROMETHEUS is not None
@@ -72,41 +80,50 @@ class Prometheus:
 
 @pytest.fixture(scope="module")
 def prometheus(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Prometheus]:
-    """Scrapes a node before, during and after gets of which two thirds of the tokens are there."""
-    address = f"127.0.0.1:{free_port()}"
-    ids = tokens(BLOCKS)
+    """Scrapes two nodes before, during and after gets of which two thirds of the tokens are there: at one node, where
+    they were put, and as many at the other, which has none of them.
+    """
     into = np.empty((BLOCKS, SIZE), np.uint8)
-    with (
-        NodeProcess(tmp_path_factory.mktemp("node"), metrics=address) as node,
-        Client(node.address) as client,
-        closing(Prometheus(tmp_path_factory.mktemp("prometheus"), address)) as started,
-    ):
-        ns = client.namespace(layout())
-        chain = ns.chain(ids)
-        assert ns.put(chain[:HELD], blocks_of(chain[:HELD])).stored == HELD
-        assert ns.get(chain, into).blocks == HELD  # a counter's first value is no increase: it is there before
-        eventually(lambda: started.scraped() >= 2, 60)
-        for _ in range(GETS):
-            assert ns.get(chain, into).blocks == HELD
-        before = started.scraped()
-        eventually(lambda: started.scraped() >= before + 2, 60)
-        yield started
+    with running(Cluster(tmp_path_factory.mktemp("nodes"), 2, "", "cluster.settle_ms=200")) as nodes:
+        addresses = [at for node in nodes.nodes for at in node.facts["addresses"] if at.endswith("/metrics")]
+        with (
+            At(nodes, 0, "m") as here,
+            At(nodes, 1, "m") as there,
+            closing(Prometheus(tmp_path_factory.mktemp("prometheus"), *map(netloc, addresses))) as started,
+        ):
+            chain = here.chain(tokens(BLOCKS))
+            assert here.put(chain[:HELD], blocks_of(chain[:HELD])).stored == HELD
+            found_within(there, chain, HELD, 10)
+            for ns in (here, there):  # a counter's first value is no increase: it is there before
+                assert ns.get(chain, into).blocks == HELD
+            eventually(lambda: started.scraped() >= 4, 60)
+            for _ in range(GETS):
+                for ns in (here, there):
+                    assert ns.get(chain, into).blocks == HELD
+            before = started.scraped()
+            eventually(lambda: started.scraped() >= before + 4, 60)
+            yield started
 
 
-def test_the_node_is_up_and_the_rules_are_loaded(prometheus: Prometheus) -> None:
-    assert prometheus.values('up{job="kvstore"}') == [1.0]
+def test_the_nodes_are_up_and_the_rules_are_loaded(prometheus: Prometheus) -> None:
+    assert prometheus.values('up{job="kvstore"}') == [1.0, 1.0]
     rules = [rule for group in prometheus.api("rules")["groups"] for rule in group["rules"]]
-    assert len(rules) >= 4
+    assert len(rules) >= 10
     assert {rule["health"] for rule in rules} <= {"ok", "unknown"}
     assert not [rule for rule in rules if rule.get("state") == "firing"]
 
 
 def test_the_hit_rate_is_what_was_counted_by_hand(prometheus: Prometheus) -> None:
     text = (ROOT / "docs/metrics.md").read_text()
-    ratio = text.partition("```promql\n")[2].partition("```")[0]
-    assert prometheus.values(ratio) == [pytest.approx(HELD / BLOCKS)]
+    hits, far = re.findall("```promql\n(.*?)```", text, re.DOTALL)
+    assert prometheus.values(hits) == [pytest.approx(HELD / BLOCKS)]
+    assert prometheus.values(far) == [pytest.approx(1 / 2, rel=0.05)]  # nodes are not scraped at one moment
+    assert prometheus.values("kvstore:cluster_hit_rate:tokens5m") == [pytest.approx(HELD / BLOCKS)]
+    assert prometheus.values("kvstore:far_share:blocks5m") == [
+        pytest.approx(1 / 2, rel=0.05)
+    ]  # nodes are not scraped at one moment
     (asked,) = prometheus.values("sum(kvstore_get_tokens_asked_total)")
-    assert asked == (1 + GETS) * BLOCKS * BLOCK_TOKENS
+    assert asked == 2 * (1 + GETS) * BLOCKS * BLOCK_TOKENS
 
 
 def test_every_panel_of_the_dashboard_has_data(prometheus: Prometheus) -> None:
