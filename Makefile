@@ -68,7 +68,7 @@ test-engines: setup-engines  ## adapters in real engines on tiny models; PART=te
 test-upstream: setup-engines  ## vLLM's own connector tests against our connector (a part of test-engines); prints the table
 	@$(PY) -m tests.engines.upstream
 
-demo: setup      ## a prefill and a decode process of a real transformer share KV through a node
+demo: setup      ## a prefill and a decode process of a real transformer share KV through a node, then across a cluster
 	@sh deploy/dev/setup.sh torch
 	$(PY) -m engine_adapters.transformers.demo
 

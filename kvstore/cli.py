@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any, Final, NoReturn
 
 import click
 
-from kvstore import __version__
+from kvstore import __version__, readiness
 from kvstore import config as settings
 from kvstore.allowed import human
 from kvstore.config import Config, Said
@@ -121,6 +121,7 @@ async def _serve(config: Config, as_json: bool) -> None:
         if ended.is_set():
             return  # said again: the deadline is that of the first
         ended.set()
+        readiness.notify(readiness.STOPPING)
         # A stop that hangs is ended: a killed node loses nothing that was sealed. Stacks go to standard error.
         faulthandler.dump_traceback_later(STOP_MAX_S + config.object.flush_ms / 1000, exit=True)
 
@@ -160,6 +161,7 @@ def started_facts(started: Node) -> dict[str, Any]:
 
 
 def _tell(started: Node, as_json: bool) -> None:
+    readiness.notify(readiness.READY)
     facts = started_facts(started)
     if as_json:
         click.echo(json.dumps(facts))

@@ -442,6 +442,12 @@ def _from_environment(environ: Mapping[str, str]) -> dict[str, Said]:
     return said
 
 
+def notify_socket(environ: Mapping[str, str] | None = None) -> str | None:
+    """Where systemd is told that a service is ready (sd_notify(3)); "@NAME" is abstract. None: nobody asked."""
+    environ = os.environ if environ is None else environ
+    return environ.get("NOTIFY_SOCKET") or None
+
+
 # ---- places ---------------------------------------------------------------------------------------------------------
 
 

@@ -48,7 +48,7 @@ print(hashlib.sha256(pathlib.Path("pyproject.toml").read_bytes()).hexdigest())
 PYEOF
 )
 if [ "$(cat $STAMP/deps 2>/dev/null)" != "$want" ]; then
-  say "installing Python dependencies into $VENV (about 120 MB to download, 400 MB on disk with the developers' tools)"
+  say "installing Python dependencies into $VENV (about 145 MB to download, 480 MB on disk with the developers' tools)"
   "$PY" -m pip install -q --disable-pip-version-check --upgrade pip
   "$PY" - <<'PYEOF' >"$STAMP/requirements.txt"
 import tomllib

@@ -9,20 +9,21 @@ from rich.console import Console
 from rich.table import Table
 
 LOGITS_AGREE = 1e-4
-TIERS = ("memory", "file", "object")
 
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """One turn of one user. `blocks`: the prompt's whole ones without its last token, which is always computed."""
+    """One turn of one user. `blocks`: the prompt's whole ones without its last token, which is always computed. Tiers
+    are by name, the same in every row.
+    """
 
     user: int
     turn: int
     prompt: int
     blocks: int
     held: int
-    prefill_tiers: list[int]  # blocks that the prefill process got from memory, file, object
-    tiers: list[int]  # and the decode process
+    prefill_tiers: dict[str, int]  # blocks that the prefill process got from each
+    tiers: dict[str, int]  # and the decode process
     fetch_s: float
     with_s: float
     without_s: float
@@ -44,7 +45,7 @@ def show(rows: list[Row], console: Console) -> None:
     console.print(f"\n{hit_rates(rows)}\n", highlight=False, soft_wrap=True)
 
 
-def _table(heads: list[str]) -> Table:
+def table(heads: list[str]) -> Table:
     table = Table(box=SIMPLE_HEAD, show_edge=False, pad_edge=False, collapse_padding=True)
     for head in heads:
         table.add_column(head, justify="right", no_wrap=True)
@@ -52,31 +53,32 @@ def _table(heads: list[str]) -> Table:
 
 
 def _times(rows: list[Row]) -> Table:
-    heads = ["user", "turn", "tokens of\nthe prompt", "from the\nstore", "fetch", "with", "without", "sooner"]
-    table = _table([*heads, "same\ntokens", "logits\napart"])
+    heads = ["user", "turn", "prompt\ntokens", "from the\nstore", "fetch", "with", "without", "sooner"]
+    shown = table([*heads, "same\ntokens", "logits\napart"])
     for row in rows:
-        table.add_row(
+        shown.add_row(
             *map(str, (row.user, row.turn, row.prompt, row.held)),
             *(f"{row.fetch_s * 1e3:.0f} ms", f"{row.with_s:.2f} s", f"{row.without_s:.2f} s"),
             *(f"{row.without_s / row.with_s:.1f} x", "yes" if row.same_tokens else "NO", f"{row.logits_apart:.0e}"),
         )
-    return table
+    return shown
 
 
 def _places(rows: list[Row]) -> Table:
-    table = _table(["user", "turn", "process", *TIERS, "computed"])
+    shown = table(["user", "turn", "process", *rows[0].tiers, "computed"])
     for row in rows:
         for process, tiers in (("prefill", row.prefill_tiers), ("decode", row.tiers)):
-            table.add_row(*map(str, (row.user, row.turn)), process, *map(str, (*tiers, row.blocks - sum(tiers))))
-    return table
+            counts = (*tiers.values(), row.blocks - sum(tiers.values()))
+            shown.add_row(*map(str, (row.user, row.turn)), process, *map(str, counts))
+    return shown
 
 
 def hit_rates(rows: list[Row]) -> str:
     """Of the blocks that both processes asked for, in words."""
     asked = 2 * sum(row.blocks for row in rows)
-    found = [sum(row.tiers[i] + row.prefill_tiers[i] for row in rows) for i in range(len(TIERS))]
-    shares = ", ".join(f"{name} {count / asked:.1%}" for name, count in zip(TIERS, found, strict=True))
-    return f"hit rate {sum(found) / asked:.1%} of the {asked} blocks that both asked for: {shares}"
+    found = {name: sum(row.tiers[name] + row.prefill_tiers[name] for row in rows) for name in rows[0].tiers}
+    shares = ", ".join(f"{name} {count / asked:.1%}" for name, count in found.items())
+    return f"hit rate {sum(found.values()) / asked:.1%} of the {asked} blocks that both asked for: {shares}"
 
 
 def verdict(rows: list[Row]) -> list[str]:

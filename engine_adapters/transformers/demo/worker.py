@@ -1,10 +1,13 @@
 """One engine process of the demo. Reads a JSON command a line on stdin, answers one a line on stdout.
 
-{"verb": "prefill", "ids": [...]}             fetch what is held, compute the rest, publish all whole blocks
+{"verb": "prefill", "ids": [...], "again": a} fetch what is held, compute the rest, publish all whole blocks; again: it
+                                              was done before, so what is not found at once is worth a moment
 {"verb": "decode", "ids": [...], "new": n}    fetch, compute the rest, generate n tokens greedily, publish them too
 {"verb": "alone", "ids": [...], "new": n, "boundary": b}   no store: a full prefill; and the reference, which
                                               continues from its own cache cut at `boundary` tokens
 {"verb": "poison", "ids": [...], "new": n}    spoil one stored block, then fetch it unverified and verified
+{"verb": "where", "ids": [...]}               where the prompt's blocks would be taken from
+{"verb": "attach", "address": a}              go on at another node
 """
 
 from __future__ import annotations
@@ -13,16 +16,22 @@ import argparse
 import json
 import sys
 import time
+from collections import Counter
 from typing import Any
 
 import torch
 import transformers
 
 from kvstore import Client, Hints
+from kvstore.client.journeys import Found
 
 from ..connector import Fetched, StoreConnector
 from .model import build_model, revision
 from .stray import overwrite
+
+TIER_NAMES = {1: "memory", 2: "files", 3: "objects"}
+WHERE_S = 3.0
+HANDOVER_S = 0.5  # it has been prefilled, so it should be there
 
 
 class Worker:
@@ -56,8 +65,10 @@ class Worker:
             tokens.append(int(token))
         return tokens, out.past_key_values
 
-    def prefill(self, ids: torch.Tensor, hints: Hints) -> dict[str, Any]:
+    def prefill(self, ids: torch.Tensor, hints: Hints, *, again: bool) -> dict[str, Any]:
         start = time.perf_counter()
+        if again:
+            self._found(ids[:, :-1], WHERE_S)
         fetched = self.connector.fetch(ids, hints)
         out = self._forward(ids[:, fetched.tokens :], fetched.cache)
         computed = time.perf_counter()
@@ -73,6 +84,7 @@ class Worker:
 
     def decode(self, ids: torch.Tensor, new: int, hints: Hints) -> dict[str, Any]:
         start = time.perf_counter()
+        self._found(ids[:, :-1], HANDOVER_S)
         fetched = self.connector.fetch(ids, hints)
         fetch_s = time.perf_counter() - start
         out = self._forward(ids[:, fetched.tokens :], fetched.cache)
@@ -123,10 +135,33 @@ class Worker:
             "verified_held": verified.tokens,
         }
 
+    def where(self, ids: torch.Tensor) -> dict[str, Any]:
+        """Blocks by the name of another node, or by the tier of the own one."""
+        found = self._found(ids, WHERE_S)
+        names = {block: one.node for one in found.holders[::-1] for block in range(one.first, one.first + one.count)}
+        places = Counter(names.get(i, TIER_NAMES.get(tier, "")) for i, tier in enumerate(found.tiers.tolist()))
+        return {"blocks": ids.shape[1] // self.block_tokens, "places": places}
 
-def _by_tier(fetched: Fetched) -> list[int]:
-    """Blocks found in memory, in a file, in the object tier."""
-    return [int((fetched.tiers == tier).sum()) for tier in (1, 2, 3)]
+    def _found(self, ids: torch.Tensor, within_s: float) -> Found:
+        """Asks again until all is found: nodes tell each other within some tens of milliseconds what was put, and look
+        for objects of others after a first lookup. Engines that know that a prefill has ended do the same.
+        """
+        namespace = self.connector.namespace
+        chain = namespace.chain(ids[0].numpy())
+        until = time.monotonic() + within_s
+        while (found := namespace.lookup(chain)).blocks < len(chain) and time.monotonic() < until:
+            time.sleep(0.01)
+        return found
+
+    def attach(self, address: str) -> dict[str, Any]:
+        self.address = address
+        self.connector = self._connect(verify=True)
+        return {}
+
+
+def _by_tier(fetched: Fetched) -> dict[str, int]:
+    """How many blocks came from each tier."""
+    return Counter(str(tier) for tier in fetched.tiers.tolist())
 
 
 def main() -> int:
@@ -141,19 +176,28 @@ def main() -> int:
     worker.warm(arguments.warm_tokens)
     print(json.dumps({"ready": True}), flush=True)
     for line in sys.stdin:
-        command = json.loads(line)
-        verb, ids = command["verb"], torch.tensor([command["ids"]])
-        hints = Hints(session=command.get("session", 0), turn=command.get("turn", 0))
-        if verb == "prefill":
-            answer = worker.prefill(ids, hints)
-        elif verb == "decode":
-            answer = worker.decode(ids, command["new"], hints)
-        elif verb == "alone":
-            answer = worker.alone(ids, command["new"], command["boundary"])
-        else:
-            answer = worker.poison(ids, command["new"])
-        print(json.dumps(answer), flush=True)
+        print(json.dumps(obey(worker, json.loads(line))), flush=True)
     return 0
+
+
+def obey(worker: Worker, command: dict[str, Any]) -> dict[str, Any]:
+    ids = torch.tensor([command.get("ids", [])])
+    hints = Hints(session=command.get("session", 0), turn=command.get("turn", 0))
+    match command["verb"]:
+        case "prefill":
+            return worker.prefill(ids, hints, again=command["again"])
+        case "decode":
+            return worker.decode(ids, command["new"], hints)
+        case "alone":
+            return worker.alone(ids, command["new"], command["boundary"])
+        case "where":
+            return worker.where(ids)
+        case "attach":
+            return worker.attach(command["address"])
+        case "poison":
+            return worker.poison(ids, command["new"])
+        case verb:
+            raise ValueError(f"verb: {verb!r}")
 
 
 if __name__ == "__main__":
