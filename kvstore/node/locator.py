@@ -73,7 +73,7 @@ class Locator:
         self.counts = LocatorCounts()
         self._turn_s = settings.announce_ms / 1e3
         self._wake = asyncio.Event()
-        self._seen = (-1, -1)
+        self._seen = (-1, -1, -1)
         self._running: asyncio.Task[None] | None = None
         self._calls: set[asyncio.Task[None]] = set()
 
@@ -111,7 +111,7 @@ class Locator:
             now = self._clock.now_ns()
             table = self.directory.claims.table
             self.counts.claims, self.counts.claims_bytes = len(table), table.memory_bytes  # as read by another thread
-            state = (self._core.event_sequence, self._core.namespaces_end)
+            state = (self._core.event_sequence, self._core.begun_sequence, self._core.namespaces_end)
             if state != self._seen or now >= due or self._wake.is_set():
                 self._seen = state
                 self._wake.clear()
@@ -165,8 +165,10 @@ class Locator:
 
     # ---- asking ---------------------------------------------------------------------------------------------------
 
-    async def locate(self, ns: bytes, keys: Bytes) -> Holders:
-        """Which other living nodes say that they hold blocks. Never longer than `locate_ms_max`."""
+    async def locate(self, ns: bytes, keys: Bytes, *, publishing: bool = False) -> Holders:
+        """Which other living nodes say that they hold blocks; publishing: or parts of them, unsealed. Never longer than
+        `locate_ms_max`.
+        """
         locating = self.directory.locate(ns, keys, self._clock.now_ns())
         waiting: dict[asyncio.Task[Answer | None], Locate] = {}
         try:
@@ -190,7 +192,7 @@ class Locator:
         self.counts.asked += locating.messages
         self.counts.hedged += locating.hedges
         others = self.directory.view.live.keys() - {self.directory.me}
-        return locating.holders().among(others)
+        return locating.holders().among(others).only(publishing=publishing)
 
     def _put(
         self,

@@ -72,6 +72,9 @@ class _MethodEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Method.ValueTy
     METHOD_PEER_LEASE: _Method.ValueType  # 38
     """Of framed.proto: LeaseRequest and ReleaseRequest of a node for its client, far leases as the holder sees them."""
     METHOD_PEER_RELEASE: _Method.ValueType  # 39
+    METHOD_FOLLOW: _Method.ValueType  # 48
+    """Of framed.proto: FollowRequest, FollowResponse; of a client, and of a node for its client."""
+    METHOD_PEER_FOLLOW: _Method.ValueType  # 49
 
 class Method(_Method, metaclass=_MethodEnumTypeWrapper):
     """The rare verbs as the framed socket names them in its CALL frames (docs/format/frames.md): the body is the request message,
@@ -107,6 +110,9 @@ METHOD_PEER_LOCATE: Method.ValueType  # 37
 METHOD_PEER_LEASE: Method.ValueType  # 38
 """Of framed.proto: LeaseRequest and ReleaseRequest of a node for its client, far leases as the holder sees them."""
 METHOD_PEER_RELEASE: Method.ValueType  # 39
+METHOD_FOLLOW: Method.ValueType  # 48
+"""Of framed.proto: FollowRequest, FollowResponse; of a client, and of a node for its client."""
+METHOD_PEER_FOLLOW: Method.ValueType  # 49
 Global___Method: _TypeAlias = Method  # noqa: Y015
 
 class _Tier:
