@@ -197,6 +197,24 @@ def test_a_publisher_that_gives_up_is_told_of(three: Cluster, follower: int) -> 
         assert followed.done().ended is Ended.COMPLETE
 
 
+@pytest.mark.parametrize("follower", [0, 1], ids=["one node", "two nodes"])
+def test_a_publisher_that_gives_up_before_the_first_part(three: Cluster, follower: int) -> None:
+    name = f"nothing {follower}"
+    with At(three, 0, name) as here, At(three, follower, name) as there:
+        chain = here.chain(tokens(BLOCKS, 16))
+        with here.reserve(chain[:2]) as slots:
+            publish(slots, chain[:2], 0)
+            followed = Followed(there, chain)
+            eventually(lambda: three.nodes[0].holds() > 0)
+            publish(slots, chain[:2], 1, 2, 3)
+            slots.seal()
+        here.reserve(chain[2:], parent=chain[1], position=2).abort()
+        began = time.monotonic()
+        done = followed.done()
+        assert (done.blocks, followed.parts, done.ended) == (2, [], Ended.ABANDONED)
+        assert time.monotonic() - began < 1
+
+
 def test_a_reservation_that_lapses_is_told_of_and_its_slots_are_not_reused(three: Cluster) -> None:
     with At(three, 0, "lapses") as here, At(three, 1, "lapses") as there:
         chain = here.chain(tokens(BLOCKS, 7))
