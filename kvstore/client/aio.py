@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, TypeVar
 from kvstore.client.calls import Times, positive, times_of
 from kvstore.client.channel import AsyncChannel, connect_async
 from kvstore.client.face import DEADLINE_S, ClientFace, NamespaceFace
+from kvstore.client.follows import AsyncFollow
 from kvstore.client.held import Held
 from kvstore.client.hints import NO_HINTS, Hints
 from kvstore.client.journeys import Found, Got, Journey, Stored
@@ -146,6 +147,23 @@ class AsyncNamespace(NamespaceFace):
         choices = Choices(shard, hints or NO_HINTS, position=position)
         lent = await self._drive(self._space.view(limits, chain, follow, choices), times)
         return View(lent, self._space.block_tokens)
+
+    async def follow(
+        self,
+        chain: object,
+        into: object,
+        *,
+        shard: int = 0,
+        position: int = 0,
+        hints: Hints | None = None,
+        wait_s: float | None = None,
+        deadline_s: float | None = None,
+    ) -> AsyncFollow:
+        """`async for part in await ns.follow(...)`; `await follow.finish()` gives the result."""
+        times, limits = await self._ready(deadline_s, wait_s)
+        choices = Choices(shard, hints or NO_HINTS, position=position)
+        journey = self._space.follow(limits, chain, into, choices)
+        return AsyncFollow(journey, partial(self._channel.perform, self._space), times)
 
     async def reserve(
         self,

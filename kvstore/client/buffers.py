@@ -65,6 +65,20 @@ class Places(NamedTuple):
         lengths = self.lengths if alike else self.lengths[cut]
         return self._replace(addresses=self.addresses[cut], lengths=lengths)
 
+    def cut(self, begin: int, end: int) -> Places:
+        """Bytes begin..end of every block. ValueError where that is not as many pieces of each."""
+        lengths = np.resize(self.lengths, self.addresses.shape[0]).reshape(-1, self.pieces).astype(np.int64)
+        ends = np.cumsum(lengths, axis=1)
+        first, last = np.clip(ends - lengths, begin, end), np.clip(ends, begin, end)
+        within = last > first
+        counts = within.sum(axis=1)
+        if len(counts) and (counts != counts[0]).any():
+            raise ValueError(f"into: bytes {begin} to {end} of a block must be as many pieces of each")
+        skipped = (first - (ends - lengths)).astype(np.uint64)
+        addresses = (self.addresses.reshape(-1, self.pieces) + skipped)[within]
+        pieces = int(counts[0]) if len(counts) else 1
+        return self._replace(addresses=addresses, lengths=(last - first)[within].astype(np.uint64), pieces=pieces)
+
     def pick(self, blocks: Sequence[int]) -> Places:
         """Of these blocks only, in the order given."""
         chosen = np.asarray(blocks, dtype=np.int64)

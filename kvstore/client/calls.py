@@ -15,6 +15,7 @@ from kvstore.client.held import Grip, Reach
 from kvstore.client.steps import (
     Answer,
     Fetch,
+    Follow,
     FoundFar,
     Gripped,
     Hold,
@@ -82,16 +83,16 @@ class Times(NamedTuple):
         return min(self.wait_s, limits.hold_wait_s_max, max(left - WAIT_MARGIN_S, left / 2))
 
 
-Asked = Lookup | LookupFar | Put | Fetch | Hold | Look | Reserve
+Asked = Lookup | LookupFar | Put | Fetch | Hold | Look | Follow | Reserve
 
 
-def by_transfers(step: Asked, line: Line) -> TypeGuard[Put | Fetch | Hold | Look | Reserve]:
+def by_transfers(step: Asked, line: Line) -> TypeGuard[Put | Fetch | Hold | Look | Follow | Reserve]:
     """Whether a step goes the way of kvstore.client.moving: nothing is mapped, not even where the bytes are another
     node's, or native code would have to touch device memory.
     """
     if isinstance(step, Lookup | LookupFar):
         return False
-    if isinstance(step, Fetch | Hold) and step.far:
+    if isinstance(step, Follow) or (isinstance(step, Fetch | Hold) and step.far):
         return True
     return not line.maps or (isinstance(step, Put | Fetch) and step.places.devices)
 
@@ -116,6 +117,7 @@ def as_call(line: Line, handle: int, step: Asked, times: Times) -> tuple[str, tu
     wait = times.wait(left, line.limits)
     if isinstance(step, Hold):
         return "hold", (handle, step.shard, step.keys, native_hint(step.hint), wait, left)
+    assert isinstance(step, Look), "a follow is no native call"
     return "view", (handle, step.shard, step.keys, native_hint(step.hint), wait, left, step.following)
 
 

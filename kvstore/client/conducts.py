@@ -10,7 +10,7 @@ from collections.abc import Awaitable, Callable, Coroutine, Generator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
-from kvstore.client.steps import Answer, Fetch, Hold, Look, Put, Reserve, Status, Told
+from kvstore.client.steps import Answer, Fetch, Follow, Hold, Look, Put, Reserve, Status, Told
 from kvstore.client.ways import NotTaken, TooLate
 from kvstore.errors import Rejected, Unavailable
 
@@ -67,7 +67,7 @@ T = TypeVar("T")
 Asked = Called | Awaited | Beside
 Conduct = Generator[Asked, Any, T]
 Run = Callable[[Conduct[Answer], Callable[[], float]], Answer]
-Movable = Fetch | Hold | Put | Reserve | Look
+Movable = Fetch | Hold | Put | Reserve | Look | Follow
 
 
 @dataclass(frozen=True, slots=True)

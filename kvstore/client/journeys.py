@@ -66,6 +66,7 @@ class Ended(Enum):
     FULL = "full"  # no room: only pins and holds are left
     CLEARED = "cleared"  # the namespace was cleared: make the chain anew
     LATE = "late"  # the deadline
+    ABANDONED = "abandoned"  # who published the next block gave it up, or is gone
     UNAVAILABLE = "unavailable"  # the node went away
 
 

@@ -21,12 +21,14 @@ from kvstore.client.at_once import read_at_once
 from kvstore.client.calls import times_of
 from kvstore.client.conducts import STOPPED, Awaited, Called, Conduct, Movable, Mover, Run, ended_by, failed
 from kvstore.client.far import fetching_far
+from kvstore.client.follow import following
 from kvstore.client.held import Grip
 from kvstore.client.hints import hints_of
 from kvstore.client.placing import publishing
 from kvstore.client.steps import (
     Answer,
     Fetch,
+    Follow,
     Gripped,
     Hold,
     Keys,
@@ -66,12 +68,12 @@ def conduct_of(mover: Mover, space: Space, step: Movable, times: Times, run: Run
     """run: drives what a reservation asks later, in the calling thread, within so many seconds."""
     if isinstance(step, Fetch):
         return (yield from (fetching_far if step.far else fetching)(mover, space, step, times))
-    if isinstance(step, Put) and mover.line.maps:
-        return (yield from publishing(mover, space, step, times))
     if isinstance(step, Put):
-        return (yield from putting(mover, space, step, times))
+        return (yield from (publishing if mover.line.maps else putting)(mover, space, step, times))
     if isinstance(step, Hold):
         return (yield from holding(mover, space, step, times))
+    if isinstance(step, Follow):
+        return (yield from following(mover, space, step, times))
     if isinstance(step, Reserve):
         return (yield from reserving(mover, space, step, run))
     return NO_VIEWS

@@ -10,6 +10,7 @@ import numpy as np
 
 from kvstore import identity
 from kvstore.client import buffers, hints
+from kvstore.client.follow_journey import FollowJourney, following
 from kvstore.client.held import Held
 from kvstore.client.hints import NO_HINTS, Hints
 from kvstore.client.journeys import (
@@ -135,6 +136,13 @@ class Space:
         places = buffers.places(into, wanted, self.registry)
         hint, clustered = self._hint(keys, choices), self.known.clustered
         return getting(self.shape(limits), choices.shard, keys, places, hint, chosen, clustered=clustered)
+
+    def follow(self, limits: Limits, chain: object, into: object, choices: Choices) -> FollowJourney:
+        keys, parts = keys_of(chain), len(self.part_bytes[choices.shard]) if self._size_of(choices.shard) else 0
+        wanted = buffers.Wanted("into", keys.shape[0], self._size_of(choices.shard), writing=True)
+        places = buffers.places(into, wanted, self.registry)
+        hint, clustered = self._hint(keys, choices), self.known.clustered
+        return following(self.shape(limits), choices.shard, keys, places, hint, parts, clustered=clustered)
 
     def put(
         self, limits: Limits, chain: object, source: object, metas: Sequence[bytes] | None, choices: Choices

@@ -15,6 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from kvstore.client.buffers import Places
+from kvstore.client.followed import Followed
 from kvstore.client.held import ENDLESS, Grip
 from kvstore.errors import Rejected, Unavailable
 from kvstore.layout import Need
@@ -138,6 +139,26 @@ class Look:
 
 
 @dataclass(frozen=True, slots=True)
+class Follow:
+    """What is new of blocks that somebody publishes, read into `places`: one block a key. All that came of it is in
+    `followed`, which the step goes on from.
+    """
+
+    shard: int
+    keys: Keys
+    places: Places
+    hint: WireHint
+    followed: Followed
+
+
+@dataclass(frozen=True, slots=True)
+class PartReady:
+    """Of a journey that follows: asks for nothing, and tells its caller that this part of every block has arrived."""
+
+    part: int
+
+
+@dataclass(frozen=True, slots=True)
 class Reserve:
     """Slots of one window, to be filled part by part."""
 
@@ -163,7 +184,7 @@ class Reopen:
     """A live connection with the namespace open, whatever that takes. Answered by Reopened."""
 
 
-Step = Lookup | LookupFar | Put | Fetch | Hold | Look | Reserve | Report | Reopen
+Step = Lookup | LookupFar | Put | Fetch | Hold | Look | Follow | Reserve | Report | Reopen
 
 
 class Answer(Protocol):

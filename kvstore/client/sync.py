@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from types import TracebackType
 from typing import TYPE_CHECKING, TypeVar
 
 from kvstore.client.calls import Times, positive, times_of
 from kvstore.client.channel import Channel, connect
 from kvstore.client.face import DEADLINE_S, ClientFace, NamespaceFace
+from kvstore.client.follows import Follow
 from kvstore.client.held import Held
 from kvstore.client.hints import NO_HINTS, Hints
 from kvstore.client.journeys import Found, Got, Journey, Stored
@@ -167,6 +169,27 @@ class Namespace(NamespaceFace):
         choices = Choices(shard, hints or NO_HINTS, position=position)
         lent = self._drive(self._space.view(limits, chain, follow, choices), times)
         return View(lent, self._space.block_tokens)
+
+    def follow(
+        self,
+        chain: object,
+        into: object,
+        *,
+        shard: int = 0,
+        position: int = 0,
+        hints: Hints | None = None,
+        wait_s: float | None = None,
+        deadline_s: float | None = None,
+    ) -> Follow:
+        """Fetches blocks while somebody still publishes them (`reserve`), here or at another node, at most one window
+        (`window_bytes`) of them: `for part in ns.follow(...)` goes on as each part has arrived of every block, and
+        `.finish()` gives the result. It may begin before the publisher does. Parts are verified as they land; that
+        their blocks are any good only the result says: those that were sealed. It ends within `deadline_s`.
+        """
+        times, limits = self._ready(deadline_s, wait_s)
+        choices = Choices(shard, hints or NO_HINTS, position=position)
+        journey = self._space.follow(limits, chain, into, choices)
+        return Follow(journey, partial(self._channel.perform, self._space), times)
 
     def reserve(
         self,

@@ -15,17 +15,22 @@ SCAN_SLOTS = 4_096
 
 
 class CoreHoldings:
-    """Implements announcing.Holdings. Memory and files are claimed; the object tier is every node's."""
+    """Implements announcing.Holdings. Memory and files are claimed, and what is being published into memory; the object
+    tier is every node's.
+    """
 
     def __init__(self, core: NodeCore) -> None:
         self._core = core
         self._sequence = core.event_sequence
+        self._begun = core.begun_sequence
         self._namespaces = 0  # handles below it were looked at
         self._handles: dict[bytes, int] = {}
 
     def changes(self) -> Changes:
         opened = self._opened()
         self._sequence, gap, keys, handles, cleared = self._core.changes_since(self._sequence, CHANGES_MAX)
+        self._begun, begun, begun_handles = self._core.begun_since(self._begun, CHANGES_MAX)
+        keys, handles = np.concatenate((keys, begun)), np.concatenate((handles, begun_handles))
         changed = [(self._digest(int(ns)), np.unique(keys[handles == ns], axis=0)) for ns in np.unique(handles)]
         return Changes(opened + changed, [self._digest(int(ns)) for ns in cleared], gap)
 

@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from kvstore.directory.homes import NamespaceHomes
-from kvstore.directory.messages import Bytes, Locate, LocateAnswer, Status, Words
+from kvstore.directory.messages import PUBLISHING, Bytes, Locate, LocateAnswer, Status, Words
 from kvstore.native import NeedKind
 
 __all__ = ["Holders", "Locating", "Run", "longest_boundary"]
@@ -39,6 +39,13 @@ class Holders:
     nodes: tuple[bytes, ...]
     shards: npt.NDArray[np.uint64]
     tiers: npt.NDArray[np.uint8]
+
+    def only(self, *, publishing: bool) -> Holders:
+        """Without claims of blocks that are still being published, or with them."""
+        if publishing or not (self.tiers == PUBLISHING).any():
+            return self
+        left = self.tiers != PUBLISHING
+        return Holders(self.nodes, np.where(left, self.shards, np.uint64(0)), np.where(left, self.tiers, np.uint8(0)))
 
     def together(self, local: Words | None = None) -> Words:
         """What there is of each key anywhere; `local`: what the asking node holds itself."""

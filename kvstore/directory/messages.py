@@ -7,13 +7,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from enum import IntEnum
-from typing import TypeAlias
+from typing import Final, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 
 __all__ = [
     "ALL_BUCKETS",
+    "PUBLISHING",
     "Announce",
     "Answer",
     "Digest",
@@ -27,6 +28,7 @@ __all__ = [
 ]
 
 ALL_BUCKETS = (1 << 64) - 1
+PUBLISHING: Final = 4  # the tier of a claim of which nothing is sealed yet: parts of it may be followed
 
 Bytes: TypeAlias = npt.NDArray[np.uint8]
 Words: TypeAlias = npt.NDArray[np.uint64]

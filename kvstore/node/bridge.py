@@ -10,6 +10,7 @@ import itertools
 from typing import TYPE_CHECKING, Final
 
 from kvstore import native
+from kvstore.node.watches import Watches
 
 if TYPE_CHECKING:
     import numpy as np
@@ -25,6 +26,7 @@ class CoreBridge:
 
     def __init__(self, core: native.NodeCore, clock: Clock) -> None:
         self.core = core
+        self.watches = Watches(core)
         self._clock = clock
         self._tokens = itertools.count(1)
         self._waiting: dict[int, tuple[int, asyncio.Future[native.FetchDone]]] = {}
@@ -33,11 +35,13 @@ class CoreBridge:
     def open(self) -> None:
         self._loop = asyncio.get_running_loop()
         self._loop.add_reader(self.core.completion_fd, self._complete)
+        self.watches.open()
 
     def close(self) -> None:
         """Waiters still there end with CancelledError."""
         if self._loop is not None:
             self._loop.remove_reader(self.core.completion_fd)
+            self.watches.close()
             self._loop = None
         for _, future in self._waiting.values():
             future.cancel()

@@ -44,7 +44,7 @@ if TYPE_CHECKING:
 
     Keys = NDArray[np.uint8]
 
-__all__ = ["FarCounts", "FarLeases", "Lender", "Lent"]
+__all__ = ["ASK_S", "FarCounts", "FarLeases", "Lender", "Lent", "far_tier"]
 
 log = logging.getLogger(__name__)
 
@@ -142,6 +142,10 @@ class Lender:
                 return whole, blocks < len(prefix.keys) and (blocks == len(keys) or cut)
         return [], False
 
+    def number(self) -> int:
+        """Of a lease at another node."""
+        return next(self._numbers)
+
     def _absent(self, handle: int, shard: int, keys: Keys) -> int:
         """How many blocks from the first on this node has not itself."""
         here = self.core.find(int(TierKind.MEMORY), handle, shard, keys)
@@ -192,7 +196,7 @@ class Lender:
                         ),
                         hints=request.hints,
                         wait_ms=0 if piece.in_memory else min(request.wait_ms, round(left_s * 500)),
-                        lease=next(self._numbers),
+                        lease=self.number(),
                         carriers=request.carriers,
                         metas=request.metas,
                     ),
@@ -333,7 +337,7 @@ def _handed_on(lent: Sequence[Lent], lease_ms: int, more: bool) -> framed.LeaseR
     answer = framed.LeaseResponse(lease_ms=lease_ms, window_full=more)
     for one in lent:
         answer.offsets.extend(one.told.offsets)
-        answer.tiers += bytes(_far(tier) for tier in one.told.tiers)
+        answer.tiers += bytes(far_tier(tier) for tier in one.told.tiers)
         answer.checksums += one.told.checksums
         section = answer.sections.add()
         section.CopyFrom(one.told.sections[0])
@@ -342,7 +346,8 @@ def _handed_on(lent: Sequence[Lent], lease_ms: int, more: bool) -> framed.LeaseR
     return answer
 
 
-def _far(tier: int) -> int:
+def far_tier(tier: int) -> int:
+    """As clients of this node are told a tier of another."""
     return tier + FAR if tier in {TierKind.MEMORY, TierKind.FILE} else tier
 
 

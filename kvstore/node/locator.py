@@ -75,7 +75,7 @@ class Locator:
         self._recent = Recent()
         self._turn_s = settings.announce_ms / 1e3
         self._wake = asyncio.Event()
-        self._seen = (-1, -1)
+        self._seen = (-1, -1, -1)
         self._running: asyncio.Task[None] | None = None
         self._calls: set[asyncio.Task[None]] = set()
 
@@ -113,7 +113,7 @@ class Locator:
             now = self._clock.now_ns()
             table = self.directory.claims.table
             self.counts.claims, self.counts.claims_bytes = len(table), table.memory_bytes  # as read by another thread
-            state = (self._core.event_sequence, self._core.namespaces_end)
+            state = (self._core.event_sequence, self._core.begun_sequence, self._core.namespaces_end)
             if state != self._seen or now >= due or self._wake.is_set():
                 self._seen = state
                 self._wake.clear()
@@ -167,15 +167,21 @@ class Locator:
 
     # ---- asking ---------------------------------------------------------------------------------------------------
 
-    async def locate(self, ns: bytes, keys: Bytes) -> Holders:
-        """Which other living nodes say that they hold blocks. Never longer than `locate_ms_max`."""
-        holders = await self.claimed(ns, keys)
-        others = holders.among(set(holders.nodes) - {self.directory.me})
-        self._recent.add(ns, keys, others, self._clock.now_ns() / 1e9)
+    async def locate(self, ns: bytes, keys: Bytes, *, publishing: bool = False) -> Holders:
+        """Which other living nodes say that they hold blocks; publishing: or parts of them, unsealed. Never longer than
+        `locate_ms_max`.
+        """
+        holders = await self._located(ns, keys)
+        others = holders.among(set(holders.nodes) - {self.directory.me}).only(publishing=publishing)
+        if not publishing:
+            self._recent.add(ns, keys, others, self._clock.now_ns() / 1e9)
         return others
 
     async def claimed(self, ns: bytes, keys: Bytes) -> Holders:
         """As `locate`, and this node among them if it has told so itself."""
+        return (await self._located(ns, keys)).only(publishing=False)
+
+    async def _located(self, ns: bytes, keys: Bytes) -> Holders:
         locating = self.directory.locate(ns, keys, self._clock.now_ns())
         waiting: dict[asyncio.Task[Answer | None], Locate] = {}
         try:

@@ -14,6 +14,7 @@ import numpy as np
 
 from kvstore.errors import Rejected, Unavailable
 from kvstore.node.far import FarLeases, Lender
+from kvstore.node.follows import Follows
 from kvstore.node.leases import Allowance, Leases, MovingHost
 from kvstore.node.namespaces import NotOpen
 from kvstore.node.pulls import LAPSED, Filling, Slots
@@ -37,7 +38,7 @@ __all__ = ["METHODS", "NODE_METHODS", "Visitors"]
 WAYS_MAX: Final = 16  # a client has one transport of a kind, and new ones after a failure
 FILLINGS_MAX: Final = 1_024  # of one connection; their bytes are limited, too
 DEADLINE_S_MAX: Final = 600.0
-M = TypeVar("M", framed.LeaseRequest, framed.PullRequest, framed.ReserveRequest)
+M = TypeVar("M", framed.LeaseRequest, framed.PullRequest, framed.ReserveRequest, framed.FollowRequest)
 
 
 @dataclass(slots=True)
@@ -82,6 +83,7 @@ class Visitor:
         self._owner = host.bridge.core.new_owner()
         self.leases = Leases(host, self._owner, self.allowance)
         self.far = FarLeases(lender)
+        self.follows = Follows(host, self._owner, self.allowance, lender)
         self.fillings: dict[int, Filling] = {}
         self.tasks: set[asyncio.Task[object]] = set()
         self._uses: set[tuple[Carrier, bytes]] = set()
@@ -118,7 +120,7 @@ class Visitor:
         for number in list(self.fillings):
             self.end(number)
         self.far.close()
-        if await self.leases.close():
+        if await self.leases.close() & await self.follows.close():
             self._host.bridge.core.owner_gone(self._owner)
         for key in self._uses:
             await self._ways.left(key)
@@ -169,6 +171,8 @@ class Visitors:
                 return await visitor.leases.lease(opened, prefix, lease)
             case store.METHOD_PEER_LEASE:
                 return await self._for_node(visitor, peer, body)
+            case store.METHOD_FOLLOW | store.METHOD_PEER_FOLLOW:
+                return await self._follow(visitor, peer, method == store.METHOD_PEER_FOLLOW, body)
             case store.METHOD_RELEASE | store.METHOD_PEER_RELEASE:
                 return self._released(visitor, framed.ReleaseRequest.FromString(body))
             case store.METHOD_PULL:
@@ -196,8 +200,16 @@ class Visitors:
         except NotOpen:  # cleared since this node said that it had blocks of it: nothing is wrong with the node
             return framed.LeaseResponse()
 
+    async def _follow(self, visitor: Visitor, peer: Peer, for_node: bool, body: bytes) -> framed.FollowResponse:
+        if for_node and not self.lender.cluster.serves():
+            raise Unavailable("this node stood still and is not sure yet who else lives")
+        request = framed.FollowRequest.FromString(body)
+        return await visitor.follows.ask(
+            request, lambda: self._named(peer, framed.FollowRequest, body)[1:], for_node=for_node
+        )
+
     def _released(self, visitor: Visitor, release: framed.ReleaseRequest) -> framed.ReleaseResponse:
-        if not visitor.far.release(release):
+        if not visitor.far.release(release) and not visitor.follows.release(release):
             visitor.leases.release(release)
         return framed.ReleaseResponse()
 
@@ -343,11 +355,12 @@ def _seconds(deadline_ms: int) -> float:
     return min(deadline_ms / 1e3, DEADLINE_S_MAX)
 
 
-NODE_METHODS: Final = frozenset({store.METHOD_PEER_LEASE, store.METHOD_PEER_RELEASE})
+NODE_METHODS: Final = frozenset({store.METHOD_PEER_LEASE, store.METHOD_PEER_RELEASE, store.METHOD_PEER_FOLLOW})
 METHODS: Final = NODE_METHODS | frozenset(
     {
         store.METHOD_LEASE,
         store.METHOD_RELEASE,
+        store.METHOD_FOLLOW,
         store.METHOD_PULL,
         store.METHOD_RESERVE,
         store.METHOD_FILL,

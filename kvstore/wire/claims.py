@@ -10,6 +10,7 @@ from google.protobuf.message import DecodeError, Message
 
 from kvstore.directory.base import ID_BYTES
 from kvstore.directory.messages import (
+    PUBLISHING,
     Announce,
     Answer,
     Digest,
@@ -29,7 +30,7 @@ METHODS: Final = frozenset({store.METHOD_PEER_ANNOUNCE, store.METHOD_PEER_DIGEST
 DIGEST_BYTES: Final = 32
 KEY_BYTES: Final = 16
 BUCKETS: Final = 64
-TIERS_MAX: Final = 2  # memory and files are claimed, nothing else
+TIERS: Final = (0, 1, 2, PUBLISHING)  # memory, files and what is coming into memory are claimed, nothing else
 
 Number = TypeVar("Number", bound=np.generic)
 Wire = TypeVar("Wire", bound=Message)
@@ -167,8 +168,9 @@ def _keys(field: str, told: bytes) -> npt.NDArray[np.uint8]:
 
 def _tiers(field: str, told: bytes, count: int) -> npt.NDArray[np.uint8]:
     tiers = _numbers(field, told, np.dtype(np.uint8), count)
-    if count and int(tiers.max()) > TIERS_MAX:
-        raise ValueError(f"{field}: {int(tiers.max())}, at most {TIERS_MAX}")
+    strange = tiers[~np.isin(tiers, TIERS)]
+    if len(strange):
+        raise ValueError(f"{field}: {int(strange[0])}, must be one of {TIERS}")
     return tiers
 
 

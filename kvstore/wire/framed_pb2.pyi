@@ -299,6 +299,122 @@ class ReleaseResponse(_message.Message):
 Global___ReleaseResponse: _TypeAlias = ReleaseResponse  # noqa: Y015
 
 @_typing.final
+class FollowRequest(_message.Message):
+    """---- follow -----------------------------------------------------------------------------------------------------------
+
+    Blocks that somebody is publishing, part by part as they become ready. The first request names them; later ones, of the
+    same lease, only ask what is new, and say by that that the parts of the answers before it have been read. It ends by a
+    Release of its lease, with the connection, or when nobody asks for lease_ms.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    LEASE_FIELD_NUMBER: _builtins.int
+    WAIT_MS_FIELD_NUMBER: _builtins.int
+    NAMESPACE_FIELD_NUMBER: _builtins.int
+    SHARD_FIELD_NUMBER: _builtins.int
+    CHAIN_FIELD_NUMBER: _builtins.int
+    CARRIERS_FIELD_NUMBER: _builtins.int
+    HINTS_FIELD_NUMBER: _builtins.int
+    lease: _builtins.int
+    """its number, chosen by the client as those of leases"""
+    wait_ms: _builtins.int
+    """for something new"""
+    namespace: _builtins.bytes
+    """from here on: of the first request only"""
+    shard: _builtins.int
+    @_builtins.property
+    def chain(self) -> _store_pb2.Chain:
+        """at most a window"""
+
+    @_builtins.property
+    def carriers(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """by any of these the bytes could be read"""
+
+    @_builtins.property
+    def hints(self) -> _store_pb2.Hints: ...
+    def __init__(
+        self,
+        *,
+        lease: _builtins.int = ...,
+        wait_ms: _builtins.int = ...,
+        namespace: _builtins.bytes = ...,
+        shard: _builtins.int = ...,
+        chain: _store_pb2.Chain | None = ...,
+        carriers: _abc.Iterable[_builtins.int] | None = ...,
+        hints: _store_pb2.Hints | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["chain", b"chain", "hints", b"hints"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["carriers", b"carriers", "chain", b"chain", "hints", b"hints", "lease", b"lease", "namespace", b"namespace", "shard", b"shard", "wait_ms", b"wait_ms"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___FollowRequest: _TypeAlias = FollowRequest  # noqa: Y015
+
+@_typing.final
+class FollowResponse(_message.Message):
+    """What is new of the blocks that one node holds for the follower: the leading ones of the chain, ever more of them."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    LEASE_MS_FIELD_NUMBER: _builtins.int
+    SECTION_FIELD_NUMBER: _builtins.int
+    OFFSETS_FIELD_NUMBER: _builtins.int
+    TIERS_FIELD_NUMBER: _builtins.int
+    TICKETS_FIELD_NUMBER: _builtins.int
+    READY_FIELD_NUMBER: _builtins.int
+    CHECKSUMS_FIELD_NUMBER: _builtins.int
+    SEALED_FIELD_NUMBER: _builtins.int
+    ABANDONED_FIELD_NUMBER: _builtins.int
+    WHY_FIELD_NUMBER: _builtins.int
+    lease_ms: _builtins.int
+    tiers: _builtins.bytes
+    """of the same blocks"""
+    checksums: _builtins.bytes
+    """of parts new in this answer, block after block, 8 bytes each"""
+    sealed: _builtins.int
+    """leading blocks that are sealed: what was read of others is nobody's word yet"""
+    abandoned: _builtins.bool
+    """nothing more will come: what is not sealed never was"""
+    why: _builtins.str
+    @_builtins.property
+    def section(self) -> Global___LeaseSection:
+        """of parts new in this answer, until the next request: their bytes alone are granted"""
+
+    @_builtins.property
+    def offsets(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """of blocks new in this answer, behind those of the answers before it"""
+
+    @_builtins.property
+    def tickets(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]: ...
+    @_builtins.property
+    def ready(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """of each block told of until now: how many parts may be read"""
+
+    def __init__(
+        self,
+        *,
+        lease_ms: _builtins.int = ...,
+        section: Global___LeaseSection | None = ...,
+        offsets: _abc.Iterable[_builtins.int] | None = ...,
+        tiers: _builtins.bytes = ...,
+        tickets: _abc.Iterable[_builtins.int] | None = ...,
+        ready: _abc.Iterable[_builtins.int] | None = ...,
+        checksums: _builtins.bytes = ...,
+        sealed: _builtins.int = ...,
+        abandoned: _builtins.bool = ...,
+        why: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["section", b"section"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["abandoned", b"abandoned", "checksums", b"checksums", "lease_ms", b"lease_ms", "offsets", b"offsets", "ready", b"ready", "sealed", b"sealed", "section", b"section", "tickets", b"tickets", "tiers", b"tiers", "why", b"why"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___FollowResponse: _TypeAlias = FollowResponse  # noqa: Y015
+
+@_typing.final
 class Source(_message.Message):
     """---- put -------------------------------------------------------------------------------------------------------------
 

@@ -298,7 +298,7 @@ class PeerRows(_message.Message):
     shards: _builtins.bytes
     """n * 8: a bitmap of shards; 0: nothing any more"""
     tiers: _builtins.bytes
-    """n: the nearest Tier; 0 where there are no shards"""
+    """n: the nearest Tier; 0 where there are no shards; 4: nothing is sealed, parts are published"""
     def __init__(
         self,
         *,

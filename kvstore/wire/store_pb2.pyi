@@ -72,6 +72,9 @@ class _MethodEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Method.ValueTy
     METHOD_PEER_LEASE: _Method.ValueType  # 38
     """Of framed.proto: LeaseRequest and ReleaseRequest of a node for its client, far leases as the holder sees them."""
     METHOD_PEER_RELEASE: _Method.ValueType  # 39
+    METHOD_FOLLOW: _Method.ValueType  # 48
+    """Of framed.proto: FollowRequest, FollowResponse; of a client, and of a node for its client."""
+    METHOD_PEER_FOLLOW: _Method.ValueType  # 49
     METHOD_PEER_ADMIN: _Method.ValueType  # 51
     """Of admin.proto: Question and Answer, for the operator of another node."""
 
@@ -109,6 +112,9 @@ METHOD_PEER_LOCATE: Method.ValueType  # 37
 METHOD_PEER_LEASE: Method.ValueType  # 38
 """Of framed.proto: LeaseRequest and ReleaseRequest of a node for its client, far leases as the holder sees them."""
 METHOD_PEER_RELEASE: Method.ValueType  # 39
+METHOD_FOLLOW: Method.ValueType  # 48
+"""Of framed.proto: FollowRequest, FollowResponse; of a client, and of a node for its client."""
+METHOD_PEER_FOLLOW: Method.ValueType  # 49
 METHOD_PEER_ADMIN: Method.ValueType  # 51
 """Of admin.proto: Question and Answer, for the operator of another node."""
 Global___Method: _TypeAlias = Method  # noqa: Y015

@@ -9,6 +9,8 @@
 //     locate(ns_word, keys, holders_max, spread) -> (counts u8, nodes u16, shards u64, tiers u8)
 //     apply(node, ns_word, keys, shards, tiers) -> (added, changed, withdrawn, unknown, evicted)
 //   NodeCore.held(ns, keys) -> (shards u64, tiers u8); scan_held(after, max, ns=-1) -> (after, keys, ns u32, shards, tiers)
+//   NodeCore.begun_since(sequence, max) -> (sequence, keys, ns u32); begun_sequence
+//   NodeCore.watch(ns, shard, keys) -> int (0: too many, or not open); unwatch(watch); watch_fd; take_woken() -> list[(watch, abandoned)]
 //   NodeCore.changes_since(sequence, max) -> (sequence, gap, keys, ns u32, cleared u32); namespace_digest(ns); namespaces_end
 #include "directory/claims.hpp"
 #include "kvstore_core_class.hpp"
@@ -36,7 +38,7 @@ std::span<const std::uint8_t> long_enough(const nb::bytes& bytes, const char* na
 ClaimRows claims_of(std::uint32_t ns, const RowsIn& keys, const WordsIn& shards, const BytesIn& tiers) {
   if (shards.shape(0) != keys.shape(0) || tiers.shape(0) != keys.shape(0)) throw nb::value_error("shards, tiers: one a key");
   for (std::size_t i = 0; i < tiers.shape(0); ++i)
-    if (shards.data()[i] != 0 && (tiers.data()[i] < 1 || tiers.data()[i] > 3)) throw nb::value_error("tiers: 1 to 3 where there are shards");
+    if (shards.data()[i] != 0 && (tiers.data()[i] < 1 || tiers.data()[i] > NodeCore::kPublishing)) throw nb::value_error("tiers: 1 to 4 where there are shards");
   return {ns, rows_of(keys), words_of(shards), {tiers.data(), tiers.shape(0)}};
 }
 
@@ -146,6 +148,26 @@ void bind_held(nb::class_<CoreClass>& core) {
             }
             return std::tuple(out.sequence, out.gap, array_of(std::move(out.keys)), array_of(std::move(out.ns)), array_of(std::move(out.cleared)));
           }, "sequence"_a, "max"_a)
+      .def("begun_since", [](CoreClass& self, std::uint64_t sequence, std::size_t max) {
+            Changes out;
+            {
+              nb::gil_scoped_release release;
+              out = self.core.begun_since(sequence, max);
+            }
+            return std::tuple(out.sequence, array_of(std::move(out.keys)), array_of(std::move(out.ns)));
+          }, "sequence"_a, "max"_a)
+      .def_prop_ro("begun_sequence", [](CoreClass& self) { return self.core.begun_sequence(); })
+      .def("watch", [](CoreClass& self, NsId ns, std::uint16_t shard, const KeysIn& keys) {
+            nb::gil_scoped_release release;
+            return self.core.watch(ns, shard, keys_of(keys));
+          }, "ns"_a, "shard"_a, "keys"_a)
+      .def("unwatch", [](CoreClass& self, std::uint64_t watch) { self.core.unwatch(watch); }, "watch"_a)
+      .def_prop_ro("watch_fd", [](CoreClass& self) { return self.core.watch_fd(); })
+      .def("take_woken", [](CoreClass& self) {
+            std::vector<std::pair<std::uint64_t, bool>> out;
+            for (const Woken& one : self.core.take_woken()) out.emplace_back(one.watch, one.abandoned);
+            return out;
+          })
       .def("namespace_digest", [](CoreClass& self, NsId ns) -> std::optional<nb::bytes> {
             const std::optional<Key> digest = self.core.namespace_digest(ns);
             if (!digest) return std::nullopt;

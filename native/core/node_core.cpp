@@ -72,10 +72,15 @@ NodeCore::Impl::Impl(const CoreConfig& given, void* meta_memory, std::size_t met
   memory.on_evict([this](const SlotInfo& info) { evicted(Tier::kMemory, info); });
   if (file) file->on_evict([this](const SlotInfo& info) { evicted(Tier::kFile, info); });
   work_event = eventfd(0, EFD_NONBLOCK | EFD_CLOEXEC);
-  if (work_event < 0) throw std::system_error(errno, std::generic_category(), "eventfd");
+  memory.on_progress([this](const ProgressOf& told) { progressed(told); });
+  watch_event = eventfd(0, EFD_NONBLOCK | EFD_CLOEXEC);
+  if (work_event < 0 || watch_event < 0) throw std::system_error(errno, std::generic_category(), "eventfd");
 }
 
-NodeCore::Impl::~Impl() { close(work_event); }
+NodeCore::Impl::~Impl() {
+  close(work_event);
+  close(watch_event);
+}
 
 NodeCore::NodeCore(const CoreConfig& config, void* meta, std::size_t meta_bytes, std::uint64_t incarnation)
     : impl_(std::make_unique<Impl>(config, meta, meta_bytes, incarnation)) {}
@@ -148,6 +153,7 @@ bool NodeCore::drop_namespace(NsId ns) {
     impl_->by_digest.erase(row->spec.digest);
     impl_->memory.drop_namespace(ns);
     if (impl_->file) impl_->file->drop_namespace(ns);
+    if (impl_->watches.dropped(ns)) impl_->wake_watchers();
     impl_->counters.cleared += 1;
     Event event;
     event.kind = Event::Kind::kCleared;

@@ -22,6 +22,7 @@
 #include "slot_table.hpp"
 #include "superblock.hpp"
 #include "types.hpp"
+#include "watches.hpp"
 
 namespace kvstore {
 
@@ -37,6 +38,7 @@ struct CoreConfig {
   std::uint32_t holds_per_owner_max = 65'536;
   std::uint32_t namespaces_max = 4'096;
   std::uint32_t parked_max = 4'096;
+  std::uint32_t watches_max = 4'096;
   std::uint32_t works_max = 16'384;  // beyond it, what nobody waits for is dropped
   std::uint32_t families_max = 1'000;
   std::uint32_t events_max = 65'536;
@@ -242,14 +244,27 @@ class NodeCore {
   std::vector<Event> events_since(std::uint64_t sequence, std::size_t max, bool& gap) const;
   std::uint64_t event_sequence() const;
 
+  // For those who follow what is being published (node_core_progress.cpp): woken by parts and seals of these keys in memory,
+  // by reservations of them that end without a seal, and by the end of the namespace. 0: there are too many, or it is not
+  // open. watch_fd (an eventfd) turns readable when take_woken() has something.
+  std::uint64_t watch(NsId ns, std::uint16_t shard, std::span<const Key> keys);
+  void unwatch(std::uint64_t watch);
+  int watch_fd() const;
+  std::vector<Woken> take_woken();
+
   // For the directory (node_core_claims.cpp): which shards of each key memory and files hold, and the nearest tier of any
-  // (0: none). A namespace that is not open holds nothing.
+  // (0: none). Of a key of which neither holds anything: which shards are being published, and kPublishing. A namespace that
+  // is not open holds nothing.
+  static constexpr std::uint8_t kPublishing = 4;
   void held(NsId ns, std::span<const Key> keys, std::span<std::uint64_t> shards, std::span<std::uint8_t> tiers) const;
   // All that is held, each key once, from where the last call ended (0: the beginning). `ns`: of that namespace only. At
   // most `max` keys, and as many slots are looked at. 0: the end.
   std::uint64_t scan_held(std::uint64_t after, std::size_t max, NsId ns, HeldKeys& out) const;
   // Keys that came or went after `sequence`, as often as they did. gap: some are not known any more.
   Changes changes_since(std::uint64_t sequence, std::size_t max) const;
+  // Keys whose first part was published, or that were given up after it: those after `sequence` that are still known.
+  Changes begun_since(std::uint64_t sequence, std::size_t max) const;
+  std::uint64_t begun_sequence() const;
   std::optional<Key> namespace_digest(NsId ns) const;  // also once it is cleared
   NsId namespaces_end() const;                         // every handle is below it
 

@@ -5,12 +5,18 @@ namespace kvstore {
 namespace {
 
 struct Here {
-  std::uint64_t memory = 0, file = 0;  // shards
-  Tier tier() const { return memory != 0 ? Tier::kMemory : file != 0 ? Tier::kFile : Tier::kNone; }
+  std::uint64_t memory = 0, file = 0, publishing = 0;  // shards
+  std::uint64_t shards() const { return (memory | file) != 0 ? memory | file : publishing; }
+  std::uint8_t tier() const {
+    if ((memory | file) == 0 && publishing != 0) return NodeCore::kPublishing;
+    return static_cast<std::uint8_t>(memory != 0 ? Tier::kMemory : file != 0 ? Tier::kFile : Tier::kNone);
+  }
 };
 
 Here here(const NodeCore::Impl& core, NsId ns, const Key& key) {
-  return {core.memory.shards_of(ns, key), core.file ? core.file->shards_of(ns, key) : 0};
+  Here found{core.memory.shards_of(ns, key), core.file ? core.file->shards_of(ns, key) : 0, 0};
+  if ((found.memory | found.file) == 0) found.publishing = core.memory.publishing_of(ns, key);
+  return found;
 }
 
 }  // namespace
@@ -20,8 +26,8 @@ void NodeCore::held(NsId ns, std::span<const Key> keys, std::span<std::uint64_t>
   const bool open = impl_->open_row(ns) != nullptr;
   for (std::size_t i = 0; i < keys.size(); ++i) {
     const Here found = open ? here(*impl_, ns, keys[i]) : Here{};
-    shards[i] = found.memory | found.file;
-    tiers[i] = static_cast<std::uint8_t>(found.tier());
+    shards[i] = found.shards();
+    tiers[i] = found.tier();
   }
 }
 
@@ -35,16 +41,18 @@ std::uint64_t NodeCore::scan_held(std::uint64_t after, std::size_t max, NsId ns,
     const bool in_files = at >= kFiles;
     if (in_files && (!impl_->file || at - kFiles >= impl_->file->slots_end())) return 0;
     const SlotInfo info = impl_->table(in_files ? Tier::kFile : Tier::kMemory).info(static_cast<SlotId>(at));
-    if (info.state != SlotState::kSealed || (ns != kNoNamespace && info.ns != ns) || impl_->open_row(info.ns) == nullptr) continue;
+    const bool publishing = !in_files && info.state == SlotState::kReserved && info.parts_ready > 0;
+    if ((info.state != SlotState::kSealed && !publishing) || (ns != kNoNamespace && info.ns != ns) || impl_->open_row(info.ns) == nullptr) continue;
     const Here found = here(*impl_, info.ns, info.key);
     // Once a key: by its lowest shard, in memory if any is there.
     if (in_files && found.memory != 0) continue;
-    const std::uint64_t lowest = in_files ? found.file : found.memory;
+    if (publishing && found.tier() != kPublishing) continue;  // by what of it is sealed
+    const std::uint64_t lowest = publishing ? found.publishing : in_files ? found.file : found.memory;
     if ((lowest & ((1ull << info.shard) - 1)) != 0) continue;
     out.keys.push_back(info.key);
     out.ns.push_back(info.ns);
-    out.shards.push_back(found.memory | found.file);
-    out.tiers.push_back(static_cast<std::uint8_t>(found.tier()));
+    out.shards.push_back(found.shards());
+    out.tiers.push_back(found.tier());
   }
   return at;
 }

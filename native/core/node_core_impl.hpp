@@ -55,6 +55,10 @@ struct NodeCore::Impl {
   void file_copy_gone(const SlotInfo& info, bool in_its_turn);  // of a sealed slot, but for a clear
   bool in_packs(const SlotInfo& info) const;
 
+  // ---- node_core_progress.cpp
+  void progressed(const ProgressOf& told);  // of memory
+  void wake_watchers();
+
   // ---- node_core_objects.cpp
   // keys[0], at `position` of its chain, was found nowhere. Once a hole, until probes are forgotten.
   void ask_probe(NsId ns, std::uint16_t shard, std::span<const Key> keys, std::uint64_t position, bool wanted);
@@ -103,6 +107,11 @@ struct NodeCore::Impl {
   std::unordered_set<std::uint64_t> corrupt_queued;
   int work_event = -1;
   std::function<void()> earlier;
+
+  Watches watches;
+  int watch_event = -1;
+  std::deque<std::pair<NsId, Key>> begun_keys;
+  std::uint64_t begun_first = 0;  // the sequence of the first of them
 
   EventRing events;
   CoreCounters counters;

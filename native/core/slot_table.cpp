@@ -215,8 +215,9 @@ std::size_t SlotTable::longest(NsId ns, std::uint16_t shard, std::span<const Key
   return run;
 }
 
-std::uint64_t SlotTable::shards_of(NsId ns, const Key& key) const {
-  const Impl& t = *impl_;
+template <class Wanted>
+std::uint64_t SlotTable::Impl::shards_of(NsId ns, const Key& key, const Wanted& wanted) const {
+  const Impl& t = *this;
   const std::uint16_t row = t.row_of(ns);
   if (row == kNoRow) return 0;
   const std::size_t shards = t.rows[row].shards.size();
@@ -224,9 +225,17 @@ std::uint64_t SlotTable::shards_of(NsId ns, const Key& key) const {
   for (std::uint16_t shard = 0; shard < shards; ++shard) t.index.prefetch(t.tag(t.hash(row, shard, key)));
   for (std::uint16_t shard = 0; shard < shards; ++shard) {
     const SlotId slot = t.lookup(row, shard, key);
-    if (slot != kNoSlot && t.entries[slot].state() == SlotState::kSealed) bitmap |= 1ull << shard;
+    if (slot != kNoSlot && wanted(t.entries[slot])) bitmap |= 1ull << shard;
   }
   return bitmap;
+}
+
+std::uint64_t SlotTable::shards_of(NsId ns, const Key& key) const {
+  return impl_->shards_of(ns, key, [](const Entry& e) { return e.state() == SlotState::kSealed; });
+}
+
+std::uint64_t SlotTable::publishing_of(NsId ns, const Key& key) const {
+  return impl_->shards_of(ns, key, [this](const Entry& e) { return impl_->followable(e); });
 }
 
 // ---- what is to be known
@@ -286,6 +295,16 @@ void SlotTable::for_each_sealed(const std::function<void(const SlotInfo&)>& visi
 }
 
 void SlotTable::on_evict(std::function<void(const SlotInfo&)> observer) { impl_->observer = std::move(observer); }
+
+void SlotTable::on_progress(std::function<void(const ProgressOf&)> observer) {
+  impl_->progress_observer = std::move(observer);
+}
+
+void SlotTable::Impl::tell(SlotId slot, Progress progress, std::uint32_t ready) const {
+  const Entry& e = entries[slot];
+  if (!progress_observer || e.row == kNoRow || rows[e.row].ns == kNoNamespace) return;
+  progress_observer({rows[e.row].ns, e.shard(), e.key, progress, ready});
+}
 
 TableStats SlotTable::stats() const {
   const Impl& t = *impl_;

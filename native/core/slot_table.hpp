@@ -80,6 +80,16 @@ struct Held {
   std::uint32_t parts_ready = 0;
 };
 
+// What became of a reservation; of kPart, `parts_ready` says how many are there now, of kAbandoned how many were.
+enum class Progress : std::uint8_t { kPart = 0, kSealed = 1, kAbandoned = 2 };
+struct ProgressOf {
+  NsId ns = kNoNamespace;
+  std::uint16_t shard = 0;
+  Key key;
+  Progress progress = Progress::kPart;
+  std::uint32_t parts_ready = 0;
+};
+
 enum class Outcome : std::uint8_t { kOk = 0, kStale = 1 /* lapsed, retired, or never so */, kBadInput = 2 };
 
 // What is to be known of one sealed slot, for a mover, a checkpoint or an event. Spans are valid until the next call.
@@ -143,7 +153,8 @@ class SlotTable {
   void find(NsId ns, std::uint16_t shard, std::span<const Key> keys, std::span<Found> out) const;
   // How many of keys[0..) are sealed before the first that is not.
   std::size_t longest(NsId ns, std::uint16_t shard, std::span<const Key> keys) const;
-  std::uint64_t shards_of(NsId ns, const Key& key) const;  // bitmap of sealed shards
+  std::uint64_t shards_of(NsId ns, const Key& key) const;      // bitmap of sealed shards
+  std::uint64_t publishing_of(NsId ns, const Key& key) const;  // of those reserved, with parts to be followed
   SlotInfo info(SlotId slot) const;  // state kFree for an id that is not in use
   SlotId slots_end() const;          // every id in use is below it
   // The row and header (record.hpp) that a RESERVED slot will have once sealed with these checksums; of a SEALED slot,
@@ -170,6 +181,8 @@ class SlotTable {
   Outcome retire(SlotId slot);                                     // by corruption, by an operator, by a clear
   std::size_t retire_keys(NsId ns, std::span<const Key> keys);     // all shards; returns slots unlisted
   void on_evict(std::function<void(const SlotInfo&)> observer);    // one observer
+  // Called for each part that is published, each seal, and each reservation that ends without one. One observer.
+  void on_progress(std::function<void(const ProgressOf&)> observer);
   // Of the first `bytes` that reserve() would evict, in its order, those that are not clean: the write-behind's work. What
   // is warmer is left alone, and so a full tier comes to rest.
   void dirty_victims(std::uint64_t bytes, std::vector<Ticket>& out, Dirty which = Dirty::kAll) const;

@@ -102,6 +102,9 @@ struct SlotTable::Impl {
     return e.state() == SlotState::kReserved || e.state() == SlotState::kSealed;
   }
   std::uint32_t parts_ready(const Entry& e) const noexcept;
+  bool followable(const Entry& e) const noexcept { return e.state() == SlotState::kReserved && parts_ready(e) > 0; }
+  template <class Wanted>
+  std::uint64_t shards_of(NsId ns, const Key& key, const Wanted& wanted) const;
   SlotInfo info(SlotId slot) const;
   bool names(Ticket ticket) const noexcept {
     return ticket.slot < layout.ids && ticket.tenancy != 0 && entries[ticket.slot].tenancy == ticket.tenancy;
@@ -117,6 +120,7 @@ struct SlotTable::Impl {
   Reserved grant(Request& request, const Key& key, const Key* parent, SlotId parent_slot,
                  std::span<const std::uint8_t> meta);
   std::uint64_t writer_of(OwnerId owner, Ticket ticket);  // the record's number, or 0
+  void tell(SlotId slot, Progress progress, std::uint32_t parts_ready) const;
 
   // Room.
   SlotId make_room(Request& request);
@@ -190,6 +194,7 @@ struct SlotTable::Impl {
   std::size_t freed_compact_at = 1024;
   TableStats counts;
   std::function<void(const SlotInfo&)> observer;
+  std::function<void(const ProgressOf&)> progress_observer;
   bool crowded = false;  // the last resort was needed: write-behind is to make room there
 
   // Touches a second, in sixteenths, from the `now` of calls: what turns milliseconds into touches.

@@ -37,6 +37,7 @@ void SlotTable::Impl::drop_reservation(std::uint64_t writer) {
   ++counts.slots_retired;
   const bool may_write = body.in_place;
   entries[slot].set_state(SlotState::kRetired, kWriter);
+  tell(slot, Progress::kAbandoned, body.parts_ready);
   if (may_write) {
     body.lapsed = true;
     writers.forget_deadline(writer);
@@ -47,13 +48,16 @@ void SlotTable::Impl::drop_reservation(std::uint64_t writer) {
 }
 
 void SlotTable::Impl::end_writer(std::uint64_t writer) {
-  const SlotId slot = writers.remove(writer).slot;
+  const WriterBody body = writers.remove(writer);
+  const SlotId slot = body.slot;
   Entry& e = entries[slot];
-  if (e.state() == SlotState::kReserved) {
+  const bool reserved = e.state() == SlotState::kReserved;
+  if (reserved) {
     unlist(slot);
     ++counts.slots_retired;
   }
   e.set_state(SlotState::kRetired, 0);
+  if (reserved) tell(slot, Progress::kAbandoned, body.parts_ready);
   free_if_unused(slot);
 }
 

@@ -164,6 +164,7 @@ Outcome SlotTable::publish_part(OwnerId owner, Ticket ticket, std::uint32_t part
   if (part != body.parts_ready || part >= e.parts()) return Outcome::kBadInput;
   t.tails.data(e.tail)[part] = checksum;  // recorded first, then held by followers
   ++body.parts_ready;
+  t.tell(ticket.slot, Progress::kPart, body.parts_ready);
   return Outcome::kOk;
 }
 
@@ -186,6 +187,7 @@ Outcome SlotTable::seal(OwnerId owner, Ticket ticket, std::span<const std::uint6
   ++t.counts.slots_sealed;
   t.counts.payload_bytes_sealed += e.bytes;
   t.log_change(ticket.slot);
+  t.tell(ticket.slot, Progress::kSealed, e.parts());
   if (e.holds() == 0) {
     t.slabs.drop_busy(ticket.slot);
     t.offer_again(ticket.slot);

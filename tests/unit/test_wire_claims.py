@@ -103,7 +103,7 @@ def test_answers_arrive() -> None:
         ("holders", b"\0\0", "holders: 2 bytes, must be 6"),
         ("holders", b"\0\0\2\0\0\0", "holders: 2, of 2 nodes"),
         ("shards", b"", "shards: 0 bytes, must be 24"),
-        ("tiers", b"\1\1\3", "tiers: 3, at most 2"),
+        ("tiers", b"\1\1\3", "tiers: 3, must be one of"),
         ("nodes", [b"a" * 16, b"b"], "nodes: 1 bytes, must be 16"),
         ("status", 77, "status: 77 is none"),
     ],

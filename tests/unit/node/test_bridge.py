@@ -24,6 +24,7 @@ class Core:
 
     def __init__(self) -> None:
         self.completion_fd = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
+        self.watch_fd = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
         self.has_all = False  # in memory
         self.tokens: list[int] = []
         self.done: list[SimpleNamespace] = []
@@ -53,6 +54,7 @@ def core() -> Iterator[Core]:
     made = Core()
     yield made
     os.close(made.completion_fd)
+    os.close(made.watch_fd)
 
 
 def begin(core: Core) -> tuple[CoreBridge, asyncio.Task[native.FetchDone]]:

@@ -29,7 +29,7 @@ class World:
         certificates: Any = SimpleNamespace(framed=lambda: None)
         config = ClusterConfig(members=members)
         self.cluster = Cluster(config, SecurityConfig(), certificates, self.clock, b"s" * 32, None)
-        core: Any = SimpleNamespace(incarnation=ME.incarnation, event_sequence=0, namespaces_end=0)
+        core: Any = SimpleNamespace(incarnation=ME.incarnation, event_sequence=0, begun_sequence=0, namespaces_end=0)
         self.cluster.introduce(ME, core)
         self.liveness = self.cluster.liveness
         self.liveness.begin(self.clock.now_ns())
