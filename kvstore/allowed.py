@@ -101,6 +101,21 @@ def one_address(value: object) -> object:
     return value
 
 
+def zmq_address(value: object) -> object:
+    """tcp://HOST:PORT or ipc://PATH as ZeroMQ binds them, or none."""
+    allowed = "tcp://HOST:PORT, ipc:///PATH or none; a port is 0 to 65535"
+    if value == "none" or (isinstance(value, str) and re.fullmatch(r"ipc:///\S{1,100}", value)):
+        return value
+    if not isinstance(value, str) or not value.startswith("tcp://"):
+        raise ValueError(allowed)
+    try:
+        if address(value.removeprefix("tcp://")) == "none":
+            raise ValueError(allowed)
+    except ValueError:
+        raise ValueError(allowed) from None
+    return value
+
+
 def power_of_two(inner: Read) -> Read:
     def read(value: object) -> object:
         number = inner(value)

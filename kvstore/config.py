@@ -21,6 +21,7 @@ from typing import Final
 
 from kvstore.allowed import GIB, MIB, Read, human
 from kvstore.errors import Misconfigured
+from kvstore.event_settings import EventsConfig
 from kvstore.members import Alone, Listed, parse_members
 from kvstore.security import SecurityConfig
 from kvstore.setting_rules import BY_TYPE, RULES
@@ -283,6 +284,7 @@ class Config:
     limits: LimitsConfig = field(default_factory=LimitsConfig)
     grpc: GrpcConfig = field(default_factory=GrpcConfig)
     metrics: MetricsConfig = field(default_factory=MetricsConfig)
+    events: EventsConfig = field(default_factory=EventsConfig)
     transfer: TransferConfig = field(default_factory=TransferConfig)
     security: SecurityConfig = field(default_factory=SecurityConfig)
 
@@ -336,6 +338,7 @@ def assemble(said: Mapping[str, Said]) -> Config:
         "limits": LimitsConfig,
         "grpc": GrpcConfig,
         "metrics": MetricsConfig,
+        "events": EventsConfig,
         "transfer": TransferConfig,
         "security": SecurityConfig,
     }

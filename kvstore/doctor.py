@@ -21,7 +21,7 @@ from kvstore import native
 from kvstore.allowed import human
 from kvstore.config import Config, ObjectConfig
 from kvstore.doctor_gpu import gpu
-from kvstore.doctor_node import data_directory, doors, existing, file_tier, shared_memory
+from kvstore.doctor_node import data_directory, doors, existing, file_tier, kv_events, shared_memory
 from kvstore.doctor_rdma import rdma
 from kvstore.errors import Misconfigured
 from kvstore.finding import Finding
@@ -51,6 +51,7 @@ def examine(
         ("open files", open_files),
         ("GPU", lambda: gpu(sysfs, ways=device_settings(config.transfer).ways)),
         ("RDMA", partial(rdma, sysfs, dev, proc)),
+        ("KV events", partial(kv_events, config)),
     ]
     return [finding for subject, check in checks for finding in _guarded(subject, check)]
 

@@ -18,9 +18,10 @@ from kvstore.finding import Finding
 from kvstore.node.auth import Guard
 from kvstore.node.file_store import choose_bytes
 from kvstore.node.home import Home
+from kvstore.node.kv_publisher import ADVICE, missing
 from kvstore.node.segments import planned
 from kvstore.node.tls import Certificates
-from kvstore.security import check_addresses
+from kvstore.security import check_addresses, check_events
 from kvstore.tiers.data_dir import DataDir, Geometry, room_bytes
 from kvstore.transfers import rdma_config, tcp_config
 
@@ -86,6 +87,24 @@ def file_tier(config: FileConfig, directory: Path) -> Finding:
     except Misconfigured as error:
         return Finding(subject, "bad", str(error), "ask for less in file.bytes, or set file.enabled = false")
     return Finding(subject, "ok", f"takes {human(geometry.size)} of {human(room)} in {directory}")
+
+
+def kv_events(config: Config) -> Finding:
+    """Whether routers are told over ZeroMQ what the node holds."""
+    subject, addresses = "KV events", config.events.addresses
+    if not addresses:
+        advice = "events.zmq = tcp://127.0.0.1:5557: prefix-aware routers then hear of it (docs/routers.md)"
+        return Finding(subject, "off", "events.zmq = none", advice)
+    lacking = missing()
+    if lacking:
+        return Finding(subject, "bad", f"{lacking} is not installed", ADVICE)
+    try:
+        exposed = check_events(config.security, addresses)
+    except Misconfigured as error:
+        return Finding(subject, "bad", str(error), "docs/routers.md says what carries it safely")
+    if exposed:
+        return Finding(subject, "slow", "; ".join(exposed), "docs/routers.md")
+    return Finding(subject, "ok", ", ".join(addresses))
 
 
 def doors(config: Config) -> Finding:

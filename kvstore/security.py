@@ -74,6 +74,25 @@ def is_local(address: str) -> bool:
         return False
 
 
+def check_events(security: SecurityConfig, addresses: tuple[str, ...]) -> tuple[str, ...]:
+    """As check_addresses, of ZeroMQ's (tcp://HOST:PORT, ipc://PATH): nothing seals or guards them, whatever else is
+    configured, and what they tell has the tokens of prompts in it.
+    """
+    exposed = [
+        address
+        for address in addresses
+        if address.startswith("tcp://") and not is_local(address.removeprefix("tcp://"))
+    ]
+    if exposed and not security.insecure:
+        raise Misconfigured(
+            f"{', '.join(exposed)}: reachable from other machines, and ZeroMQ has neither TLS nor authentication here; "
+            "bind to loopback or ipc:// and let something that has both carry it on, or say --insecure"
+        )
+    return tuple(
+        f"INSECURE: {address} tells whoever comes, from any machine, the tokens of prompts" for address in exposed
+    )
+
+
 def check_addresses(security: SecurityConfig, addresses: tuple[str, ...]) -> tuple[str, ...]:
     """Refuses what must not be bound; returns what must be said aloud in the log, one line each.
 

@@ -23,6 +23,7 @@ from kvstore.allowed import (
     power_of_two,
     size,
     tuple_of,
+    zmq_address,
 )
 from kvstore.members import members
 
@@ -114,6 +115,12 @@ RULES: Final[Mapping[str, Read]] = types.MappingProxyType(
         "grpc.window_bytes": size(1 << 16, 1 << 40),
         "metrics.address": address,
         "metrics.families_told_max": count(0, 10_000),
+        "events.zmq": zmq_address,
+        "events.replay": zmq_address,
+        "events.topic": matching(r"[^\x00-\x1f]{0,255}", "at most 255 printable characters"),
+        "events.form": one_of(("maps", "arrays")),
+        "events.buffer_steps": count(1, 1 << 24, "batches"),
+        "events.buffer_bytes_max": size(64 << 10),
         "grpc.call_ms_max": count(1, 86_400_000, "milliseconds"),
         "transfer.address": address,
         "transfer.lanes": count(1, 64, "connections"),

@@ -19,7 +19,7 @@ import numpy.typing as npt
 if TYPE_CHECKING:
     from kvstore import Namespace
 
-__all__ = ["Run", "run_of"]
+__all__ = ["Run", "event_hash", "run_of"]
 
 HASH_BYTES_MAX = 64  # of an engine's hash, as the store takes them
 
@@ -42,6 +42,12 @@ def run_of(namespace: Namespace, hashes: Sequence[str], before: Sequence[str] | 
     if not before:
         return Run(keys, None, 0)
     return Run(keys, namespace.chain_of_hashes([_raw(before[-1])])[0].tobytes(), len(before))
+
+
+def event_hash(name: str) -> int | bytes:
+    """A page as the engine's own KV events call it: its hash's first 64 bits, signed."""
+    raw = _raw(name)
+    return int.from_bytes(raw[:8], "big", signed=True) if len(raw) >= 8 else raw
 
 
 def _raw(name: str) -> bytes:

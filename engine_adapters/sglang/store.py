@@ -12,10 +12,11 @@ from typing import TYPE_CHECKING, Any, Final
 from engine_adapters.base.link import Link
 from engine_adapters.base.promises import Budget, Crowded
 from engine_adapters.sglang.hits import Hit, Wish, hit
-from engine_adapters.sglang.keys import run_of
+from engine_adapters.sglang.keys import event_hash, run_of
 from engine_adapters.sglang.layout import KV, Group
 from engine_adapters.sglang.promised import Promised
 from kvstore import PutOutcome
+from kvstore.block_meta import metas_of
 from kvstore.errors import KvStoreError
 from kvstore.layout import KVLayout, Need
 
@@ -153,10 +154,21 @@ class Pools:
             shard=group.shard,
             parent=run.parent,
             position=run.position,
+            metas=self._metas(group, hashes, before),
             deadline_s=self._settings.save_ms / 1e3,
         )
         there = [PutOutcome(outcome) in _THERE for outcome in done.outcomes.tolist()]
         return there + [False] * (len(hashes) - len(there)), done.stored
+
+    def _metas(self, group: Group, hashes: Sequence[str], before: Sequence[str] | None) -> list[bytes]:
+        """What is told of pages in the engine's words, their tokens left out, which it does not say here."""
+        return metas_of(
+            [event_hash(name) for name in hashes],
+            parent=event_hash(before[-1]) if before else None,
+            tokens=(),
+            block_tokens=self.layout.block_tokens,
+            group=[each.name for each in self.layout.groups].index(group.name),
+        )
 
     # ---- the rest
 

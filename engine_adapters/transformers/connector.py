@@ -19,6 +19,7 @@ import torch
 import transformers
 
 from kvstore import Client, Extents, Hints
+from kvstore.block_meta import metas_of
 from kvstore.errors import KvStoreError
 
 from .extents import block_table
@@ -87,7 +88,13 @@ class StoreConnector:
             chain = self.namespace.chain(prompt[: blocks * self.block_tokens])
             tensors = [t.contiguous() for layer in cache.layers for t in (layer.keys, layer.values)]
             source = Extents(tensors, block_table(tensors, 0, blocks, self.block_tokens))
-            return self.namespace.put(chain, source, hints=hints).stored
+            metas = metas_of(
+                [int.from_bytes(key[-8:].tobytes(), "big") for key in chain],
+                parent=None,
+                tokens=prompt[: blocks * self.block_tokens],
+                block_tokens=self.block_tokens,
+            )
+            return self.namespace.put(chain, source, metas=metas, hints=hints).stored
         except KvStoreError as error:
             log.warning("not published: %s", error)
             return 0

@@ -15,6 +15,7 @@ import numpy.typing as npt
 from vllm.distributed.kv_transfer.kv_connector.v1.base import KVConnectorMetadata, KVConnectorWorkerMetadata
 
 if TYPE_CHECKING:
+    from engine_adapters.vllm.events import Note
     from kvstore import KVLayout
 
 __all__ = ["Load", "Save", "StepMeta", "WorkerMeta"]
@@ -58,6 +59,7 @@ class Save:
     ids: tuple[Ids, ...]
     session: str = ""
     digest: bytes = b""  # of the namespace that the keys are of
+    note: Note | None = None  # what the engine says of these blocks; None: nothing that may be told
 
 
 @dataclass

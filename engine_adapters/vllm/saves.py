@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING, Final
 import numpy as np
 import numpy.typing as npt
 
-from engine_adapters.vllm.events import Note, note_of
+from engine_adapters.vllm.events import Note, note_of, plain
 from engine_adapters.vllm.meta import Save
 from kvstore.layout import NeedKind
 
@@ -213,6 +213,7 @@ class Saves:
             return None
         job, self._next = self._next, self._next + 1
         request = tracked.request
+        note = note_of(request, tracked.chain, first, end, self.geometry.block_tokens)
         save = Save(
             job,
             request.request_id,
@@ -223,9 +224,10 @@ class Saves:
             tuple(numbers),
             session=getattr(request, "session_id", None) or "",
             digest=tracked.chain.made[0],
+            note=note if plain(request) else None,
         )
-        note = note_of(request, tracked.chain, first, end, self.geometry.block_tokens) if self.events else None
-        self.under_way[job] = _Pinned(save, blocks, self.world, end - first, time.monotonic() + SOON_S, note)
+        told = note if self.events else None
+        self.under_way[job] = _Pinned(save, blocks, self.world, end - first, time.monotonic() + SOON_S, told)
         tracked.has(end)
         return save
 

@@ -22,6 +22,7 @@ import torch
 from engine_adapters.base.link import Link
 from engine_adapters.base.pieces import Pieces
 from engine_adapters.base.workers import Workers
+from engine_adapters.vllm.events import metas_of_note
 from engine_adapters.vllm.layerwise import Layerwise
 from engine_adapters.vllm.layout import Unsupported, describe
 from engine_adapters.vllm.meta import Load, Save, StepMeta, WorkerMeta
@@ -58,6 +59,7 @@ class StoreWorker:
         self._why = ""
         self._pieces: list[Pieces] = []
         self._shards: list[int] = []
+        self._groups: list[int] = []  # as the engine numbers them
         self._writes: list[bool] = []  # whether this rank has a shard of its own of the group
         self._told = 0
         self._loaders = Workers("load", settings.load_threads, QUEUED_MAX)
@@ -146,6 +148,7 @@ class StoreWorker:
         for group in self._layout.groups:
             shard = self._layout.shard_of(rank, group.name)
             self._shards.append(shard)
+            self._groups.append(_number(group.name))
             self._writes.append(_writer(self._layout, shard, group.name) == rank)
         self._link = Link(self._settings, self._layout)
         self._link.client.register(self._pieces[0].buffers)
@@ -155,7 +158,7 @@ class StoreWorker:
         assert self._layout is not None
         places = {}
         for number, group in enumerate(self._layout.groups):
-            names = self._config.kv_cache_groups[int(group.name.removeprefix("group"))].layer_names
+            names = self._config.kv_cache_groups[_number(group.name)].layer_names
             places.update({name: (number, place) for place, name in enumerate(names)})
         return [(name, *places[name]) for name in self._caches if name in places]
 
@@ -302,6 +305,7 @@ class StoreWorker:
         table = pieces.table(save.ids[group])
         shard = self._shards[group]
         stored: int = save.keys.shape[0]
+        metas = metas_of_note(save.note, self._groups[group]) if save.note is not None else None
         row = 0
         for begin, end in ((0, stored),) if there is None else _stretches(there):
             publish = partial(
@@ -312,6 +316,7 @@ class StoreWorker:
                 parent=save.keys[begin - 1].tobytes() if begin else save.parent or None,
                 position=save.first + begin,
                 hints=Hints(session=save.session),
+                metas=metas[begin:end] if metas is not None else None,
                 deadline_s=self._settings.save_ms / 1e3,
             )
             done = _in_its_namespace(publish, namespace, save.digest)
@@ -347,6 +352,11 @@ def _in_its_namespace(call: Callable[[], T], namespace: Namespace, digest: bytes
     """
     done = call()
     return call() if done.ended is Ended.CLEARED and namespace.digest == digest else done
+
+
+def _number(group: str) -> int:
+    """The engine's, of a cache group of our layout."""
+    return int(group.removeprefix("group"))
 
 
 def _writer(layout: KVLayout, shard: int, group: str) -> int:

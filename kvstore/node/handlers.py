@@ -22,6 +22,7 @@ from kvstore.node.news import News
 from kvstore.node.questions import Questions
 from kvstore.node.shares import Shares
 from kvstore.node.streams import Bring, Prefix
+from kvstore.node.watching import Telling, Watch
 from kvstore.security import DEFAULT_TENANT
 from kvstore.wire import convert, framed, store
 from kvstore.wire.labels import label_id
@@ -43,8 +44,6 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-EVENTS_MAX: Final = 2_048  # of one batch: with the longest metas still a message of every gRPC library's default size
-EVENTS_DEFAULT: Final = 1_024
 PREFETCHES_MAX: Final = 64
 
 
@@ -124,6 +123,7 @@ class Handlers:
     questions: Questions = field(init=False)
     asking: Asking = field(init=False)
     replicas: Replicas | None = None  # before the framed door opens
+    _telling: Telling = field(default_factory=Telling)
 
     def __post_init__(self) -> None:
         self._shares = Shares("prefetches_max", PREFETCHES_MAX, self.host.several_tenants)
@@ -360,40 +360,23 @@ class Handlers:
 
     # ---- watch --------------------------------------------------------------------------------------------------
 
-    def watch_from(self, peer: Peer, request: store.WatchRequest) -> tuple[Opened | None, store.WatchBatch]:
-        """Where a watch begins: the namespace it is about (None: all of the peer's), and the batch before the first."""
+    def watching(self, peer: Peer, request: store.WatchRequest) -> Watch:
+        """A reader of events, to be closed. Raises NotOpen for a namespace that the peer may not see."""
         only = self.opened(peer, request.namespace) if request.namespace else None
-        core = self.host.bridge.core
-        now = store.Cursor(epoch=core.incarnation, sequence=core.event_sequence)
-        if not request.HasField("after"):
-            return only, store.WatchBatch(cursor=now)
-        if request.after.epoch != now.epoch or request.after.sequence > now.sequence:
-            # Another life of the node: everything it has to say of this one is news.
-            return only, store.WatchBatch(cursor=store.Cursor(epoch=now.epoch, sequence=0), gap=True)
-        return only, store.WatchBatch(cursor=request.after)
-
-    def events(self, peer: Peer, only: Opened | None, after: store.Cursor, events_max: int) -> store.WatchBatch:
-        """What has happened after the cursor, as far as the peer may see it. The cursor passes over the rest."""
-        core = self.host.bridge.core
-        events, gap = core.events_since(after.sequence, min(events_max or EVENTS_DEFAULT, EVENTS_MAX))
-        batch = store.WatchBatch(gap=gap, cursor=after)
-        if events:
-            batch.cursor.sequence = events[-1].sequence
-        for event in events:
-            opened = self.host.namespaces.by_handle(event.ns)
-            if opened is not None and peer.may_use(opened.tenant) and (only is None or opened is only):
-                batch.events.append(convert.event(event, opened.digest))
-        return batch
+        return Watch(self.host, self._telling, peer, only, request)
 
     async def watch(self, peer: Peer, request: store.WatchRequest, wait_s: float) -> store.WatchBatch:
         """One batch: at once if there is news, else when there is, else an empty one after `wait_s`."""
-        only, begin = self.watch_from(peer, request)
-        batch, until = begin, self.host.clock.now_ns() + int(wait_s * 1e9)
+        if request.held:
+            raise ValueError("held: what is held is told over gRPC, which has streams")
+        watch = self.watching(peer, request)
+        begin = batch = watch.begin()
+        until = self.host.clock.now_ns() + int(wait_s * 1e9)
         while request.HasField("after"):
-            batch = self.events(peer, only, batch.cursor, request.events_max)
+            batch = watch.news()
             batch.gap |= begin.gap
             left_ns = until - self.host.clock.now_ns()
             if batch.events or batch.gap or left_ns <= 0:
                 break
-            await self.news.after(batch.cursor.sequence, left_ns / 1e9)
+            await self.news.after(watch.sequence, left_ns / 1e9)
         return batch

@@ -32,6 +32,7 @@ from kvstore.node.far_lookup import FarLookup
 from kvstore.node.file_store import FileStore
 from kvstore.node.handlers import DoorsReport, Handlers, NodeHost, TierReport
 from kvstore.node.home import Home
+from kvstore.node.kv_publisher import KvPublisher
 from kvstore.node.leases import MovingHost
 from kvstore.node.mover import Demote, Mover
 from kvstore.node.namespaces import Namespaces
@@ -42,7 +43,7 @@ from kvstore.node.service import GrpcServer
 from kvstore.node.telemetry import Telemetry
 from kvstore.node.tls import Certificates
 from kvstore.node.visitors import Visitors
-from kvstore.security import check_addresses
+from kvstore.security import check_addresses, check_events
 from kvstore.tiers.base import Keys, Shape, Tier, TierKind
 from kvstore.tiers.ladder import Ladder
 from kvstore.tiers.medium import CLOSE_MAX_S
@@ -72,6 +73,7 @@ class Node:
     objects: ObjectStore | None = None
     grpc: GrpcServer = field(init=False)
     telemetry: Telemetry = field(init=False)
+    kv_events: KvPublisher = field(init=False)
     transfers: Transfers = field(init=False)
     cluster: Cluster = field(init=False)
     said_aloud: tuple[str, ...] = ()
@@ -106,6 +108,7 @@ class Node:
     async def _start(self, exits: contextlib.AsyncExitStack) -> None:
         config = self.config
         self.said_aloud = check_addresses(config.security, settings.tcp_addresses(config))
+        self.said_aloud += check_events(config.security, config.events.addresses)
         for said in self.said_aloud:
             log.warning(said)
         self.socket = settings.socket_path(config)
@@ -250,7 +253,10 @@ class Node:
         self.admin_socket.unlink(missing_ok=True)
         exits.push_async_callback(self.grpc.stop)
         await self.grpc.start()
-        self.telemetry = Telemetry(config, guard, self._certificates, host, handlers)
+        self.kv_events = KvPublisher(config.events, self.core, namespaces, self.home.path / "kv-events")
+        exits.push_async_callback(asyncio.to_thread, self.kv_events.stop)
+        self.kv_events.start()
+        self.telemetry = Telemetry(config, guard, self._certificates, host, handlers, self.kv_events)
         exits.push_async_callback(asyncio.to_thread, self.telemetry.stop)
         self.telemetry.start()
         payload = self.segments.payload
@@ -334,6 +340,7 @@ class Node:
             *(("store-admin" if each == operators else "gRPC", each) for each in self.grpc.addresses),
             *(("transfers", route.address) for route in self.transfers.connector.offer.routes),
             ("metrics", self.telemetry.address),
+            *(("KV events", each) for each in self.kv_events.addresses),
         )
         return tuple((who, address) for who, address in told if address)
 

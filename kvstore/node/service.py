@@ -10,6 +10,7 @@ costs); the framed socket moves none.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import os
 import socket
@@ -160,14 +161,17 @@ class StoreService(services.StoreServicer):
 
 
 async def tell_events(handlers: Handlers, peer: Peer, request: store.WatchRequest, context: Context) -> None:
-    """Until the reader goes: the batch that says where the stream begins, then every batch that has news."""
-    only, batch = handlers.watch_from(peer, request)
-    await context.write(batch)
-    while True:
-        batch = handlers.events(peer, only, batch.cursor, request.events_max)
-        if batch.events or batch.gap:
-            await context.write(batch)
-        await handlers.news.after(batch.cursor.sequence)
+    """Until the reader goes: the batch that says where the stream begins, then what there is to tell."""
+    with contextlib.closing(handlers.watching(peer, request)) as watch:
+        await context.write(watch.begin())
+        while True:
+            batch = watch.step()
+            if batch is not None:
+                await context.write(batch)
+            if watch.busy:
+                await asyncio.sleep(0)
+            else:
+                await handlers.news.after(watch.sequence)
 
 
 class GrpcServer:

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from kvstore.config import Config
     from kvstore.node.auth import Guard
     from kvstore.node.handlers import Handlers, NodeHost
+    from kvstore.node.kv_publisher import KvPublisher
     from kvstore.node.tls import Certificates
 
 
@@ -22,7 +23,13 @@ class Telemetry:
     """From `start` to `stop`. `address`: where it listens; "" without an endpoint."""
 
     def __init__(
-        self, config: Config, guard: Guard, certificates: Certificates, host: NodeHost, handlers: Handlers
+        self,
+        config: Config,
+        guard: Guard,
+        certificates: Certificates,
+        host: NodeHost,
+        handlers: Handlers,
+        kv_events: KvPublisher,
     ) -> None:
         self._config, self._certificates, self._host, self._handlers = config, certificates, host, handlers
         core = host.bridge.core
@@ -34,6 +41,7 @@ class Telemetry:
             family=self._family,
             transfers=lambda: host.transfers.connector.counts,
             cluster=self._cluster,
+            kv_events=lambda: kv_events.counts,
             info={"node": host.name, "version": kvstore.__version__},
             families_told_max=config.metrics.families_told_max,
         )

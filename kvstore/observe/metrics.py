@@ -16,6 +16,7 @@ from typing import Any, Final, Protocol
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
 from prometheus_client.registry import Collector
 
+from kvstore.observe.kv_event_metrics import KvEventSample, kv_event_metrics
 from transfer.paths import Path, PathCounts
 
 TIERS: Final = {1: "memory", 2: "file", 3: "object"}
@@ -106,6 +107,7 @@ class Source:
     family: Callable[[int], str]
     transfers: Callable[[], Mapping[Path, PathCounts]]
     cluster: Callable[[], ClusterSample]
+    kv_events: Callable[[], KvEventSample]
     info: Mapping[str, str]
     families_told_max: int
 
@@ -131,6 +133,7 @@ class NodeCollector(Collector):
         yield from paths(counts)
         yield from transfers(self._source.transfers())
         yield from cluster(self._source.cluster())
+        yield from kv_event_metrics(self._source.kv_events())
         samples = self._source.tiers()
         yield from tiers(samples)
         yield from files(next((one.stats for one in samples if one.tier == FILE), {}))

@@ -176,6 +176,19 @@ def check_metas(field: str, metas: Sequence[bytes], blocks: int) -> None:
         raise ValueError(f"{field}: at most {native.META_BYTES_MAX} bytes each")
 
 
+def held_event(digest: bytes, shard: int, tier: int, key: bytes, parent: bytes, meta: bytes) -> store.Event:
+    """Of what is held, which is no news: sequence 0."""
+    return store.Event(
+        kind=store.Event.STORED,
+        namespace=digest,
+        shard=shard,
+        tier=store.Tier.ValueType(tier),
+        key=key,
+        parent=parent if any(parent) else b"",
+        meta=meta,
+    )
+
+
 def event(told: native.Event, digest: bytes) -> store.Event:
     return store.Event(
         sequence=told.sequence,

@@ -1280,6 +1280,7 @@ class WatchRequest(_message.Message):
     AFTER_FIELD_NUMBER: _builtins.int
     EVENTS_MAX_FIELD_NUMBER: _builtins.int
     WAIT_MS_FIELD_NUMBER: _builtins.int
+    HELD_FIELD_NUMBER: _builtins.int
     namespace: _builtins.bytes
     """empty: every namespace that the caller may use"""
     events_max: _builtins.int
@@ -1287,6 +1288,11 @@ class WatchRequest(_message.Message):
     wait_ms: _builtins.int
     """Over the framed socket, which has no streams: how long one call waits for news, at most NodeInfo.hold_wait_ms_max.
     gRPC streams take no notice of it.
+    """
+    held: _builtins.bool
+    """Where there is no place to go on from (`after` is absent, or what came after it is lost), now or later in the stream: begin
+    with all that is held. gRPC only. One request for every connect: with the last cursor it goes on, and where that is not
+    possible it says `gap` and tells what there is.
     """
     @_builtins.property
     def after(self) -> Global___Cursor:
@@ -1299,10 +1305,11 @@ class WatchRequest(_message.Message):
         after: Global___Cursor | None = ...,
         events_max: _builtins.int = ...,
         wait_ms: _builtins.int = ...,
+        held: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["after", b"after"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["after", b"after", "events_max", b"events_max", "namespace", b"namespace", "wait_ms", b"wait_ms"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["after", b"after", "events_max", b"events_max", "held", b"held", "namespace", b"namespace", "wait_ms", b"wait_ms"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -1315,13 +1322,18 @@ class WatchBatch(_message.Message):
     CURSOR_FIELD_NUMBER: _builtins.int
     GAP_FIELD_NUMBER: _builtins.int
     EVENTS_FIELD_NUMBER: _builtins.int
+    HELD_FIELD_NUMBER: _builtins.int
     gap: _builtins.bool
     """Events between the cursor asked from and the first one told are lost (the node was restarted, or the reader was too slow).
     What the reader believes about this node must be forgotten.
     """
+    held: _builtins.bool
+    """What is held is being told, blocks before those that build on them, as STORED with sequence 0, together with the news of
+    meanwhile. Taken in order it ends at what is true; the first batch without `held` ends it.
+    """
     @_builtins.property
     def cursor(self) -> Global___Cursor:
-        """everything up to and with this has been told"""
+        """Everything up to and with this has been told. Absent while what is held is being told: who is cut off there begins again."""
 
     @_builtins.property
     def events(self) -> _containers.RepeatedCompositeFieldContainer[Global___Event]: ...
@@ -1331,10 +1343,11 @@ class WatchBatch(_message.Message):
         cursor: Global___Cursor | None = ...,
         gap: _builtins.bool = ...,
         events: _abc.Iterable[Global___Event] | None = ...,
+        held: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["cursor", b"cursor"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["cursor", b"cursor", "events", b"events", "gap", b"gap"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["cursor", b"cursor", "events", b"events", "gap", b"gap", "held", b"held"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -1382,6 +1395,7 @@ class Event(_message.Message):
     parent: _builtins.bytes
     """empty: none known"""
     meta: _builtins.bytes
+    """what was put with the block; of REMOVED, too"""
     def __init__(
         self,
         *,

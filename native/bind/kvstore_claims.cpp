@@ -8,7 +8,8 @@
 //   class ClaimTable: see native/directory/claims.hpp
 //     locate(ns_word, keys, holders_max, spread) -> (counts u8, nodes u16, shards u64, tiers u8)
 //     apply(node, ns_word, keys, shards, tiers) -> (added, changed, withdrawn, unknown, evicted)
-//   NodeCore.held(ns, keys) -> (shards u64, tiers u8); scan_held(after, max, ns=-1) -> (after, keys, ns u32, shards, tiers)
+//   NodeCore.held(ns, keys) -> (shards u64, tiers u8); held_in(tier, ns, keys) -> shards u64
+//   NodeCore.scan_held(after, max, ns=-1) -> (after, keys, ns u32, shards, tiers)
 //   NodeCore.begun_since(sequence, max) -> (sequence, keys, ns u32); begun_sequence
 //   NodeCore.watch(ns, shard, keys) -> int (0: too many, or not open); unwatch(watch); watch_fd; take_woken() -> list[(watch, abandoned)]
 //   NodeCore.changes_since(sequence, max) -> (sequence, gap, keys, ns u32, cleared u32); namespace_digest(ns); namespaces_end
@@ -131,6 +132,15 @@ void bind_held(nb::class_<CoreClass>& core) {
             }
             return std::tuple(array_of(std::move(shards)), array_of(std::move(tiers)));
           }, "ns"_a, "keys"_a)
+      .def("held_in", [](CoreClass& self, int tier, NsId ns, const KeysIn& keys) {
+            if (tier != 1 && tier != 2) throw nb::value_error("tier: 1 or 2");
+            std::vector<std::uint64_t> shards(keys.shape(0));
+            {
+              nb::gil_scoped_release release;
+              self.core.held_in(static_cast<Tier>(tier), ns, keys_of(keys), shards);
+            }
+            return array_of(std::move(shards));
+          }, "tier"_a, "ns"_a, "keys"_a)
       .def("scan_held", [](CoreClass& self, std::uint64_t after, std::size_t max, std::int64_t ns) {
             HeldKeys out;
             {

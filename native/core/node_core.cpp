@@ -298,7 +298,8 @@ void NodeCore::Impl::stored(Tier tier, const SlotInfo& info) {
 }
 
 void NodeCore::Impl::removed(Tier tier, const SlotInfo& info) {
-  events.push({0, Event::Kind::kRemoved, info.ns, info.shard, tier, info.key, info.parent, {}});
+  // With its meta: whoever reads events knows blocks by that, and the slot is gone by then.
+  events.push({0, Event::Kind::kRemoved, info.ns, info.shard, tier, info.key, info.parent, {info.meta.begin(), info.meta.end()}});
 }
 
 // ---- work

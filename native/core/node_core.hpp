@@ -257,6 +257,8 @@ class NodeCore {
   // is not open holds nothing.
   static constexpr std::uint8_t kPublishing = 4;
   void held(NsId ns, std::span<const Key> keys, std::span<std::uint64_t> shards, std::span<std::uint8_t> tiers) const;
+  // The same of one tier alone, for whoever tells it apart.
+  void held_in(Tier tier, NsId ns, std::span<const Key> keys, std::span<std::uint64_t> shards) const;
   // All that is held, each key once, from where the last call ended (0: the beginning). `ns`: of that namespace only. At
   // most `max` keys, and as many slots are looked at. 0: the end.
   std::uint64_t scan_held(std::uint64_t after, std::size_t max, NsId ns, HeldKeys& out) const;

@@ -31,6 +31,12 @@ void NodeCore::held(NsId ns, std::span<const Key> keys, std::span<std::uint64_t>
   }
 }
 
+void NodeCore::held_in(Tier tier, NsId ns, std::span<const Key> keys, std::span<std::uint64_t> shards) const {
+  std::lock_guard lock(impl_->mutex);
+  const bool open = has(tier) && impl_->open_row(ns) != nullptr;
+  for (std::size_t i = 0; i < keys.size(); ++i) shards[i] = open ? impl_->table(tier).shards_of(ns, keys[i]) : 0;
+}
+
 // A position is a slot of memory, or 2^32 and above: of files.
 std::uint64_t NodeCore::scan_held(std::uint64_t after, std::size_t max, NsId ns, HeldKeys& out) const {
   constexpr std::uint64_t kFiles = 1ull << 32;

@@ -11,6 +11,7 @@ from typing import Any
 
 from kvstore import native
 from kvstore.node.far import FarCounts
+from kvstore.node.kv_publisher import KvEventCounts
 from kvstore.observe import metrics
 from transfer import paths
 
@@ -44,6 +45,7 @@ def told() -> dict[str, set[str]]:
         cluster=lambda: metrics.ClusterSample(
             {"alive": 1}, 0, 0, 0, discovery_away=False, stood_still=False, far=FarCounts()
         ),
+        kv_events=KvEventCounts,
         info={"node": "n", "version": "0"},
         families_told_max=10,
     )

@@ -6,7 +6,19 @@ import threading
 import time
 from typing import Any
 
-__all__ = ["clear", "counts", "events", "forget", "inject", "listen", "mend", "pending", "preemptions", "watch"]
+__all__ = [
+    "clear",
+    "counts",
+    "decoded",
+    "events",
+    "forget",
+    "inject",
+    "listen",
+    "mend",
+    "pending",
+    "preemptions",
+    "watch",
+]
 
 _COUNTS: dict[str, float] = {}
 _MENDED: list[Any] = []
@@ -153,3 +165,13 @@ def events(engine: Any) -> list[dict[str, Any]]:
     told = [{key: value for key, value in event.items() if not isinstance(value, bytes)} for event in _EVENTS]
     _EVENTS.clear()
     return told
+
+
+def decoded(engine: Any, payloads: list[str]) -> list[dict[str, Any]]:
+    """Batches (in hex), read by the engine's own types."""
+    import msgspec
+    from vllm.distributed.kv_events import KVEventBatch
+
+    decoder = msgspec.msgpack.Decoder(type=KVEventBatch)
+    batches = [decoder.decode(bytes.fromhex(payload)) for payload in payloads]
+    return [{"type": type(event).__name__, **msgspec.to_builtins(event)} for one in batches for event in one.events]

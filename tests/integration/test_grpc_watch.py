@@ -11,6 +11,7 @@ import pytest
 
 from kvstore import AsyncClient, Client, KVLayout
 from kvstore.config import GrpcConfig, LimitsConfig
+from kvstore.node import watching
 from kvstore.node.node import Node
 from kvstore.wire import admin, services, store
 from tests.integration.grpc_node import TIMEOUT_S, config_for, keys_for, opened, put, running, tcp_address
@@ -191,3 +192,162 @@ async def test_another_life_of_the_node_is_a_gap(tmp_path: Path) -> None:
         await put(stub, ns.digest, keys_for(ns.seed, 1))
         assert (await again.events(1))[0].kind == store.Event.STORED
         again.close()
+
+
+class Router(Watching):
+    """What a router keeps of one node: every block's shards and tiers, from the one request that it sends each time it
+    connects.
+    """
+
+    def __init__(self, stub: services.StoreAsyncStub, cursor: store.Cursor | None = None, **only: bytes) -> None:
+        super().__init__(stub, store.WatchRequest(held=True, after=cursor, **only))  # type: ignore[arg-type]
+        self.blocks: dict[tuple[bytes, bytes, int, int], bytes] = {}
+        self.order: list[bytes] = []
+
+    async def batch(self) -> store.WatchBatch:
+        async with asyncio.timeout(TIMEOUT_S):
+            batch = await self._call.read()
+        assert isinstance(batch, store.WatchBatch)
+        if batch.gap:
+            self.gaps += 1
+            self.blocks.clear()
+        if batch.held:
+            assert not batch.HasField("cursor"), "who is cut off here has no place to go on from"
+        else:
+            self.cursor = batch.cursor
+        for event in batch.events:
+            at = (event.namespace, event.key, event.shard, event.tier)
+            self.order.append(event.key)
+            if event.kind == store.Event.STORED:
+                self.blocks[at] = event.meta
+            elif event.kind == store.Event.REMOVED:
+                self.blocks.pop(at, None)
+            else:
+                self.blocks = {at: meta for at, meta in self.blocks.items() if at[0] != event.namespace}
+        return batch
+
+    async def told(self) -> Router:
+        """Reads until all that is held was told."""
+        begun = await self.batch()
+        assert begun.held
+        while (await self.batch()).held:
+            pass
+        return self
+
+    async def until(self, keys: set[bytes]) -> None:
+        while {at[1] for at in self.blocks} != keys:
+            await self.batch()
+
+
+async def retire(node: Node, digest: bytes, key: bytes) -> None:
+    async with grpc.aio.insecure_channel(f"unix:{node.admin_socket}") as channel:
+        request = admin.RetireRequest(namespace=digest, chain=store.Chain(keys=key))
+        await services.AdminStub(channel).Retire(request, timeout=TIMEOUT_S)
+
+
+async def test_a_router_learns_the_present_and_then_the_news(node: Node, stub: services.StoreAsyncStub) -> None:
+    """The node keeps 50 events and holds 180 blocks: more than any replay of events could tell."""
+    ns = await opened(stub)
+    keys = keys_for(ns.seed, 180)
+    await put(stub, ns.digest, keys)
+    await retire(node, ns.digest, keys[7])
+    router = await Router(stub).told()
+    assert not router.gaps and {at[1] for at in router.blocks} == {*keys} - {keys[7]}
+    assert router.order == [key for key in keys if key != keys[7]], "parents before children"
+    await retire(node, ns.digest, keys[8])
+    more = keys_for(ns.seed, 3, b"more")
+    await put(stub, ns.digest, more)
+    await router.until({*keys, *more} - {keys[7], keys[8]})
+    assert router.cursor.sequence == node.core.event_sequence
+    router.close()
+
+    again = Router(stub, router.cursor)  # goes on: nothing is told twice
+    assert not (await again.batch()).held
+    await retire(node, ns.digest, more[0])
+    await again.batch()
+    assert again.order == [more[0]] and not again.gaps
+    again.close()
+
+
+async def test_a_router_that_lost_its_place_is_told_what_is_held(node: Node, stub: services.StoreAsyncStub) -> None:
+    ns = await opened(stub)
+    keys = keys_for(ns.seed, 90)
+    begun = await Router(stub).told()
+    begun.close()
+    await put(stub, ns.digest, keys)  # the node keeps 50 events
+    router = Router(stub, begun.cursor)
+    router.blocks[ns.digest, b"what was", 0, 1] = b""
+    first = await router.batch()
+    assert not first.held and not first.gap, "its place was one; that what follows is lost is found out then"
+    await router.until(set(keys))
+    assert router.gaps == 1
+    router.close()
+
+
+async def test_a_router_sees_a_clear_and_what_others_hold(stub: services.StoreAsyncStub) -> None:
+    ns, other = await opened(stub), await opened(stub, model="other")
+    keys, others = keys_for(ns.seed, 5), keys_for(other.seed, 4)
+    await put(stub, ns.digest, keys)
+    await put(stub, other.digest, others)
+    every = await Router(stub).told()
+    one = await Router(stub, namespace=other.digest).told()
+    assert {at[1] for at in every.blocks} == {*keys, *others} and {at[1] for at in one.blocks} == {*others}
+    await stub.Clear(store.ClearRequest(namespace=ns.digest), timeout=TIMEOUT_S)
+    await every.until({*others})
+    late = await Router(stub).told()
+    assert {at[1] for at in late.blocks} == {*others}, "what was cleared is held by nobody"
+    for each in (every, one, late):
+        each.close()
+
+
+async def test_metas_are_told_of_what_is_held_and_of_what_goes(node: Node, stub: services.StoreAsyncStub) -> None:
+    ns = await opened(stub)
+    (key,) = keys_for(ns.seed, 1)
+    header = store.PutHeader(namespace=ns.digest, shard=1, chain=store.Chain(keys=key), meta=[b"hash 17"])
+    data = store.PutRequest(data=store.PutData(payload=bytes(4096)))
+    await stub.Put(iter([store.PutRequest(header=header), data]), timeout=TIMEOUT_S)
+    router = await Router(stub).told()
+    assert router.blocks == {(ns.digest, key, 1, store.TIER_MEMORY): b"hash 17"}
+    await retire(node, ns.digest, key)
+    batch = await router.batch()
+    assert [(event.kind, event.meta) for event in batch.events] == [(store.Event.REMOVED, b"hash 17")]
+    router.close()
+
+
+async def test_after_a_restart_a_router_is_told_what_is_still_held(tmp_path: Path) -> None:
+    config = config_for(tmp_path)
+    async with running(config, keep=True) as node, grpc.aio.insecure_channel(tcp_address(node)) as channel:
+        stub = services.StoreStub(channel)
+        ns = await opened(stub)
+        keys = keys_for(ns.seed, 20)
+        await put(stub, ns.digest, keys)
+        router = await Router(stub).told()
+        router.close()
+    async with running(config) as node, grpc.aio.insecure_channel(tcp_address(node)) as channel:
+        router = await Router(services.StoreStub(channel), router.cursor).told()
+        assert router.gaps == 1 and {at[1] for at in router.blocks} == set(keys)
+        assert router.cursor.epoch == node.core.incarnation
+        router.close()
+
+
+async def test_tellings_have_a_limit_and_end_with_their_readers(
+    stub: services.StoreAsyncStub, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(watching, "TELLINGS_MAX", 1)
+    ns = await opened(stub)
+    await put(stub, ns.digest, keys_for(ns.seed, 200))
+    monkeypatch.setattr(watching, "HELD_SLOTS", 1)  # far from ended when the next one comes
+    slow = Router(stub)
+    await slow.batch()
+    refused = Router(stub)
+    with pytest.raises(grpc.aio.AioRpcError) as refusal:
+        await refused.batch()
+    assert refusal.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
+    slow.close()
+    async with asyncio.timeout(TIMEOUT_S):
+        while True:
+            try:
+                await (await Router(stub).told()).until({*keys_for(ns.seed, 200)})
+                break
+            except grpc.aio.AioRpcError:
+                await asyncio.sleep(0.02)

@@ -21,6 +21,8 @@ from kvstore.config import (
     TransferConfig,
 )
 from kvstore.errors import Misconfigured
+from kvstore.event_settings import EventsConfig
+from kvstore.finding import Finding
 from kvstore.node import segments
 from kvstore.node.file_store import FileStore, choose_bytes
 from kvstore.node.segments import Segments
@@ -177,3 +179,19 @@ def test_doors(tmp_path: Path) -> None:
     ):
         found = doctor_node.doors(config)
         assert found.state == "bad" and says in found.found and found.advice, found
+
+
+def test_kv_events(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert doctor_node.kv_events(Config()).state == "off"
+    here = Config(events=EventsConfig(zmq="tcp://127.0.0.1:5557", replay="ipc:///run/kv"))
+    assert doctor_node.kv_events(here) == Finding("KV events", "ok", "tcp://127.0.0.1:5557, ipc:///run/kv")
+    everywhere = EventsConfig(zmq="tcp://0.0.0.0:5557")
+    sealed = SecurityConfig(certificate=Path("c"), private_key=Path("k"), client_ca=Path("a"))
+    for security in (SecurityConfig(), sealed):
+        found = doctor_node.kv_events(Config(events=everywhere, security=security))
+        assert found.state == "bad" and "tcp://0.0.0.0:5557: reachable from other machines" in found.found
+    found = doctor_node.kv_events(Config(events=everywhere, security=SecurityConfig(insecure=True)))
+    assert found.state == "slow" and "the tokens of prompts" in found.found
+    monkeypatch.setattr(doctor_node, "missing", lambda: "pyzmq")
+    found = doctor_node.kv_events(here)
+    assert (found.state, found.found) == ("bad", "pyzmq is not installed") and "kvstore[events]" in found.advice

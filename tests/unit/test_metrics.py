@@ -7,6 +7,7 @@ from typing import Any
 from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.parser import text_string_to_metric_families
 
+from kvstore.node.kv_publisher import KvEventCounts
 from kvstore.observe.metrics import ClusterSample, NamespaceLabels, NodeCollector, Source, TierSample
 from tests.architecture.test_dashboard import counts
 from transfer.paths import Path, PathCounts
@@ -31,6 +32,7 @@ def told(counted: dict[str, Any], *samples: TierSample, families_told_max: int =
         cluster=lambda: ClusterSample(
             {"alive": 3, "suspect": 0, "dead": 1}, 50, 6, 2, discovery_away=True, stood_still=False
         ),
+        kv_events=lambda: KvEventCounts(batches=61, stored=62, removed=63, anew=64, replays=65, left_out=66),
         info={"node": "n", "version": "0"},
         families_told_max=families_told_max,
     )
@@ -152,3 +154,9 @@ def test_each_path_to_peers_has_numbers_of_its_own() -> None:
         assert found["kvstore_transfer_refusals_total", path] == i + 20
         assert found["kvstore_transfer_bytes_total", *sorted((path, "read"))] == i + 30
         assert found["kvstore_transfer_bytes_total", *sorted((path, "written"))] == i + 40
+
+
+def test_what_routers_are_told_is_counted() -> None:
+    found = told(counts())
+    names = ("batches", "stored", "removed", "anew", "replays", "replays_refused", "left_out")
+    assert [found[f"kvstore_kv_events_{name}_total",] for name in names] == [61, 62, 63, 64, 65, 0, 66]

@@ -12,7 +12,7 @@ import pytest
 
 from kvstore.clock import SystemClock
 from kvstore.config import LimitsConfig
-from kvstore.node import handlers
+from kvstore.node import watching
 from kvstore.node.auth import TRUSTED, Peer
 from kvstore.node.handlers import Handlers
 from kvstore.node.namespaces import NotOpen
@@ -118,7 +118,7 @@ async def test_news_are_told_at_once_and_in_batches_of_the_size_asked_for() -> N
 
 async def test_a_batch_is_no_larger_than_a_message() -> None:
     rig = Rig([1])
-    for asked, given in ((0, handlers.EVENTS_DEFAULT), (10, 10), (1 << 31, handlers.EVENTS_MAX)):
+    for asked, given in ((0, watching.EVENTS_DEFAULT), (10, 10), (1 << 31, watching.EVENTS_MAX)):
         await rig.ask(store.WatchRequest(after=at(0), events_max=asked))
         assert rig.core.asked.pop() == given
 
