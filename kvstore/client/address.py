@@ -1,4 +1,4 @@
-"""Addresses of a node's framed door: `unix:PATH` or `HOST:PORT`. Pure."""
+"""Addresses of nodes' framed doors: `unix:PATH`, or `HOST:PORT`, or several of these. Pure."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from typing import Final
 from kvstore.security import is_local
 
 SUN_PATH_MAX: Final = 107
+NODES_MAX: Final = 64
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,3 +51,16 @@ def parse(address: str) -> UnixAddress | TcpAddress:
     if not colon or not host or "/" in host or not port.isdecimal() or not 0 < int(port) < 65_536:
         raise ValueError(f"address: {address!r}, must be unix:PATH or HOST:PORT")
     return TcpAddress(host.strip("[]"), int(port))
+
+
+def parse_all(address: str) -> list[UnixAddress | TcpAddress]:
+    """One, or several nodes of a cluster: "host:port,host:port,...", each once, in one order. ValueError names what is
+    wrong with it.
+    """
+    several = "," in address and not address.startswith("unix:")
+    found = [parse(one.strip()) for one in address.split(",")] if several else [parse(address)]
+    if len(found) > 1 and any(isinstance(one, UnixAddress) for one in found):
+        raise ValueError(f"address: {address!r}, several nodes must be HOST:PORT each")
+    if len(found) > NODES_MAX:
+        raise ValueError(f"address: {len(found)} nodes, at most {NODES_MAX}")
+    return sorted(set(found), key=str)

@@ -34,6 +34,12 @@ class AsyncSocketChannel:
         self._watched: Line | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
 
+    @property
+    def current(self) -> Line | None:
+        """The live session whose completions are watched, if there is one."""
+        line = self._connections.current
+        return line if line is self._watched else None
+
     async def line(self, deadline: float) -> Line:
         """The live session, its completions watched. Connecting may wait for a stopped node, so a thread does it."""
         self._connections.check()

@@ -1,17 +1,18 @@
 """What a face asks of the way to its node.
 
 `unix:PATH` and `HOST:PORT` are the same framed door. Who is trusted at a Unix socket maps the node's memory, and bytes
-move by one copy; all others' move by transfers (away.py).
+move by one copy; all others' move by transfers (away.py). Of several nodes each has a channel (spread.py).
 """
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Protocol
 
-from kvstore.client.address import TcpAddress, UnixAddress, parse
+from kvstore.client.address import TcpAddress, UnixAddress, parse_all
 from kvstore.client.async_socket import AsyncSocketChannel
 from kvstore.client.away import AwayAsync
 from kvstore.client.socket import SocketChannel
+from kvstore.client.spread import AsyncSpreadChannel, SpreadChannel
 from kvstore.config import TransferConfig
 
 if TYPE_CHECKING:
@@ -61,22 +62,28 @@ def connect(
     address: str, token: str | None, tls: Tls | None, transfers: TransferConfig | None, *, verify: bool
 ) -> Channel:
     """Connects to nothing yet. ValueError names the address; Misconfigured a file of `tls`."""
-    at = parse(address)
-    _check_tls(at, tls)
-    return SocketChannel(at, token, tls, transfers or TransferConfig(), verify=verify, workers=1)
+    config, nodes = transfers or TransferConfig(), _parsed(address, tls)
+    channels = [SocketChannel(at, token, tls, config, verify=verify, workers=1) for at in nodes]
+    return SpreadChannel([str(at) for at in nodes], channels) if len(nodes) > 1 else channels[0]
 
 
 def connect_async(
     address: str, token: str | None, tls: Tls | None, transfers: TransferConfig | None, *, verify: bool, workers: int
 ) -> AsyncChannel:
     """workers: threads that copy, where this process maps the node's memory."""
-    at = parse(address)
-    _check_tls(at, tls)
-    config = transfers or TransferConfig()
-    channel = SocketChannel(at, token, tls, config, verify=verify, workers=workers)
-    return AsyncSocketChannel(channel, AwayAsync(tls, config, verify=verify))
+    config, nodes = transfers or TransferConfig(), _parsed(address, tls)
+    channels = [
+        AsyncSocketChannel(
+            SocketChannel(at, token, tls, config, verify=verify, workers=workers),
+            AwayAsync(tls, config, verify=verify),
+        )
+        for at in nodes
+    ]
+    return AsyncSpreadChannel([str(at) for at in nodes], channels) if len(nodes) > 1 else channels[0]
 
 
-def _check_tls(at: UnixAddress | TcpAddress, tls: Tls | None) -> None:
-    if tls is not None and isinstance(at, UnixAddress):
+def _parsed(address: str, tls: Tls | None) -> list[UnixAddress | TcpAddress]:
+    nodes = parse_all(address)
+    if tls is not None and isinstance(nodes[0], UnixAddress):
         raise ValueError("tls: is for HOST:PORT; a Unix socket stays on the machine")
+    return nodes

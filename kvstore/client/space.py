@@ -89,6 +89,11 @@ class Space:
         self._known = known
         return same
 
+    def is_of(self, other: Space) -> bool:
+        """Whether both were last opened as the same generation."""
+        mine, others = self._known, other._known
+        return mine is not None and others is not None and mine.digest == others.digest
+
     def shape(self, limits: Limits) -> Shape:
         shape = self._shape
         if shape is None or shape.limits is not limits:  # another node, or its next life

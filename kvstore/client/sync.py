@@ -32,7 +32,9 @@ T = TypeVar("T")
 class Client(ClientFace):
     """A node's client. Connects with the first call that needs it, and again after the node was restarted.
 
-    address: "unix:PATH", or "host:port": then bytes move by transfers, and views are refused. token: for a node that
+    address: "unix:PATH", or "host:port": then bytes move by transfers, and views are refused. "host:port,host:port",
+    of nodes of one cluster: the blocks of a prompt are put at one of them, the same from every such client, and got
+    from there; while it is away, at the next. token: for a node that
     asks for one. tls: over host:port. transfers: how bytes move by transfers (lanes, threads, devices); a client
     listens nowhere, whatever its addresses say. deadline_s: of every call that is not given its own. verify: off only
     to show why it is on. Raises nothing but ValueError, TypeError and Misconfigured before it is used.
