@@ -19,7 +19,7 @@ from google.protobuf.message import DecodeError
 
 from kvstore.client.calls import WAIT_MARGIN_S
 from kvstore.client.conducts import STOPPED, Awaited, Called, Conduct, Mover, ended_by, failed
-from kvstore.client.far import REACH_S, READ_BYTES_PER_S, READ_S
+from kvstore.client.far_read import REACH_S, READ_BYTES_PER_S, READ_S
 from kvstore.client.held import Grip
 from kvstore.client.hints import hints_of
 from kvstore.client.steps import Answer, Follow, Status, Told
@@ -78,7 +78,7 @@ def following(mover: Mover, space: Space, step: Follow, times: Times) -> Conduct
 def _asked(mover: Mover, space: Space, step: Follow, left: float) -> Conduct[Result]:
     request = framed.FollowRequest()
     if step.followed.line is None:
-        request.carriers.extend(map(int, (yield Awaited(mover.ways.carriers))))
+        request.carriers.extend(map(int, mover.ways.carriers or (yield Awaited(mover.ways.start))))
         _begin(mover, space, step, request)
     request.lease = step.followed.number
     request.wait_ms = round(min(ASK_S_MAX, max(left - WAIT_MARGIN_S, left / 2)) * 1e3)
