@@ -22,7 +22,7 @@ from pathlib import Path
 from tests.cluster_rig.chaos_check import check
 from tests.cluster_rig.chaos_plan import ETCD, Fault, links, operations, plan
 from tests.cluster_rig.links import lacking
-from tests.cluster_rig.rig import NodeThere, Rig, Told
+from tests.cluster_rig.rig import NodeThere, Rig, Told, WrongBytes
 from tests.etcd_server import ETCD as ETCD_PROGRAM
 from tests.integration.nodes import eventually
 from tests.must_run import must_run
@@ -96,7 +96,11 @@ class Chaos:
                 return
             try:
                 told = engine.ask(operation.verb, operation.model, operation.seed, operation.blocks, DEADLINE_S)
-            except (AssertionError, OSError, ValueError) as error:  # wrong bytes, or no answer at all
+            except WrongBytes as error:
+                tally.counts["wrong"] += 1
+                tally.problems.append(f"WRONG BYTES at {self.rig.names[i]}: {error}")
+                return
+            except (AssertionError, OSError, ValueError) as error:  # no answer at all
                 tally.problems.append(f"{self.rig.names[i]}: {operation}: {error!r}")
                 return
             tally.add(operation.verb, operation.blocks, told)
@@ -199,7 +203,6 @@ class Chaos:
         counts = sum((tally.counts for tally in self.tallies), Counter[str]())
         kinds = Counter(fault.kind for fault in self.faults)
         verbs = sorted({verb for tally in self.tallies for verb in tally.took})
-        wrong = sum("wrong" in problem for problem in self.all_problems())
         lines = [
             f"{sum(counts[verb] for verb in verbs)} operations; {counts['hits']} blocks hit, {counts['far hits']} of "
             f"them far, {counts['misses']} missed; {counts['stored']} stored",
@@ -212,7 +215,7 @@ class Chaos:
             lines.append(
                 f"{verb}: {len(took)}, p50 {p50 * 1e3:.1f} ms, p99 {p99 * 1e3:.0f} ms, slowest {most * 1e3:.0f} ms"
             )
-        return "\n".join([*lines, f"wrong bytes: {wrong}"])
+        return "\n".join([*lines, f"wrong bytes: {counts['wrong']}"])
 
 
 def run(seed: int, seconds: float) -> int:

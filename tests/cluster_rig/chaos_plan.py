@@ -12,7 +12,7 @@ from typing import Final
 __all__ = ["ETCD", "Fault", "Link", "Operation", "links", "operations", "plan"]
 
 ETCD: Final = "etcd"
-CHAINS: Final = 40  # of each model, the first ones asked for most
+CHAINS: Final = 25  # of each model, the first ones asked for most
 MODELS: Final = ("a", "b")
 BLOCKS_MAX: Final = 24
 

@@ -32,6 +32,10 @@ FILE, FAR_MEMORY, FAR_FILE = 2, 9, 10
 Told = dict[str, Any]
 
 
+class WrongBytes(AssertionError):
+    """What must never be."""
+
+
 class NodeThere(NodeProcess):
     """`kvstore node` on a machine of the network; `others`: doors elsewhere than at the machine's address."""
 
@@ -66,7 +70,8 @@ class Engine:
         self.process.stdin.write(json.dumps(words) + "\n")
         self.process.stdin.flush()
         told: Told = json.loads(read_line(self.process, ANSWER_MAX_S))
-        assert not told.get("wrong"), (words, told)
+        if told.get("wrong"):
+            raise WrongBytes(f"{words}: {told}")
         return told
 
     def close(self) -> None:
