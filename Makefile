@@ -6,7 +6,7 @@ FUZZ_SECONDS ?= 60
 SEEDS ?= 500
 GRAFANA_TYPES := 'grafana-foundation-sdk==1769699379!11.6.0'
 .DEFAULT_GOAL := help
-.PHONY: help setup native native-built stubs proto check test test-s3 test-dashboards test-rdma setup-rdma setup-engines test-engines test-upstream demo demo-vllm bench bench-peers bench-engines sanitize fuzz wheel clean
+.PHONY: help setup native native-built stubs proto check test test-s3 test-dashboards test-rdma setup-rdma setup-engines test-engines test-upstream demo demo-vllm bench bench-peers bench-engines sanitize fuzz chaos wheel clean
 
 help:            ## this list
 	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 18
@@ -97,6 +97,10 @@ fuzz: setup      ## both doors and every parser, FUZZ_SECONDS each, corpus kept
 	@sh deploy/dev/setup.sh clang
 	@$(PY) -m tests.integration.grpc_fuzz --seconds $(FUZZ_SECONDS)
 	@$(PY) -m tests.fuzz --seconds $(FUZZ_SECONDS)
+
+chaos: setup     ## five nodes in network namespaces, CHAOS_SECONDS (600) of kills, stops and cut links from CHAOS_SEED; every byte compared
+	@sh deploy/dev/setup.sh etcd
+	@$(PY) -m tests.cluster_rig.chaos
 
 wheel: setup     ## a wheel in dist/, and its installed weight
 	$(PY) -m pip wheel -q --no-deps --no-build-isolation -w dist .

@@ -194,13 +194,21 @@ class SocketChannel:
 
     def call(self, method: int, body: bytes, times: Times) -> bytes:
         """A rare verb. Raises what its answer says."""
-        return body_of(self.connect(times.deadline).session.call(method, body, times.left()))
+        return self._called(method, body, times)[1]
 
     def open(self, space: Space, times: Times) -> bool:
         """Opens the namespace on the live session. Whether it is the one it was. Raises KvStoreError, ValueError."""
-        line = self.connect(times.deadline)
-        body = body_of(line.session.call(store.METHOD_OPEN_NAMESPACE, space.request, times.left()))
+        line, body = self._called(store.METHOD_OPEN_NAMESPACE, space.request, times)
         return place(space, line, store.OpenNamespaceResponse.FromString(body))
+
+    def _called(self, method: int, body: bytes, times: Times) -> tuple[Line, bytes]:
+        """By which session, and the answer. One that ended with the node before is noticed here, and made anew once."""
+        line = self.connect(times.deadline)
+        answer = line.session.call(method, body, times.left())
+        if answer.status == Status.UNAVAILABLE and line.session.closed:
+            line = self.connect(times.deadline)
+            answer = line.session.call(method, body, times.left())
+        return line, body_of(answer)
 
     def _reopen(self, space: Space, times: Times) -> Answer:
         try:

@@ -119,7 +119,7 @@ class Claims:
         counts, numbers, shards, tiers = self.table.locate(word, message.keys, holders_max, message.spread)
         distinct, places = np.unique(numbers, return_inverse=True)
         nodes = tuple(self._ids[int(number)] for number in distinct)
-        return LocateAnswer(Status.TAKEN, nodes, counts, places.astype(np.uint16), shards, tiers)
+        return LocateAnswer(Status.TAKEN, nodes, counts, places.astype(np.uint16), shards, tiers, self._view.live_word)
 
     def nothing(self, message: Locate) -> LocateAnswer:
         """The answer of a home that is not fit to be asked."""

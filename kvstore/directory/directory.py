@@ -102,6 +102,7 @@ class Directory:
             self.view.asked.of(ns),
             lambda node: self.view.standing(node, now),
             spread=self._spread,
+            view=self.view.live_word,
             hedge_at=now + self.settings.hedge_ms * MS,
             ends_at=now + self.settings.locate_ms_max * MS,
         )

@@ -226,6 +226,10 @@ class EtcdClient:
         except (TimeoutError, asyncio.InvalidStateError) as error:
             self._next()
             raise Unavailable("etcd: a watch was not answered") from error
+        except asyncio.CancelledError as error:
+            if _is_cancelled():
+                raise
+            raise Unavailable("etcd: the connection of a watch was given up") from error
 
     # ---- how ------------------------------------------------------------------------------------------------------
 
@@ -283,8 +287,18 @@ class EtcdClient:
                     self._next()
                 with contextlib.suppress(Exception):
                     await self._tidy()
+            except asyncio.CancelledError as error:
+                if _is_cancelled():
+                    raise
+                raise Unavailable("etcd: the connection of a call was given up") from error
         assert last is not None
         raise _translated(last, self._endpoints) from last
+
+
+def _is_cancelled() -> bool:
+    """This task, that is. To a call whose channel is closed under it grpc says CancelledError, too."""
+    task = asyncio.current_task()
+    return task is None or task.cancelling() > 0
 
 
 def _is_stale(error: grpc.aio.AioRpcError) -> bool:

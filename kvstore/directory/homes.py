@@ -7,6 +7,8 @@ change later. Pure: `now` is an argument, in nanoseconds.
 
 from __future__ import annotations
 
+import functools
+import operator
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
@@ -66,12 +68,14 @@ class Places:
 @dataclass(slots=True)
 class SettledView:
     """`live`: who answers now, and as which incarnation, this node among them. `asked`: homes of lookups. `told`: homes
-    of announcements, under any view that somebody may still ask by; `version` counts its changes.
+    of announcements, under any view that somebody may still ask by; `version` counts its changes. live_word: the same
+    at all nodes whose pings the same nodes answer.
     """
 
     me: bytes
     settings: DirectorySettings
     live: dict[bytes, int] = field(default_factory=dict)
+    live_word: int = 0
     version: int = 0
     asked: Places = field(init=False)
     told: tuple[Places, ...] = field(init=False)
@@ -95,6 +99,7 @@ class SettledView:
             self._since.pop(node, None)
             self._died[node] = now
         self.live = dict(live)
+        self.live_word = functools.reduce(operator.xor, map(node_word, live), 0)
         if not self._begun:
             others = [node for node in live if node != self.me]
             self.asked = Places(others or [self.me], self.settings.width)

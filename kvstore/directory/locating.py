@@ -2,7 +2,8 @@
 
 One message a home, all at once: at most `directory_width`, since a namespace has no more homes. A home that is dead, or
 not settled again, is left out for the second one; one that is slow or fails is hedged by the second homes of its keys,
-with at most as many messages again. Whatever is missing at the end is a miss. Pure.
+with at most as many messages again. So is a home whose view is not this node's, for what it knows nobody of: a link
+between two nodes breaks, and the holder may not have reached this home. Whatever is missing at the end is a miss. Pure.
 """
 
 from __future__ import annotations
@@ -113,11 +114,12 @@ class Locating:
         standing: Callable[[bytes], int],
         *,
         spread: int,
+        view: int = 0,
         hedge_at: int,
         ends_at: int,
     ) -> None:
-        """`standing` of a home: 0 dead, 1 it answers, 2 it has been told what it should know."""
-        self._ns, self._homes, self._spread = ns, homes, spread
+        """`standing` of a home: 0 dead, 1 it answers, 2 it has been told what it should know. view: as in answers."""
+        self._ns, self._homes, self._spread, self._view = ns, homes, spread, view
         self._keys = np.ascontiguousarray(keys[:, :16])
         first, second = homes.of(keys)
         good = np.array([standing(node) for node in homes.ids] + [0])  # the last: place -1
@@ -157,7 +159,10 @@ class Locating:
             shards, tiers = self._known[node]
             shards[rows[chosen]] = answer.shards[chosen]
             tiers[rows[chosen]] = answer.tiers[chosen]
-        return []
+        if answer.view == self._view:
+            return []
+        self._open[keys[answer.counts == 0]] = True
+        return self._hedge(asked)
 
     def timer(self, now: int) -> list[tuple[bytes, Locate]]:
         """Once hedge_at has come: who has not answered by then is slow."""

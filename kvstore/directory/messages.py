@@ -101,7 +101,9 @@ class DigestAnswer:
 
 @dataclass(frozen=True, slots=True)
 class LocateAnswer:
-    """`counts` holders of each key; the rest is concatenated, `holders` being places in `nodes`."""
+    """`counts` holders of each key; the rest is concatenated, `holders` being places in `nodes`. view: a word of who
+    answers its pings. Where that is not as at the asking node, the home may not have heard of all who do there.
+    """
 
     status: Status
     nodes: tuple[bytes, ...]
@@ -109,6 +111,7 @@ class LocateAnswer:
     holders: npt.NDArray[np.uint16]
     shards: Words
     tiers: Bytes
+    view: int = 0
 
 
 Message: TypeAlias = Announce | Digest | Locate

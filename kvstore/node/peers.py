@@ -60,6 +60,7 @@ class Peers:
     token: bytes
     secret_id: str
     _lines: dict[str, _Line] = field(default_factory=dict)
+    _closed: bool = False
     _executor: ThreadPoolExecutor = field(
         default_factory=lambda: ThreadPoolExecutor(CONNECTS_MAX, thread_name_prefix="kvstore-peers")
     )
@@ -114,6 +115,8 @@ class Peers:
             del self._lines[address]
 
     async def close(self) -> None:
+        """Whoever calls from now on finds nobody: this node stops."""
+        self._closed = True
         for address in tuple(self._lines):
             self.drop(address)
         await asyncio.to_thread(self._executor.shutdown, cancel_futures=False)
@@ -144,6 +147,8 @@ class Peers:
             return session, member
 
     async def _opened(self, address: str, until: float) -> PeerSession:
+        if self._closed:
+            raise Unavailable(f"{address}: this node stops")
         at = parse(address)
         assert isinstance(at, TcpAddress)
         tls = self.tls()

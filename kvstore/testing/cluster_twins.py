@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -161,7 +162,11 @@ class NoSecondHome(Directory):
 
 
 class AnswersAtOnce(Directory):
-    """A home that has just come, or stood still, answers as if it knew."""
+    """A home that has just come, or stood still, answers as if it knew, and is believed whatever its view."""
+
+    def view_changed(self, live: Mapping[bytes, int], now: int) -> None:
+        super().view_changed(live, now)
+        self.view.live_word = 0
 
     def handle(self, message: Message, now: int) -> Any:
         if isinstance(message, Locate):

@@ -102,6 +102,7 @@ def answer_bytes(answer: Answer) -> bytes:
                 holders=answer.holders.astype("<u2").tobytes(),
                 shards=answer.shards.astype("<u8").tobytes(),
                 tiers=answer.tiers.tobytes(),
+                view=answer.view,
             ).SerializeToString()
 
 
@@ -130,6 +131,7 @@ def _located(told: peers.PeerLocateResponse, keys: int) -> LocateAnswer:
         holders.astype(np.uint16),
         _numbers("shards", told.shards, np.dtype("<u8"), count).astype(np.uint64),
         _tiers("tiers", told.tiers, count),
+        told.view,
     )
 
 

@@ -462,6 +462,7 @@ class PeerLocateResponse(_message.Message):
     HOLDERS_FIELD_NUMBER: _builtins.int
     SHARDS_FIELD_NUMBER: _builtins.int
     TIERS_FIELD_NUMBER: _builtins.int
+    VIEW_FIELD_NUMBER: _builtins.int
     status: Global___PeerStatus.ValueType
     counts: _builtins.bytes
     """n: holders of each key; the rest is theirs, key after key"""
@@ -471,6 +472,8 @@ class PeerLocateResponse(_message.Message):
     """8 each"""
     tiers: _builtins.bytes
     """1 each"""
+    view: _builtins.int
+    """XOR over the nodes that answer its pings, itself among them: their ids' words"""
     @_builtins.property
     def nodes(self) -> _containers.RepeatedScalarFieldContainer[_builtins.bytes]:
         """ids"""
@@ -484,10 +487,11 @@ class PeerLocateResponse(_message.Message):
         holders: _builtins.bytes = ...,
         shards: _builtins.bytes = ...,
         tiers: _builtins.bytes = ...,
+        view: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["counts", b"counts", "holders", b"holders", "nodes", b"nodes", "shards", b"shards", "status", b"status", "tiers", b"tiers"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["counts", b"counts", "holders", b"holders", "nodes", b"nodes", "shards", b"shards", "status", b"status", "tiers", b"tiers", "view", b"view"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -190,6 +190,18 @@ async def test_an_etcd_that_stands_still_is_away_and_nobody_hangs(server: EtcdSe
         assert time.monotonic() - began < 3
 
 
+async def test_an_etcd_that_stood_still_is_watched_again(server: EtcdServer) -> None:
+    """Without a word to who watches: calls run out of time, their connection is given up, and the watch with it."""
+    async with joined(member(1), server.endpoint) as a, joined(member(2), server.endpoint):
+        assert server.process is not None
+        await until(a, "n2")  # so that it watches
+        server.process.send_signal(19)  # SIGSTOP
+        await happens(lambda: a.discovery.away_s > 1.5)
+        server.process.send_signal(18)
+        async with joined(member(3), server.endpoint):
+            await until(a, "n2", "n3")
+
+
 async def test_tls_with_certificates_of_both_sides(tmp_path: Path) -> None:
     authority, stranger = Authority(tmp_path, "ours"), Authority(tmp_path, "strange")
     ours, theirs = authority.sign("node"), stranger.sign("false-node")

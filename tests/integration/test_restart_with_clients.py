@@ -128,3 +128,14 @@ def test_clearing_gives_the_room_back(node: NodeProcess) -> None:
             assert np.array_equal(shown, np.stack(view.blocks))
             del shown
         eventually(lambda: node.tier()["retired"] == 0)
+
+
+def test_the_first_call_after_a_restart_needs_no_second(node: NodeProcess) -> None:
+    """Whatever it is: that the connection has ended is noticed by using it."""
+    with Client(node.address, deadline_s=20) as client:
+        ns = client.namespace(layout())
+        put(ns, 1, 4)
+        node.restart()
+        assert right(client.namespace(layout()), 1, 4) == 4
+        node.restart()
+        assert ns.prefetch(ns.chain(tokens(4, 1))) == 4

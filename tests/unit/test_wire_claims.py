@@ -81,6 +81,7 @@ LOCATED = LocateAnswer(
     np.array([1, 0, 1], np.uint16),
     np.array([1, 1 << 63, 3], np.uint64),
     np.array([1, 2, 1], np.uint8),
+    1 << 63,
 )
 LOCATE = Locate(NS, np.zeros((3, 16), np.uint8))
 ANNOUNCE = Announce(NODE, INCARNATION, 1)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import random
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -54,6 +55,32 @@ def test_one_message_a_home_and_every_key_once() -> None:
         assert not lookup.done
         assert lookup.answered(message, answer(message, IDS[3])) == []
     assert lookup.done and lookup.holders().together().all() and lookup.hedges == 0
+
+
+def test_a_home_that_sees_other_nodes_is_hedged_for_what_it_knows_nobody_of() -> None:
+    lookup = locating({}, count=5)
+    (_, first), *others = lookup.start()
+    for _, message in others:
+        lookup.answered(message, answer(message, IDS[0]))
+    none = np.zeros(0, np.uint8)
+    half = np.arange(len(first.keys)) % 2
+    told = answer(Locate(NS, first.keys[half == 1]), IDS[1])
+    told = replace(told, counts=half.astype(np.uint8), view=7)
+    more = [message for _, message in lookup.answered(first, told)]
+    assert lookup.hedges == len(more) > 0 and not lookup.done
+    assert sum(len(message.keys) for message in more) == (half == 0).sum()
+    for message in more:  # the second home is not asked of again, whatever it sees
+        nobody = LocateAnswer(
+            Status.TAKEN,
+            (),
+            np.zeros(len(message.keys), np.uint8),
+            none.astype(np.uint16),
+            none.astype(np.uint64),
+            none,
+            8,
+        )
+        assert lookup.answered(message, nobody) == []
+    assert lookup.done and (lookup.holders().together() == 0).sum() == (half == 0).sum()
 
 
 @pytest.mark.parametrize("standing", [0, 1])
