@@ -25,6 +25,7 @@ from kvstore import config as settings
 from kvstore.admin import rows
 from kvstore.admin.chains import chain_message
 from kvstore.admin.connection import CALL_S, OPERATORS, Connection
+from kvstore.admin.drain import drain
 from kvstore.client.tls import Tls
 from kvstore.errors import Misconfigured, Rejected, Unavailable
 from kvstore.wire import admin, store
@@ -148,6 +149,7 @@ def main(
 
 
 pass_context = click.make_pass_decorator(Context)
+main.add_command(drain)
 
 
 @main.command()

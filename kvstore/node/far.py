@@ -26,8 +26,10 @@ import numpy as np
 from google.protobuf.message import DecodeError
 
 from kvstore.errors import KvStoreError, Rejected
+from kvstore.node.crowding import Crowds, also, one_holder
 from kvstore.node.far_lookup import FAR
 from kvstore.node.far_plan import PIECES_MAX, Piece, plan
+from kvstore.node.wanted import Wanted
 from kvstore.tiers.base import TierKind
 from kvstore.wire import framed, store
 
@@ -58,7 +60,9 @@ LEASES_MAX: Final = 256  # of one connection; their bytes are limited by the hol
 @dataclass(slots=True)
 class FarCounts:
     """Since the start. blocks, bytes: that clients have read and verified, by the holder's tier. passed_over: holders
-    that failed or had nothing. corrupt: blocks that did not verify. replicas: blocks that this node copied for itself.
+    that failed or had nothing. busy: that had too many readers. corrupt: blocks that did not verify. replicas: blocks
+    that this node copied for itself. wanted: chains that it copied because they were asked for again; unwanted: that it
+    did not for want of room or time.
     """
 
     leases: int = 0
@@ -67,6 +71,9 @@ class FarCounts:
     corrupt: int = 0
     bytes: int = 0
     replicas: int = 0
+    busy: int = 0
+    wanted: int = 0
+    unwanted: int = 0
     blocks: dict[int, int] = field(default_factory=lambda: {int(TierKind.MEMORY): 0, int(TierKind.FILE): 0})
 
 
@@ -98,12 +105,17 @@ class Lender:
     limits: LimitsConfig
     has_files: bool
     counts: FarCounts = field(default_factory=FarCounts)
+    wanted: Wanted = field(default_factory=Wanted)
     _numbers: Iterator[int] = field(default_factory=lambda: itertools.count(1))
     _passed_over: dict[int, float] = field(default_factory=dict)  # by incarnation: until when
     _releasing: set[asyncio.Task[None]] = field(default_factory=set)
 
-    async def lend(self, opened: Opened, prefix: Prefix, request: framed.LeaseRequest) -> tuple[list[Lent], bool]:
-        """Sections from the chain's first block on, and whether it is worth asking again from their end."""
+    async def lend(
+        self, opened: Opened, prefix: Prefix, request: framed.LeaseRequest, source: bytes | None = None
+    ) -> tuple[list[Lent], bool]:
+        """Sections from the chain's first block on, and whether it is worth asking again from their end. source: a node
+        that has it, for all that is known; nobody else is asked then.
+        """
         locator = self.cluster.locator
         loop = asyncio.get_running_loop()
         until = loop.time() + min(request.deadline_ms / 1e3, DEADLINE_S_MAX)
@@ -112,18 +124,36 @@ class Lender:
         keys = keys[: self._absent(opened.handle, request.shard, keys)]
         if locator is None or not len(keys) or not request.carriers:
             return [], False
-        holders = await locator.locate(opened.digest, keys)
+        if source is not None:
+            holders = one_holder(source, request.shard, len(keys))
+        else:
+            holders = await locator.locate(opened.digest, keys)
         avoided = self._avoided(request.avoid, loop.time())
+        crowds = Crowds(loop.time(), until)
         while (left_s := until - loop.time()) > 0:
             pieces = plan(
-                holders.among(set(holders.nodes) - avoided), request.shard, self._distances(holders), block_bytes
+                holders.among(set(holders.nodes) - avoided - crowds.busy),
+                request.shard,
+                self._distances(holders),
+                block_bytes,
             )
             if not pieces:
-                break
+                # Those that are busy come last, again and again for a while: a lease takes milliseconds.
+                pause_s = crowds.pause_s(loop.time())
+                if pause_s is None:
+                    break
+                await asyncio.sleep(pause_s)
+                continue
             lent = await self._asked(opened, keys, request, pieces, left_s)
             whole = _leading(lent, pieces)
             for piece, one in zip(pieces, lent, strict=True):
-                if one is None or not one.blocks:
+                if one is not None and one.told.busy:
+                    self.counts.busy += 1
+                    self.wanted.crowded(opened.handle, request.shard, prefix.hint(0).family)
+                    living = [node for node in one.told.others if self.cluster.living(node) is not None]
+                    holders = also(holders, living, request.shard, piece.first, piece.end)
+                    crowds.busy.add(piece.node)
+                elif one is None or not one.blocks:
                     avoided.add(piece.node)
                     self._pass_over(piece.node, loop.time(), failed=one is None)
             for one in lent[len(whole) :]:
@@ -131,7 +161,7 @@ class Lender:
                     self.give_back(one, framed.ReleaseRequest())
             if whole:
                 blocks = sum(one.blocks for one in whole)
-                cut = blocks < pieces[-1].end or len(pieces) >= PIECES_MAX or bool(avoided)
+                cut = blocks < pieces[-1].end or len(pieces) >= PIECES_MAX or bool(avoided | crowds.busy)
                 return whole, blocks < len(prefix.keys) and (blocks == len(keys) or cut)
         return [], False
 
@@ -216,7 +246,7 @@ class Lender:
             )
             told = framed.LeaseResponse.FromString(body)
             if not told.offsets:
-                return nothing
+                return Lent(node, request.lease, told) if told.busy else nothing
             _check(told, piece.end - piece.first)
         except asyncio.CancelledError:
             self.give_back(nothing, framed.ReleaseRequest())

@@ -34,9 +34,11 @@ if TYPE_CHECKING:
     from kvstore.node.auth import Peer
     from kvstore.node.bridge import CoreBridge
     from kvstore.node.cluster import Cluster
+    from kvstore.node.copies import Copies
     from kvstore.node.far import Lender
     from kvstore.node.far_lookup import FarLookup
     from kvstore.node.replicas import Replicas
+    from kvstore.node.spreading import Spreading
     from kvstore.transfers import Transfers
 
 log = logging.getLogger(__name__)
@@ -44,6 +46,8 @@ log = logging.getLogger(__name__)
 EVENTS_MAX: Final = 2_048  # of one batch: with the longest metas still a message of every gRPC library's default size
 EVENTS_DEFAULT: Final = 1_024
 PREFETCHES_MAX: Final = 64
+REPLICAS_MAX: Final = 16  # hosts of a put
+REPLICATIONS_MAX: Final = 64  # puts that wait for other hosts
 
 
 # (namespace handle, shard, keys, position of keys[0], seconds): looks in the object tier for a chain's rest.
@@ -116,11 +120,15 @@ class Handlers:
     _prefetches: set[asyncio.Task[None]] = field(default_factory=set)
     _labels: dict[int, str] = field(default_factory=dict)
     _shares: Shares = field(init=False)
+    _spreads: Shares = field(init=False)
     news: News = field(init=False)
     replicas: Replicas | None = None  # before the framed door opens
+    spreading: Spreading | None = None  # as well
+    copies: Copies | None = None  # as well
 
     def __post_init__(self) -> None:
         self._shares = Shares("prefetches_max", PREFETCHES_MAX, self.host.several_tenants)
+        self._spreads = Shares("replications_max", REPLICATIONS_MAX, self.host.several_tenants)
         core = self.host.bridge.core
         self.news = News(lambda: core.event_sequence)
 
@@ -138,6 +146,8 @@ class Handlers:
                     answer = await self.prefetch(peer, store.PrefetchRequest.FromString(body))
                 case store.METHOD_LOOKUP_FAR:
                     answer = await self.lookup_far(peer, store.LookupRequest.FromString(body))
+                case store.METHOD_REPLICATE:
+                    answer = await self.replicate(peer, framed.ReplicateRequest.FromString(body))
                 case store.METHOD_INFO:
                     answer = self.info()
                 case store.METHOD_OFFER:
@@ -249,6 +259,21 @@ class Handlers:
             keys=keys.tobytes() if request.return_keys else b"",
             holders=found.holders,
         )
+
+    async def replicate(self, peer: Peer, request: framed.ReplicateRequest) -> framed.ReplicateResponse:
+        """Has other hosts copy blocks of this node, and says on how many each is then."""
+        opened = self.opened(peer, request.namespace)
+        convert.check_shard("shard", request.shard, len(opened.shards))
+        if not 1 <= request.replicas <= REPLICAS_MAX:
+            raise ValueError(f"replicas: {request.replicas}, must be 1 to {REPLICAS_MAX}")
+        prefix = self.prefix(opened, request.chain, request.hints)
+        self._spreads.take(peer.tenants)
+        try:
+            assert self.spreading is not None, "the framed door is open"
+            hosts = await self.spreading.replicate(opened, request.shard, prefix, request)
+        finally:
+            self._spreads.give(peer.tenants)
+        return framed.ReplicateResponse(hosts=hosts.tobytes())
 
     async def offer(self) -> store.OfferResponse:
         transfers = self.host.transfers
