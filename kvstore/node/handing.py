@@ -6,19 +6,19 @@ a prompt stays together.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+import hashlib
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from kvstore.native import node_word, rendezvous
 from kvstore.node.demotion import chains
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-__all__ = ["Run", "order", "runs_of"]
+__all__ = ["Run", "by_rendezvous", "first_claimed", "order", "runs_of"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,13 +82,14 @@ def order(family: bytes, wanted_bytes: int, rooms: Mapping[bytes, int]) -> list[
     """Nodes as they are asked: by rendezvous those that have room, then the others, those with most of it first. rooms:
     bytes that are free at each.
     """
-    ids = sorted(rooms)
-    if not ids:
-        return []
-    words = np.array([node_word(node) for node in ids], np.uint64)
-    ranked = [ids[int(place)] for place in rendezvous(family, words, len(ids))]
-    roomy = [node for node in ranked if rooms[node] >= wanted_bytes]
-    return roomy + sorted((node for node in ranked if rooms[node] < wanted_bytes), key=lambda node: -rooms[node])
+    turns = by_rendezvous(family, rooms)
+    roomy = [node for node in turns if rooms[node] >= wanted_bytes]
+    return roomy + sorted((node for node in turns if rooms[node] < wanted_bytes), key=lambda node: -rooms[node])
+
+
+def by_rendezvous(family: bytes, nodes: Iterable[bytes]) -> list[bytes]:
+    """All of them, the highest weight for this family first."""
+    return sorted(nodes, key=lambda node: hashlib.sha256(family + node).digest(), reverse=True)
 
 
 def first_claimed(claims: NDArray[np.bool_]) -> int:

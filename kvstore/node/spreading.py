@@ -9,6 +9,7 @@ Rules
 from __future__ import annotations
 
 import asyncio
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
@@ -16,8 +17,8 @@ from typing import TYPE_CHECKING, Final
 import numpy as np
 
 from kvstore.errors import Rejected, Unavailable
-from kvstore.native import node_word, rendezvous
 from kvstore.node.bridge import MEMORY_TIER
+from kvstore.node.handing import by_rendezvous
 from kvstore.tiers.base import TierKind
 
 if TYPE_CHECKING:
@@ -40,17 +41,14 @@ def in_turn(family: bytes, nodes: Iterable[Member], own_host: str) -> list[Membe
     """Nodes of other hosts in the order in which they are asked: the best of each host by weight, best first, then the
     second best of each. Pure.
     """
-    others = sorted((node for node in nodes if node.host != own_host), key=lambda node: node.id)
-    if not others:
-        return []
-    words = np.array([node_word(node.id) for node in others], np.uint64)
-    ranked = [others[int(place)] for place in rendezvous(family, words, len(others))]
-    seen: dict[str, int] = {}
-    turns: list[tuple[int, int, Member]] = []
-    for weight, node in enumerate(ranked):
-        turn = seen[node.host] = seen.get(node.host, -1) + 1
-        turns.append((turn, weight, node))
-    return [node for _, _, node in sorted(turns, key=lambda one: one[:2])]
+    others = {node.id: node for node in nodes if node.host != own_host}
+    seen: Counter[str] = Counter()
+    turns: list[tuple[int, Member]] = []
+    for one in by_rendezvous(family, others):
+        node = others[one]
+        turns.append((seen[node.host], node))
+        seen[node.host] += 1
+    return [node for _, node in sorted(turns, key=lambda turn: turn[0])]
 
 
 @dataclass(frozen=True, slots=True)
