@@ -116,7 +116,7 @@ def test_what_answered_two_hosts_outlives_any_one_of_five(five: Cluster) -> None
         time.sleep(2 * SETTLE_MS / 1e3)
 
 
-def test_a_host_that_stands_still_makes_way_for_the_next(five: Cluster) -> None:
+def test_a_host_that_is_gone_makes_way_for_the_next(five: Cluster) -> None:
     five.nodes[4].kill()
     try:
         with At(five, 0, "makes way") as ns:
