@@ -29,7 +29,7 @@ from kvstore.errors import KvStoreError, Rejected
 from kvstore.node.crowding import Crowds, also, one_holder
 from kvstore.node.far_lookup import FAR
 from kvstore.node.far_plan import PIECES_MAX, Piece, plan
-from kvstore.node.wanted import Wanted
+from kvstore.node.wanted import Wanted, family_of
 from kvstore.tiers.base import TierKind
 from kvstore.wire import framed, store
 
@@ -149,7 +149,7 @@ class Lender:
             for piece, one in zip(pieces, lent, strict=True):
                 if one is not None and one.told.busy:
                     self.counts.busy += 1
-                    self.wanted.crowded(opened.handle, request.shard, prefix.hint(0).family)
+                    self.wanted.crowded(opened.handle, request.shard, family_of(prefix))
                     living = [node for node in one.told.others if self.cluster.living(node) is not None]
                     holders = also(holders, living, request.shard, piece.first, piece.end)
                     crowds.busy.add(piece.node)

@@ -22,7 +22,7 @@ from kvstore.node.leases import Allowance, Leases, MovingHost
 from kvstore.node.namespaces import NotOpen
 from kvstore.node.pulls import LAPSED, Filling, Slots
 from kvstore.node.streams import Prefix
-from kvstore.node.wanted import COPIES_MAX, Copier
+from kvstore.node.wanted import COPIES_MAX, Copier, family_of
 from kvstore.wire import convert, framed, store
 from transfer.errors import LimitReached
 
@@ -239,8 +239,7 @@ class Visitors:
             visitor.far.release(framed.ReleaseRequest(lease=lease.lease))
             raise NotOpen
         position, now = lease.chain.position, asyncio.get_running_loop().time()
-        family = prefix.hint(0).family or position
-        if lent.offsets and self.lender.wanted.asked(opened.handle, lease.shard, family, position, now):
+        if lent.offsets and self.lender.wanted.asked(opened.handle, lease.shard, family_of(prefix), position, now):
             wanted = framed.LeaseRequest(shard=lease.shard, chain=store.Chain(position=position), hints=lease.hints)
             visitor.copies[lease.lease] = partial(self.replicas.bring, opened, prefix, wanted)
             while len(visitor.copies) > COPIES_MAX:  # of leases that lapsed

@@ -19,14 +19,20 @@ from kvstore.node.namespaces import NotOpen
 
 if TYPE_CHECKING:
     from kvstore.node.far import FarCounts
+    from kvstore.node.streams import Prefix
 
-__all__ = ["Copier", "Wanted"]
+__all__ = ["Copier", "Wanted", "family_of"]
 
 FAMILIES_MAX: Final = 4_096  # remembered; of those not asked for lately nothing is known
 COPIES_MAX: Final = 2
 COPY_S: Final = 30.0
 
 Family = tuple[int, int, int]  # namespace handle, shard, family
+
+
+def family_of(prefix: Prefix) -> int:
+    """What a chain is remembered by: its family, or where the caller named none and it begins no prompt, its start."""
+    return prefix.hint(0).family or int.from_bytes(prefix.keys[0, :8].tobytes(), "little")
 
 
 @dataclass(slots=True)
