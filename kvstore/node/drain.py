@@ -54,10 +54,12 @@ WINDOW_BLOCKS: Final = 4_096
 AT_ONCE: Final = 4  # windows under way
 TRIES: Final = 8  # nodes that are asked for a window
 ROUNDS_MAX: Final = 6
-PAUSE_S: Final = 0.5  # before what nobody took is tried again
+PAUSE_S: Final = 0.25  # before what nobody took is tried again
 ROOM_S: Final = 1.0  # how old an answer about room may be
 RATE_S: Final = 5.0
 HAND_S: Final = 60.0
+FLUSH_S: Final = 600.0
+MEET_S: Final = 10.0
 
 InPacks = Callable[[int, int, "NDArray[np.uint8]"], "NDArray[np.bool_]"]
 
@@ -191,14 +193,15 @@ class Drain:
 
     async def _run(self) -> None:
         try:
+            await self._meet()
             for number in range(ROUNDS_MAX):
                 reserved = self.sources.core.stats(MEMORY_TIER)["slots_reserved"]
                 await self._look_at_everything()
                 this = self._round
                 if not (this.handed or this.failed or reserved):
                     break
-                if this.failed and self.sources.flush is not None and number == ROUNDS_MAX - 2:
-                    await self.sources.flush()
+                if this.failed and number == ROUNDS_MAX - 2:
+                    await self._flush()
                 if number < ROUNDS_MAX - 1:
                     await asyncio.sleep(PAUSE_S)
         except Exception as error:  # ours: it must not look as if it were done
@@ -214,6 +217,22 @@ class Drain:
             told.failed_blocks,
             f": {told.problem}" if told.failed_blocks else "",
         )
+
+    async def _meet(self) -> None:
+        """A node that has just been started has not met the others yet."""
+        until = time.monotonic() + MEET_S
+        while not self.cluster.members() and time.monotonic() < until:
+            await asyncio.sleep(PAUSE_S)
+
+    async def _flush(self) -> None:
+        """What nobody takes goes to where everybody finds it."""
+        if self.sources.flush is None:
+            return
+        try:
+            async with asyncio.timeout(FLUSH_S):
+                await self.sources.flush()
+        except TimeoutError:
+            self._problem = f"object tier: not everything was written within {FLUSH_S:.0f} s"
 
     async def _look_at_everything(self) -> None:
         slots, size = self.sources.slots()

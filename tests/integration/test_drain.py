@@ -8,7 +8,6 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import grpc
 import numpy as np
@@ -20,35 +19,48 @@ from kvstore.wire import admin, store
 from kvstore.wire.services import AdminStub, StoreStub
 from tests.integration.nodes import NodeProcess, blocks_of, eventually, layout, tokens
 from tests.integration.test_cluster import Cluster, running
-from tests.integration.test_cluster import admin as admin_of
 from tests.integration.test_far import got
 from tests.integration.test_locating import At, found_within
 from tests.integration.test_replicas import SETTLE_MS, sets, wipe
+from tests.s3_server import moto_server, s3_options
 
 CHAIN = 5
 
 
-@pytest.fixture
-def three(tmp_path: Path) -> Iterator[Cluster]:
-    with running(Cluster(tmp_path, 3, "", *sets())) as cluster:
+@pytest.fixture(scope="module")
+def three(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
+    # A node that is wiped comes back as another one: soon the others know that the former was no home any more.
+    with running(Cluster(tmp_path_factory.mktemp("three"), 3, "", *sets("cluster.grace_ms=500"))) as cluster:
         time.sleep(2 * SETTLE_MS / 1e3)
         yield cluster
 
 
-def drain(node: NodeProcess, *words: str, code: int = 0) -> list[dict[str, Any]]:
-    command = [
-        sys.executable,
-        "-m",
-        "kvstore.admin",
-        "--address",
-        f"unix:{node.socket}.grpc",
-        "drain",
-        *words,
-        "--json",
-    ]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=40, check=False)
+def command(node: NodeProcess, *words: str, code: int = 0) -> str:
+    """As an operator does it."""
+    line = [sys.executable, "-m", "kvstore.admin", "--address", f"unix:{node.socket}.grpc", "drain", *words]
+    done = subprocess.run(line, capture_output=True, text=True, timeout=40, check=False)
     assert done.returncode == code, (done.returncode, done.stdout, done.stderr)
-    return [json.loads(line) for line in done.stdout.splitlines()]
+    return done.stdout
+
+
+def drain(node: NodeProcess, name: str = "", **how: bool) -> admin.DrainProgress:
+    """The last that is told, without a process for each question."""
+    request = admin.DrainRequest(node=name, **how)
+    with grpc.insecure_channel(f"unix:{node.socket}.grpc") as channel:
+        *_, last = AdminStub(channel).Drain(request, timeout=30)
+    return last
+
+
+def counts(told: admin.DrainProgress) -> tuple[int, int, int]:
+    return told.handed_blocks, told.kept_blocks, told.failed_blocks
+
+
+def look(node: NodeProcess, name: str = "") -> admin.DrainState.ValueType:
+    with grpc.insecure_channel(f"unix:{node.socket}.grpc") as channel:
+        call = AdminStub(channel).Drain(admin.DrainRequest(node=name, look=True), timeout=30)
+        state = next(iter(call)).state
+        call.cancel()
+    return state
 
 
 def put(ns: Namespace, seeds: range) -> list[np.ndarray]:
@@ -75,9 +87,9 @@ def test_drained_stopped_and_wiped_nothing_is_lost(three: Cluster) -> None:
         both = put(here, range(1))
         put(there, range(1))
         only = put(here, range(1, 4))
-        told = drain(three.nodes[2], three.name(0))  # from anywhere
-        assert told[-1]["state"] == "drained" and told[-1]["node"] == three.name(0)
-        assert (told[-1]["handed_on"], told[-1]["kept_by_others"], told[-1]["could_not_be"]) == (21, 7, 0)
+        told = json.loads(command(three.nodes[2], three.name(0), "--json").splitlines()[-1])  # from anywhere
+        assert told["state"] == "drained" and told["node"] == three.name(0)
+        assert (told["handed_on"], told["kept_by_others"], told["could_not_be"]) == (21, 7, 0)
         # It takes nothing new, says why, and goes on to be read.
         chain = here.chain(tokens(2, 99))
         with pytest.raises(Rejected, match="draining") as refused:
@@ -88,6 +100,9 @@ def test_drained_stopped_and_wiped_nothing_is_lost(three: Cluster) -> None:
     wipe(three, 0)
     for i in (1, 2):
         all_are_there(three, i, "drained", both + only)
+    three.nodes[0].start()
+    three.meet()
+    time.sleep(2 * SETTLE_MS / 1e3)
 
 
 async def test_every_way_to_put_is_refused_until_it_is_cancelled(three: Cluster) -> None:
@@ -117,42 +132,41 @@ async def test_every_way_to_put_is_refused_until_it_is_cancelled(three: Cluster)
             with ns.hold(chain) as held:
                 assert held.blocks == 0
             assert got(ns, chain).blocks == 2
-        assert drain(three.nodes[1], three.at(0), "--look")[-1]["state"] == "drained"
+        assert look(three.nodes[1], three.at(0)) == admin.DRAIN_DONE
         node.kill()
         node.start()  # and after a restart
         three.meet()
         with pytest.raises(Rejected, match="draining"):
             ns.put(chain, blocks_of(chain))
-        assert drain(three.nodes[1], three.name(0), "--cancel")[-1]["state"] == "not draining"
+        mark = three.folder / "h0" / "data" / "draining"
+        assert mark.exists() and drain(three.nodes[1], three.name(0), cancel=True).state == admin.DRAIN_NONE
         assert ns.put(chain, blocks_of(chain)).rejected == 0
-    node.kill()
-    node.start()
-    three.meet()
-    assert drain(node, "--look")[-1]["state"] == "not draining"
+        assert not mark.exists() and look(node) == admin.DRAIN_NONE
 
 
 def test_killed_in_the_middle_it_goes_on_and_nothing_is_lost(three: Cluster) -> None:
-    with At(three, 0, "killed") as here:
+    with At(three, 1, "killed") as here:
         chains = put(here, range(7))
-    request = admin.DrainRequest(node=three.name(0))
-    with grpc.insecure_channel(f"unix:{three.nodes[1].socket}.grpc") as channel:
+    request = admin.DrainRequest(node=three.name(1))
+    with grpc.insecure_channel(f"unix:{three.nodes[0].socket}.grpc") as channel:
         next(iter(AdminStub(channel).Drain(request, timeout=10)))
         time.sleep(0.01)
-        three.nodes[0].kill()
-    three.nodes[0].start()
+        three.nodes[1].kill()
+    three.nodes[1].start()
     three.meet()
     # It goes on by itself, and when it is asked again.
-    eventually(lambda: drain(three.nodes[0], "--look")[-1]["state"] == "drained")
-    told = drain(three.nodes[1], three.name(0))[-1]
-    assert (told["state"], told["could_not_be"]) == ("drained", 0)
-    assert told["handed_on"] + told["kept_by_others"] == 49
-    wipe(three, 0)
-    all_are_there(three, 1, "killed", chains)
+    eventually(lambda: look(three.nodes[1]) == admin.DRAIN_DONE)
+    told = drain(three.nodes[0], three.name(1))
+    handed, kept, failed = counts(told)
+    assert told.state == admin.DRAIN_DONE and failed == 0
+    assert handed + kept >= 49
+    wipe(three, 1)
+    all_are_there(three, 2, "killed", chains)
 
 
 def test_what_lies_in_files_is_handed_on_too(tmp_path: Path) -> None:
     files = ("file.enabled=true", "file.bytes=16MiB", "file.admission=always")
-    with running(Cluster(tmp_path, 3, "", *sets(*files))) as cluster:
+    with running(Cluster(tmp_path, 2, "", *sets(*files))) as cluster:
         with At(cluster, 0, "files") as here:
             chains = []
             for seeds in (range(8), range(8, 16)):  # more than memory
@@ -160,8 +174,8 @@ def test_what_lies_in_files_is_handed_on_too(tmp_path: Path) -> None:
                 time.sleep(0.5)
             kept = [chain for chain in chains if here.lookup(chain).blocks == CHAIN]
             assert any(2 in here.lookup(chain).tiers for chain in kept)
-        told = drain(cluster.nodes[0])[-1]
-        assert told["could_not_be"] == 0 and told["handed_on"] > 60
+        handed, _, failed = counts(drain(cluster.nodes[0]))
+        assert failed == 0 and handed > 60
         wipe(cluster, 0)
         all_are_there(cluster, 1, "files", kept)
 
@@ -171,15 +185,29 @@ def test_without_anybody_to_take_them_it_says_so(tmp_path: Path) -> None:
         with At(cluster, 0, "nobody") as here:
             put(here, range(1))
         drain(cluster.nodes[1])  # it takes nothing
-        told = drain(cluster.nodes[0], code=1)[-1]
-        assert told["could_not_be"] == 7 and "drain as well" in told["problem"]
-        drain(cluster.nodes[1], "--cancel")
-        said = admin_of(cluster.nodes[0], "drain")  # again, for people
+        assert "7 could not be (no other node takes blocks" in command(cluster.nodes[0], code=1)
+        drain(cluster.nodes[1], cancel=True)
+        said = command(cluster.nodes[0])  # again
         assert "drained: 7 blocks handed on, 0 kept by others, 0 could not be" in said
-        assert drain(cluster.nodes[0], "nobody-there", code=2) == []
+        assert command(cluster.nodes[0], "nobody-there", code=2) == ""
+
+
+def test_what_nobody_takes_goes_to_the_bucket(tmp_path: Path) -> None:
+    with moto_server() as port:
+        bucket = ("object.url=s3://kvpacks/drained", *s3_options(port))
+        with running(Cluster(tmp_path, 2, "", *sets(*bucket))) as cluster:
+            with At(cluster, 0, "bucket") as here:
+                chains = put(here, range(2))
+            drain(cluster.nodes[1])
+            assert counts(drain(cluster.nodes[0])) == (0, 14, 0)
+            drain(cluster.nodes[1], cancel=True)
+            wipe(cluster, 0)
+            with At(cluster, 1, "bucket") as there:
+                for chain in chains:
+                    eventually(lambda chain=chain: there.prefetch(chain) == CHAIN)
+                    assert got(there, chain).blocks == CHAIN
 
 
 def test_a_node_alone_says_that_nobody_is_there(tmp_path: Path) -> None:
     with NodeProcess(tmp_path) as node:
-        drain(node, code=3)
-        eventually(lambda: node.holds() == 0)
+        command(node, code=3)
