@@ -42,6 +42,8 @@ class ClusterConfig:
     members: standalone; HOST:PORT,... of every node's framed door, the same list everywhere; or
     etcd://HOST:PORT[,HOST:PORT]/PREFIX, etcds:// with TLS.
     address: HOST:PORT where other nodes reach this one's framed door. None: node.address, as it is bound.
+    host: what this node's machine is called; nodes that say the same die together, so replicas count once. None: the
+    machine's own identity.
     etcd_user, etcd_password_file: for an etcd that asks. etcd_ca, etcd_certificate, etcd_private_key: PEM, for etcds.
     etcd_ttl_s: how long etcd lists a node that it does not hear of. join_ms: how long a starting node waits for etcd.
     ping_ms: how often a node asks each other whether it lives; more seldom where that were more than
@@ -52,13 +54,15 @@ class ClusterConfig:
     the claims that a dead node kept are not moved. announce_ms: how long what came or went waits for more of it.
     digest_ms: how often homes are compared with what is held. hedge_ms: how long a lookup waits for a home before it
     asks the second one. locate_ms_max: and for all of them. far_bytes_per_s: taken for the speed of a fetch from
-    another node.
+    another node. replica_window_s: a family that is got from other nodes twice within it is copied here; 0: never.
+    leases_per_block_max: of other nodes, of one block at one time; beyond it they are sent to others that have it.
     """
 
     secret_file: Path | None = None
     family_blocks: int = 4
     members: str = "standalone"
     address: str | None = None
+    host: str | None = None
     etcd_user: str | None = None
     etcd_password_file: Path | None = None
     etcd_ca: Path | None = None
@@ -80,6 +84,8 @@ class ClusterConfig:
     hedge_ms: int = 50
     locate_ms_max: int = 500
     far_bytes_per_s: int = 1 << 30
+    replica_window_s: int = 60
+    leases_per_block_max: int = 64
 
 
 @dataclass(frozen=True, slots=True)

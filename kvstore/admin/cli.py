@@ -21,6 +21,7 @@ from kvstore import config as settings
 from kvstore.admin import across, rows
 from kvstore.admin.chains import chain_message
 from kvstore.admin.connection import OPERATORS, Connection
+from kvstore.admin.drain import drain
 from kvstore.admin.face import EXIT_FOUND, Context, Group, chain_options, digest_of, pass_context
 from kvstore.client.tls import Tls
 from kvstore.errors import Misconfigured, Unavailable
@@ -73,6 +74,7 @@ def main(
     ctx.call_on_close(connection.close)
 
 
+main.add_command(drain)
 for _command in across.COMMANDS:
     main.add_command(_command)
 

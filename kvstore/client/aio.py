@@ -93,12 +93,13 @@ class AsyncNamespace(NamespaceFace):
         parent: object = None,
         position: int = 0,
         hints: Hints | None = None,
+        replicas: int = 1,
         deadline_s: float | None = None,
     ) -> Stored:
         """`source` must stay as it is until this returns."""
         times, limits = await self._ready(deadline_s, None)
-        choices = Choices(shard, hints or NO_HINTS, parent_of(parent), position)
-        return await self._drive(self._space.put(limits, chain, source, metas, choices), times)
+        choices = Choices(shard, hints or NO_HINTS, parent_of(parent), position, replicas)
+        return await self._drive(self._space.put(limits, chain, source, metas, choices, times), times)
 
     async def get(
         self,

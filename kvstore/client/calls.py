@@ -26,6 +26,8 @@ from kvstore.client.steps import (
     Lookup,
     LookupFar,
     Put,
+    Replicate,
+    Replicated,
     Report,
     Reserve,
     Status,
@@ -34,7 +36,7 @@ from kvstore.client.steps import (
     fail,
 )
 from kvstore.client.views import Lending, LentSlots, lend
-from kvstore.wire import store
+from kvstore.wire import framed, store
 
 WAIT_MARGIN_S: Final = 0.25  # of a call's time that a node may not spend waiting, so that its answer is still in time
 
@@ -83,14 +85,14 @@ class Times(NamedTuple):
         return min(self.wait_s, limits.hold_wait_s_max, max(left - WAIT_MARGIN_S, left / 2))
 
 
-Asked = Lookup | LookupFar | Put | Fetch | Hold | Look | Follow | Reserve
+Asked = Lookup | LookupFar | Replicate | Put | Fetch | Hold | Look | Follow | Reserve
 
 
 def by_transfers(step: Asked, line: Line) -> TypeGuard[Put | Fetch | Hold | Look | Follow | Reserve]:
     """Whether a step goes the way of kvstore.client.moving: nothing is mapped, not even where the bytes are another
     node's, or native code would have to touch device memory.
     """
-    if isinstance(step, Lookup | LookupFar):
+    if isinstance(step, Lookup | LookupFar | Replicate):
         return False
     if isinstance(step, Follow) or (isinstance(step, Fetch | Hold) and step.far):
         return True
@@ -109,8 +111,8 @@ def as_call(line: Line, handle: int, step: Asked, times: Times) -> tuple[str, tu
         at, hint = step.places, native_hint(step.hint)
         metas = list(step.metas)
         return "put", (handle, step.shard, step.keys, at.addresses, at.lengths, hint, left, step.parent, metas)
-    if isinstance(step, Lookup | LookupFar):
-        return _looking(handle, step, left)
+    if isinstance(step, Lookup | LookupFar | Replicate):
+        return _asking(handle, step, left)
     if isinstance(step, Reserve):
         metas = list(step.metas)
         return "reserve", (handle, step.shard, step.keys, native_hint(step.hint), left, step.parent, metas)
@@ -121,9 +123,10 @@ def as_call(line: Line, handle: int, step: Asked, times: Times) -> tuple[str, tu
     return "view", (handle, step.shard, step.keys, native_hint(step.hint), wait, left, step.following)
 
 
-def _looking(handle: int, step: Lookup | LookupFar, left: float) -> tuple[str, tuple[object, ...]]:
-    if isinstance(step, LookupFar):
-        return "call", (store.METHOD_LOOKUP_FAR, step.request, left)
+def _asking(handle: int, step: Lookup | LookupFar | Replicate, left: float) -> tuple[str, tuple[object, ...]]:
+    if isinstance(step, LookupFar | Replicate):
+        method = store.METHOD_LOOKUP_FAR if isinstance(step, LookupFar) else store.METHOD_REPLICATE
+        return "call", (method, step.request, left)
     return "lookup", (handle, step.keys, [(n.shard, int(n.kind), n.blocks) for n in step.needs], left)
 
 
@@ -137,6 +140,8 @@ def told(line: Line, step: Asked, answer: native.Result | native.Reservation, sh
         found = store.LookupResponse.FromString(answer.body)
         holders = tuple(Holder(at.node, at.address, at.shard, at.first, at.count) for at in found.holders)
         return FoundFar(blocks=found.blocks, tiers=found.tiers, fetch_s=found.fetch_s, holders=holders)
+    if isinstance(step, Replicate) and answer.status == Status.OK:
+        return Replicated(hosts=framed.ReplicateResponse.FromString(answer.body).hosts)
     if isinstance(step, Hold) and answer.status == Status.OK:
         hold = answer.hold
         grip = Grip(line.reach, lambda session: session.release([hold])) if hold else None

@@ -14,7 +14,7 @@ Rules
 from __future__ import annotations
 
 from collections.abc import Callable, Generator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import Enum
 from typing import Final, TypeVar
 
@@ -40,6 +40,8 @@ from kvstore.client.steps import (
     PutOutcome,
     Reopen,
     Reopened,
+    Replicate,
+    Replicated,
     Report,
     Reserve,
     Status,
@@ -85,7 +87,9 @@ class Found:
 
 @dataclass(frozen=True, slots=True)
 class Stored:
-    """held: was there already. pending: another is writing it. rejected: the rest. outcomes: a PutOutcome a block."""
+    """held: was there already. pending: another is writing it. rejected: the rest. outcomes: a PutOutcome a block.
+    hosts: where replicas were asked for, on how many hosts each block is sealed now.
+    """
 
     stored: int
     held: int
@@ -93,6 +97,12 @@ class Stored:
     rejected: int
     outcomes: Outcomes
     ended: Ended
+    hosts: Outcomes | None = None
+
+    @property
+    def replicas(self) -> int:
+        """On how many hosts every block is sealed, for all that is known; 0 where replicas were not asked for."""
+        return 0 if self.hosts is None else int(self.hosts.min(initial=255)) if len(self.hosts) else 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -214,8 +224,16 @@ class Load:
     metas: tuple[bytes, ...] = ()
 
 
-def putting(shape: Shape, shard: int, load: Load, hint: WireHint) -> Journey[Stored]:
-    """Window after window; the first block that finds no room ends it, since those behind it would be of no use."""
+def putting(
+    shape: Shape,
+    shard: int,
+    load: Load,
+    hint: WireHint,
+    replicate: Callable[[], bytes] | None = None,
+) -> Journey[Stored]:
+    """Window after window; the first block that finds no room ends it, since those behind it would be of no use.
+    replicate: the request by which the node has other hosts copy them. Whatever comes of that, they are put.
+    """
     keys, places, metas = load.keys, load.places, load.metas
     check_count(keys, shape.limits)
     step = max(1, shape.limits.window_bytes // shape.shard_bytes[shard])
@@ -237,7 +255,14 @@ def putting(shape: Shape, shard: int, load: Load, hint: WireHint) -> Journey[Sto
             walk.ended = Ended.FULL if PutOutcome.FULL in told else Ended.COMPLETE if end == walk.end else None
         else:
             yield from walk.recover(answer)
-    return stored_of(outcomes, walk.ended)
+    stored = stored_of(outcomes, walk.ended)
+    if replicate is None or not walk.end:
+        return stored
+    here = np.isin(stored.outcomes, (PutOutcome.STORED, PutOutcome.HELD)).astype(np.uint8)
+    answer = yield Replicate(replicate())
+    if isinstance(answer, Replicated) and len(answer.hosts) == walk.end:
+        return replace(stored, hosts=np.frombuffer(answer.hosts, dtype=np.uint8))
+    return replace(stored, hosts=here)
 
 
 def stored_of(outcomes: bytes | bytearray, ended: Ended) -> Stored:

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from functools import partial
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 import numpy as np
 
 from kvstore import identity
 from kvstore.client import buffers, hints
+from kvstore.client.calls import WAIT_MARGIN_S
 from kvstore.client.follow_journey import FollowJourney, following
 from kvstore.client.held import Held
 from kvstore.client.hints import NO_HINTS, Hints
@@ -30,9 +32,13 @@ from kvstore.client.journeys import (
 from kvstore.client.slots import Filling
 from kvstore.client.steps import Keys, Lent, Limits, Look, Reserve, WireHint
 from kvstore.layout import KVLayout, Need, NeedKind
-from kvstore.wire import convert, store
+from kvstore.wire import convert, framed, store
+
+if TYPE_CHECKING:
+    from kvstore.client.calls import Times
 
 KEY_BYTES = 32
+REPLICAS_MAX: Final = 16
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,6 +64,7 @@ class Choices(NamedTuple):
     hints: Hints = NO_HINTS
     parent: bytes = b""
     position: int = 0
+    replicas: int = 1  # of put: on how many hosts
 
 
 class Space:
@@ -150,13 +157,33 @@ class Space:
         return following(self.shape(limits), choices.shard, keys, places, hint, parts, clustered=clustered)
 
     def put(
-        self, limits: Limits, chain: object, source: object, metas: Sequence[bytes] | None, choices: Choices
+        self,
+        limits: Limits,
+        chain: object,
+        source: object,
+        metas: Sequence[bytes] | None,
+        choices: Choices,
+        times: Times,
     ) -> Journey[Stored]:
         keys, shard_bytes = keys_of(chain), self._size_of(choices.shard)
         wanted = buffers.Wanted("source", keys.shape[0], shard_bytes, writing=False)
         places = buffers.places(source, wanted, self.registry)
         load = Load(keys, places, choices.parent, self.metas_of(metas, keys.shape[0], limits))
-        return putting(self.shape(limits), choices.shard, load, self._hint(keys, choices))
+        if not 1 <= choices.replicas <= REPLICAS_MAX:
+            raise ValueError(f"replicas: {choices.replicas}, must be 1 to {REPLICAS_MAX}")
+        hint = self._hint(keys, choices)
+        more = partial(self._replicating, load, hint, choices, times) if choices.replicas > 1 else None
+        return putting(self.shape(limits), choices.shard, load, hint, more)
+
+    def _replicating(self, load: Load, hint: WireHint, choices: Choices, times: Times) -> bytes:
+        return framed.ReplicateRequest(
+            namespace=self.known.digest,
+            shard=choices.shard,
+            chain=store.Chain(keys=load.keys.tobytes(), parent=load.parent, position=hint.position),
+            hints=hints.hints_of(hint),
+            replicas=choices.replicas,
+            deadline_ms=max(1, round(max(times.left() - WAIT_MARGIN_S, times.left() / 2) * 1e3)),
+        ).SerializeToString()
 
     def hold(self, limits: Limits, chain: object, choices: Choices) -> Journey[Held]:
         keys = keys_of(chain)

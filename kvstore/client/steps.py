@@ -92,6 +92,13 @@ class LookupFar:
 
 
 @dataclass(frozen=True, slots=True)
+class Replicate:
+    """A ReplicateRequest: of blocks that the node has, other hosts are to make copies. Answered by Replicated."""
+
+    request: bytes
+
+
+@dataclass(frozen=True, slots=True)
 class Put:
     """One window. `places`: one block a key."""
 
@@ -184,7 +191,7 @@ class Reopen:
     """A live connection with the namespace open, whatever that takes. Answered by Reopened."""
 
 
-Step = Lookup | LookupFar | Put | Fetch | Hold | Look | Follow | Reserve | Report | Reopen
+Step = Lookup | LookupFar | Replicate | Put | Fetch | Hold | Look | Follow | Reserve | Report | Reopen
 
 
 class Answer(Protocol):
@@ -256,6 +263,13 @@ class FoundFar(Told):
     """LookupFar, answered. fetch_s: of what is far alone."""
 
     holders: tuple[Holder, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Replicated(Told):
+    """Replicate, answered. hosts: one byte a block."""
+
+    hosts: _Raw = b""
 
 
 @dataclass(frozen=True, slots=True)

@@ -106,14 +106,16 @@ class Namespace(NamespaceFace):
         parent: object = None,
         position: int = 0,
         hints: Hints | None = None,
+        replicas: int = 1,
         deadline_s: float | None = None,
     ) -> Stored:
         """Publishes blocks. What is held already is not copied; nothing ever waits for room. metas: up to 1 KiB a
-        block, kept beside it and told in events.
+        block, kept beside it and told in events. replicas: on so many hosts the blocks are to be sealed before this
+        returns, the node's own among them; fewer is an answer (`Stored.replicas`), not an error.
         """
         times, limits = self._ready(deadline_s, None)
-        choices = Choices(shard, hints or NO_HINTS, parent_of(parent), position)
-        return self._drive(self._space.put(limits, chain, source, metas, choices), times)
+        choices = Choices(shard, hints or NO_HINTS, parent_of(parent), position, replicas)
+        return self._drive(self._space.put(limits, chain, source, metas, choices, times), times)
 
     def get(
         self,

@@ -10,7 +10,7 @@ from contextlib import aclosing, asynccontextmanager
 from typing import TYPE_CHECKING, Final
 
 from kvstore import native
-from kvstore.errors import Rejected
+from kvstore.errors import Rejected, Unavailable
 from kvstore.node.asking import node_row
 from kvstore.node.bridge import MEMORY_TIER
 from kvstore.node.verification import verify
@@ -152,6 +152,14 @@ class AdminService(services.AdminServicer):
             slots = self._core.retire_keys(opened.handle, self._handlers.keys(opened, request.chain))
             log.info("%s retired %d slots of %s", peer.name, slots, opened.tenant)
             return admin.RetireResponse(slots=slots)
+
+    async def Drain(self, request: admin.DrainRequest, context: Context) -> None:  # type: ignore[override]
+        async with self._call(context, endless=True) as peer:
+            copies = self._handlers.copies
+            if copies is None:
+                raise Unavailable("drain: this node is still starting")
+            async for progress in copies.drained(request, peer.name):
+                await context.write(progress)
 
     async def Verify(self, request: admin.VerifyRequest, context: Context) -> None:  # type: ignore[override]
         async with self._call(context, endless=True) as peer:

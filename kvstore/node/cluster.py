@@ -150,7 +150,7 @@ class Cluster:
             raise Misconfigured(
                 f"node.address = {me.address!r}: other nodes cannot connect to a wildcard; set cluster.address"
             )
-        self.me = replace(me, address=address, version=kvstore.__version__)
+        self.me = replace(me, address=address, version=kvstore.__version__, host=self._config.host or me.host)
         if self.is_clustered:
             self.locator = Locator(self.me, core, self._config, self.peers, self._clock, self.living)
 
@@ -270,6 +270,10 @@ class Cluster:
     def rtt_s(self, address: str) -> float:
         """Of the last ping there that was answered; 0 before any."""
         return (self.liveness.rtt_ns(address) or 0) / 1e9
+
+    def members(self) -> list[Member]:
+        """The other nodes that live."""
+        return [member for node, member in self._living.items() if node != self.me.id]
 
     def living(self, node: bytes) -> Member | None:
         """A node that answers, by its id, at the address where it does."""

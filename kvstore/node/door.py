@@ -23,6 +23,8 @@ from kvstore import native
 from kvstore.config import LimitsConfig
 from kvstore.errors import Misconfigured, Rejected, Unavailable
 from kvstore.node.auth import TRUSTED, Denied, Guard, Peer
+from kvstore.node.copies import METHODS as COPY_METHODS
+from kvstore.node.copies import Copies
 from kvstore.node.handlers import Handlers
 from kvstore.node.namespaces import NotOpen
 from kvstore.node.peer_desk import METHODS as PEER_METHODS
@@ -168,11 +170,14 @@ class FramedDoor:
         self._native: native.Door
         self._handlers: Handlers
         self._visitors: Visitors
+        self._copies: Copies
         self._tasks: set[asyncio.Task[None]] = set()
         self._bearers = Bearers()
         self._inode = 0
 
-    def start(self, handlers: Handlers, visitors: Visitors, payload_fd: int, payload_bytes: int) -> None:
+    def start(
+        self, handlers: Handlers, visitors: Visitors, copies: Copies, payload_fd: int, payload_bytes: int
+    ) -> None:
         """Raises Misconfigured where the socket or the address cannot be had."""
         security, limits = self._security, self._limits
         trusted = sorted({os.getuid(), *security.trusted_uids})
@@ -196,7 +201,7 @@ class FramedDoor:
             )
             if remote is not None:
                 self._native.listen_tcp(remote.fileno(), self._certificates.framed())
-        self._handlers, self._visitors = handlers, visitors
+        self._handlers, self._visitors, self._copies = handlers, visitors, copies
         self._set_bearers(tokens)
         self._native.start()
         asyncio.get_running_loop().add_reader(self._native.request_fd, self._take)
@@ -234,6 +239,10 @@ class FramedDoor:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
         await asyncio.to_thread(self._native.stop)
+
+    def set_draining(self, draining: bool) -> None:
+        """While it is, puts are refused as that."""
+        self._native.set_draining(draining)
 
     def disallow(self, handle: int) -> None:
         self._native.disallow(handle)
@@ -273,9 +282,9 @@ class FramedDoor:
             self._desk.peer(owner)  # for operators whose rights the asking node has looked at
             return await self._handlers.asking.answered(request.body)
         if method in METHODS:
-            if method in NODE_METHODS:  # for clients whose rights the asking node has looked at
-                peer = Peer(self._desk.peer(owner).name, None)
-            return await self._visitors.call(owner, peer, method, request.body)
+            return await self._visited(peer, request)
+        if method in COPY_METHODS:
+            return await self._copies.call(self._desk.peer(owner), method, request.body)
         return await self._handlers.call(peer, method, request.body, lambda ns: self._native.allow(owner, ns))
 
     async def _answer(self, request: native.Request) -> None:
@@ -300,6 +309,13 @@ class FramedDoor:
                 self._native.answered(owner)
             else:
                 self._native.answer(owner, number, body)
+
+    async def _visited(self, peer: Peer, request: native.Request) -> bytes:
+        node = b""
+        if request.method in NODE_METHODS:  # for clients whose rights the asking node has looked at
+            member = self._desk.peer(request.owner)
+            peer, node = Peer(member.name, None), member.id
+        return await self._visitors.call(request.owner, peer, request.method, request.body, node)
 
 
 def _refusal(error: Exception) -> tuple[native.Status, str, str]:

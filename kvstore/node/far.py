@@ -26,8 +26,10 @@ import numpy as np
 from google.protobuf.message import DecodeError
 
 from kvstore.errors import KvStoreError, Rejected
+from kvstore.node.crowding import Crowds, also, one_holder
 from kvstore.node.far_lookup import FAR
 from kvstore.node.far_plan import Piece, demoted, is_cut, plan
+from kvstore.node.wanted import Wanted, family_of
 from kvstore.tiers.base import TierKind
 from kvstore.wire import framed, store
 
@@ -58,7 +60,9 @@ LEASES_MAX: Final = 256  # of one connection; their bytes are limited by the hol
 @dataclass(slots=True)
 class FarCounts:
     """Since the start. blocks, bytes: that clients have read and verified, by the holder's tier. passed_over: holders
-    that failed or had nothing. corrupt: blocks that did not verify. replicas: blocks that this node copied for itself.
+    that failed or had nothing. busy: that had too many readers. corrupt: blocks that did not verify. replicas: blocks
+    that this node copied for itself. wanted: chains that it copied because they were asked for again; unwanted: that it
+    did not for want of room or time.
     """
 
     leases: int = 0
@@ -67,6 +71,9 @@ class FarCounts:
     corrupt: int = 0
     bytes: int = 0
     replicas: int = 0
+    busy: int = 0
+    wanted: int = 0
+    unwanted: int = 0
     blocks: dict[int, int] = field(default_factory=lambda: {int(TierKind.MEMORY): 0, int(TierKind.FILE): 0})
 
 
@@ -90,6 +97,24 @@ class _FarLease:
 
 
 @dataclass(slots=True)
+class _Search:
+    """Of whom a lease may still be had. slower: had nothing in memory any more. crowds: those with too many readers."""
+
+    holders: Holders
+    avoided: set[bytes]
+    crowds: Crowds
+    slower: set[bytes] = field(default_factory=set)
+
+    @property
+    def left(self) -> Holders:
+        return demoted(self.holders.among(set(self.holders.nodes) - self.avoided - self.crowds.busy), self.slower)
+
+    @property
+    def narrowed(self) -> bool:
+        return bool(self.avoided or self.slower or self.crowds.busy)
+
+
+@dataclass(slots=True)
 class Lender:
     """Of a node: asks other nodes for leases, and gives them back."""
 
@@ -98,12 +123,17 @@ class Lender:
     limits: LimitsConfig
     has_files: bool
     counts: FarCounts = field(default_factory=FarCounts)
+    wanted: Wanted = field(default_factory=Wanted)
     _numbers: Iterator[int] = field(default_factory=lambda: itertools.count(1))
     _passed_over: dict[int, float] = field(default_factory=dict)  # by incarnation: until when
     _releasing: set[asyncio.Task[None]] = field(default_factory=set)
 
-    async def lend(self, opened: Opened, prefix: Prefix, request: framed.LeaseRequest) -> tuple[list[Lent], bool]:
-        """Sections from the chain's first block on, and whether it is worth asking again from their end."""
+    async def lend(
+        self, opened: Opened, prefix: Prefix, request: framed.LeaseRequest, source: bytes | None = None
+    ) -> tuple[list[Lent], bool]:
+        """Sections from the chain's first block on, and whether it is worth asking again from their end. source: a node
+        that has it, for all that is known; nobody else is asked then.
+        """
         locator = self.cluster.locator
         loop = asyncio.get_running_loop()
         until = loop.time() + min(request.deadline_ms / 1e3, DEADLINE_S_MAX)
@@ -112,35 +142,52 @@ class Lender:
         keys = keys[: self._absent(opened.handle, request.shard, keys)]
         if locator is None or not len(keys) or not request.carriers:
             return [], False
-        holders = remembered = locator.remembered(opened.digest, keys)
-        if holders is None:
-            holders = await locator.locate(opened.digest, keys)
-        avoided, slower = self._avoided(request.avoid, loop.time()), set[bytes]()
+        remembered = None if source is not None else locator.remembered(opened.digest, keys)
+        if source is not None:
+            holders = one_holder(source, request.shard, len(keys))
+        else:
+            holders = remembered or await locator.locate(opened.digest, keys)
+        search = _Search(holders, self._avoided(request.avoid, loop.time()), Crowds(loop.time(), until))
         while (left_s := until - loop.time()) > 0:
-            may = demoted(holders.among(set(holders.nodes) - avoided), slower)
-            pieces = plan(may, request.shard, self._distances(holders), block_bytes)
+            pieces = plan(search.left, request.shard, self._distances(search.holders), block_bytes)
+            if not pieces and remembered is not None:
+                search.holders, remembered = await locator.locate(opened.digest, keys), None
+                continue
             if not pieces:
-                if remembered is None:
+                # Those that are busy come last, again and again for a while: a lease takes milliseconds.
+                pause_s = search.crowds.pause_s(loop.time())
+                if pause_s is None:
                     break
-                holders, remembered = await locator.locate(opened.digest, keys), None
+                await asyncio.sleep(pause_s)
                 continue
             lent = await self._asked(opened, keys, request, pieces, left_s)
             whole = _leading(lent, pieces)
             for piece, one in zip(pieces, lent, strict=True):
-                if one is not None and not one.blocks and piece.in_memory and piece.node not in slower:
-                    slower.add(piece.node)  # it may have them in files by now
-                elif one is None or not one.blocks:
-                    avoided.add(piece.node)
-                    self._pass_over(piece.node, loop.time(), failed=one is None)
+                if one is not None and one.told.busy:
+                    self.wanted.crowded(opened.handle, request.shard, family_of(prefix))
+                self._heard(search, piece, one, request.shard)
             for one in lent[len(whole) :]:
                 if one is not None and one.blocks:
                     self.give_back(one, framed.ReleaseRequest())
             if whole:
                 blocks = sum(one.blocks for one in whole)
-                cut = blocks < pieces[-1].end or is_cut(pieces, block_bytes) or bool(avoided or slower)
+                cut = blocks < pieces[-1].end or is_cut(pieces, block_bytes) or search.narrowed
                 cut = cut or remembered is not None  # more may have come since
                 return whole, blocks < len(prefix.keys) and (blocks == len(keys) or cut)
         return [], False
+
+    def _heard(self, search: _Search, piece: Piece, one: Lent | None, shard: int) -> None:
+        """What a holder's answer says of whom to ask next."""
+        if one is not None and one.told.busy:
+            self.counts.busy += 1
+            living = [node for node in one.told.others if self.cluster.living(node) is not None]
+            search.holders = also(search.holders, living, shard, piece.first, piece.end)
+            search.crowds.busy.add(piece.node)
+        elif one is not None and not one.blocks and piece.in_memory and piece.node not in search.slower:
+            search.slower.add(piece.node)  # it may have them in files by now
+        elif one is None or not one.blocks:
+            search.avoided.add(piece.node)
+            self._pass_over(piece.node, asyncio.get_running_loop().time(), failed=one is None)
 
     def number(self) -> int:
         """Of a lease at another node."""
@@ -228,7 +275,7 @@ class Lender:
             )
             told = framed.LeaseResponse.FromString(body)
             if not told.offsets:
-                return nothing
+                return Lent(node, request.lease, told) if told.busy else nothing
             _check(told, piece.end - piece.first)
         except asyncio.CancelledError:
             self.give_back(nothing, framed.ReleaseRequest())

@@ -37,14 +37,18 @@ if TYPE_CHECKING:
     from kvstore.node.auth import Peer
     from kvstore.node.bridge import CoreBridge
     from kvstore.node.cluster import Cluster
+    from kvstore.node.copies import Copies
     from kvstore.node.far import Lender
     from kvstore.node.far_lookup import FarLookup
     from kvstore.node.replicas import Replicas
+    from kvstore.node.spreading import Spreading
     from kvstore.transfers import Transfers
 
 log = logging.getLogger(__name__)
 
 PREFETCHES_MAX: Final = 64
+REPLICAS_MAX: Final = 16  # hosts of a put
+REPLICATIONS_MAX: Final = 64  # puts that wait for other hosts
 
 
 # (namespace handle, shard, keys, position of keys[0], seconds): looks in the object tier for a chain's rest.
@@ -119,14 +123,18 @@ class Handlers:
     _prefetches: set[asyncio.Task[None]] = field(default_factory=set)
     _labels: dict[int, str] = field(default_factory=dict)
     _shares: Shares = field(init=False)
+    _spreads: Shares = field(init=False)
     news: News = field(init=False)
     questions: Questions = field(init=False)
     asking: Asking = field(init=False)
     replicas: Replicas | None = None  # before the framed door opens
     _telling: Telling = field(default_factory=Telling)
+    spreading: Spreading | None = None  # as well
+    copies: Copies | None = None  # as well
 
     def __post_init__(self) -> None:
         self._shares = Shares("prefetches_max", PREFETCHES_MAX, self.host.several_tenants)
+        self._spreads = Shares("replications_max", REPLICATIONS_MAX, self.host.several_tenants)
         core = self.host.bridge.core
         self.news = News(lambda: core.event_sequence)
         self.questions = Questions(self.host, self)
@@ -146,6 +154,8 @@ class Handlers:
                     answer = await self.prefetch(peer, store.PrefetchRequest.FromString(body))
                 case store.METHOD_LOOKUP_FAR:
                     answer = await self.lookup_far(peer, store.LookupRequest.FromString(body))
+                case store.METHOD_REPLICATE:
+                    answer = await self.replicate(peer, framed.ReplicateRequest.FromString(body))
                 case store.METHOD_INFO:
                     answer = self.info()
                 case store.METHOD_OFFER:
@@ -257,6 +267,21 @@ class Handlers:
             keys=keys.tobytes() if request.return_keys else b"",
             holders=found.holders,
         )
+
+    async def replicate(self, peer: Peer, request: framed.ReplicateRequest) -> framed.ReplicateResponse:
+        """Has other hosts copy blocks of this node, and says on how many each is then."""
+        opened = self.opened(peer, request.namespace)
+        convert.check_shard("shard", request.shard, len(opened.shards))
+        if not 1 <= request.replicas <= REPLICAS_MAX:
+            raise ValueError(f"replicas: {request.replicas}, must be 1 to {REPLICAS_MAX}")
+        prefix = self.prefix(opened, request.chain, request.hints)
+        self._spreads.take(peer.tenants)
+        try:
+            assert self.spreading is not None, "the framed door is open"
+            hosts = await self.spreading.replicate(opened, request.shard, prefix, request)
+        finally:
+            self._spreads.give(peer.tenants)
+        return framed.ReplicateResponse(hosts=hosts.tobytes())
 
     async def offer(self) -> store.OfferResponse:
         transfers = self.host.transfers

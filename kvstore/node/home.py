@@ -3,6 +3,7 @@
 DATA_DIR/lock             an exclusive flock while a node runs: no lock, no start
 DATA_DIR/secret           32 random bytes, 0600, made at the first start
 DATA_DIR/node-id          16 random bytes in hex, made at the first start: what a cluster knows this node by
+DATA_DIR/draining         there is one: this node hands its blocks on and takes no new ones (drain.py)
 DATA_DIR/packs-at         a digest of the URL of the object tier that this node's last start had
 DATA_DIR/namespaces.json  what was opened, and how often cleared (namespaces.py)
 """

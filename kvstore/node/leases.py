@@ -13,19 +13,21 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Final
 
 from kvstore import native
 from kvstore.errors import Rejected, Unavailable
 from kvstore.node.bridge import MEMORY_TIER
+from kvstore.node.crowding import names_of
 from kvstore.node.namespaces import NotOpen
+from kvstore.node.streams import Prefix
 from kvstore.wire import framed
 from transfer.errors import LimitReached, StillTouched
 from transfer.offers import Carrier
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
 
     import numpy as np
     from numpy.typing import NDArray
@@ -33,8 +35,8 @@ if TYPE_CHECKING:
     from kvstore.clock import Clock
     from kvstore.config import LimitsConfig
     from kvstore.node.bridge import CoreBridge
+    from kvstore.node.crowding import Crowd, Name
     from kvstore.node.namespaces import Opened
-    from kvstore.node.streams import Prefix
     from kvstore.transfers import Transfers
     from transfer.base import Grant, Region
 
@@ -43,6 +45,7 @@ __all__ = ["Allowance", "Leases", "MovingHost"]
 log = logging.getLogger(__name__)
 
 METAS_ANSWER_BYTES: Final = 4 << 20  # of metas and checksums in one answer, which is half a frame
+_Id = bytes  # of a node, where a field has the name of the type
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,6 +96,8 @@ class _Lease:
     bytes: int
     tickets: frozenset[int]
     lapse: asyncio.TimerHandle
+    crowd: Sequence[Name] = ()  # counted as readers of these
+    node: _Id = b""  # which reads them
 
 
 @dataclass(slots=True)
@@ -102,13 +107,18 @@ class Leases:
     host: MovingHost
     owner: int
     allowance: Allowance
+    crowd: Crowd
     _leases: dict[int, _Lease] = field(default_factory=dict)
     _leasing: dict[int, asyncio.Task[object]] = field(default_factory=dict)
     _ending: set[asyncio.Task[None]] = field(default_factory=set)
     _kept: int = 0  # leases whose grant did not become quiet
 
-    async def lease(self, opened: Opened, prefix: Prefix, request: framed.LeaseRequest) -> framed.LeaseResponse:
-        """Of a shard that the namespace has. Raises ValueError naming the field, NotOpen, Rejected, Unavailable."""
+    async def lease(
+        self, opened: Opened, prefix: Prefix, request: framed.LeaseRequest, node: bytes = b""
+    ) -> framed.LeaseResponse:
+        """Of a shard that the namespace has. node: another one, for its client: busy where the first block has too many
+        such readers. Raises ValueError naming the field, NotOpen, Rejected, Unavailable.
+        """
         number, task = request.lease, asyncio.current_task()
         assert task is not None
         if number in self._leasing or number in self._leases:
@@ -117,9 +127,30 @@ class Leases:
         try:
             if request.hold_only:
                 return await self._held(opened, prefix, request)
-            return await self._leased(opened, prefix, request)
+            if not node:
+                return await self._leased(opened, prefix, request)
+            return await self._crowded(opened, prefix, request, node)
         finally:
             del self._leasing[number]
+
+    async def _crowded(
+        self, opened: Opened, prefix: Prefix, request: framed.LeaseRequest, node: bytes
+    ) -> framed.LeaseResponse:
+        names = self.crowd.enter(names_of(opened.handle, request.shard, prefix.keys))
+        if not names:
+            return framed.LeaseResponse(busy=True)
+        blocks = 0
+        try:
+            run = Prefix(prefix.keys[: len(names)], prefix.parent, prefix.hint)
+            answer = await self._leased(opened, run, request)
+            lease = self._leases.get(request.lease)
+            if lease is not None:
+                blocks = len(answer.offsets)
+                self._leases[request.lease] = replace(lease, crowd=names[:blocks], node=node)
+            answer.window_full |= blocks == len(names) < len(prefix.keys)
+            return answer
+        finally:
+            self.crowd.leave(names[blocks:])
 
     async def _held(self, opened: Opened, prefix: Prefix, request: framed.LeaseRequest) -> framed.LeaseResponse:
         """What will be got by other leases, whose bytes it takes nothing of; its own are bounded by the core."""
@@ -254,6 +285,8 @@ class Leases:
         lease = self._leases.get(request.lease)
         if lease is None:
             return
+        if request.kept and not request.corrupt:
+            self.crowd.copied(lease.crowd, lease.node)
         for ticket in request.corrupt:
             if ticket in lease.tickets:
                 self.host.bridge.core.report_corrupt(self.owner, ticket)
@@ -269,6 +302,7 @@ class Leases:
         if lease is None:
             return
         lease.lapse.cancel()
+        self.crowd.leave(lease.crowd)
         task = asyncio.get_running_loop().create_task(self._ended(lease))
         self._ending.add(task)
         task.add_done_callback(self._ending.discard)

@@ -15,6 +15,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
+import numpy as np
+
 from kvstore.directory.directory import Directory
 from kvstore.directory.holdings import CoreHoldings
 from kvstore.directory.messages import Announce, Answer, Bytes, Digest, Locate, LocateAnswer, Message, Status
@@ -164,6 +166,11 @@ class Locator:
         """What another node tells or asks. Raises ValueError naming the field."""
         message = wire.message_of(method, body, node.id, node.incarnation)
         return wire.answer_bytes(self.directory.handle(message, self._clock.now_ns()))
+
+    def claimed_here(self, ns: bytes, keys: Bytes) -> tuple[bytes, ...]:
+        """Nodes that claim one of these blocks here, as far as this node is a home of it."""
+        answer = self.directory.handle(Locate(ns, np.ascontiguousarray(keys[:, :16])), self._clock.now_ns())
+        return answer.nodes if isinstance(answer, LocateAnswer) else ()
 
     # ---- asking ---------------------------------------------------------------------------------------------------
 

@@ -56,6 +56,7 @@ class Replicas:
     host: MovingHost
     lender: Lender
     has_files: bool
+    draining: bool = False  # it brings nothing more
     _holders: Holders = field(init=False)
     _allowance: Allowance = field(default_factory=lambda: Allowance(BRINGING_BYTES_MAX))
     _turns: dict[tuple[int, int, bytes], asyncio.Lock] = field(default_factory=dict)
@@ -63,21 +64,37 @@ class Replicas:
     def __post_init__(self) -> None:
         self._holders = Holders(self._connected)
 
-    async def bring(self, opened: Opened, prefix: Prefix, request: framed.LeaseRequest, wait_s: float) -> int:
+    async def bring(
+        self,
+        opened: Opened,
+        prefix: Prefix,
+        request: framed.LeaseRequest,
+        wait_s: float,
+        *,
+        source: bytes | None = None,
+        loud: bool = False,
+    ) -> int:
         """How many blocks of the chain from its start this node has now, in memory or in files: those that others have
-        are copied into memory, for `wait_s` at most. request: shard, hints and position. Raises NotOpen.
+        are copied into memory, for `wait_s` at most. request: shard, hints and position. source: a node that is asked
+        first, whatever the directory knows. loud: where room for not one block can be had that is Rejected. Raises
+        NotOpen.
         """
         loop = asyncio.get_running_loop()
         until = loop.time() + wait_s
-        at = self._here(opened, request.shard, prefix.keys)
-        while at < len(prefix.keys) and loop.time() < until:
+        at = self.here(opened, request.shard, prefix.keys)
+        while at < len(prefix.keys) and loop.time() < until and not self.draining:
             key = opened.handle, request.shard, prefix.keys[at].tobytes()
             turn = self._turns.setdefault(key, asyncio.Lock())
             try:
                 async with asyncio.timeout_at(until), turn:
-                    came = self._here(opened, request.shard, prefix.keys[at:])
-                    came = came or await self._window(opened, prefix.part(at), request, at, until)
+                    came = self.here(opened, request.shard, prefix.keys[at:])
+                    came = came or await self._window(opened, prefix.part(at), request, at, until, source)
             except TimeoutError:
+                break
+            except Rejected as error:
+                log.debug("no replica: %s", error)
+                if loud and not at:
+                    raise
                 break
             finally:
                 if not turn.locked():
@@ -85,20 +102,31 @@ class Replicas:
             if not came:
                 break
             at += came
-            at += self._here(opened, request.shard, prefix.keys[at:])
+            at += self.here(opened, request.shard, prefix.keys[at:])
         return at
 
-    def _here(self, opened: Opened, shard: int, keys: NDArray[np.uint8]) -> int:
+    def here(self, opened: Opened, shard: int, keys: NDArray[np.uint8]) -> int:
+        """How many blocks from the first on memory or files have."""
         core = self.host.bridge.core
         here = core.find(MEMORY_TIER, opened.handle, shard, keys)
         if self.has_files:
             here = here | core.find(int(TierKind.FILE), opened.handle, shard, keys)
         return len(keys) if here.all() else int(here.argmin())
 
-    async def _window(self, opened: Opened, prefix: Prefix, request: framed.LeaseRequest, at: int, until: float) -> int:
-        """How many blocks from the start came; holder after holder, where they lead nowhere."""
+    async def _window(
+        self,
+        opened: Opened,
+        prefix: Prefix,
+        request: framed.LeaseRequest,
+        at: int,
+        until: float,
+        source: bytes | None,
+    ) -> int:
+        """How many blocks from the start came; holder after holder, where they lead nowhere. Raises NotOpen, Rejected:
+        there is no room.
+        """
         loop = asyncio.get_running_loop()
-        for _ in range(TRIES):
+        for attempt in range(TRIES):
             left_s = until - loop.time()
             if left_s <= 0:
                 return 0
@@ -112,14 +140,13 @@ class Replicas:
                 avoid=self._holders.avoided(prefix.keys[0].tobytes()),
                 metas=True,
             )
-            lent, _ = await self.lender.lend(opened, prefix, asked)
+            first = source if attempt == 0 else None
+            lent, _ = await self.lender.lend(opened, prefix, asked, first)
             if not lent:
+                if first is not None:
+                    continue
                 return 0
-            try:
-                came = await self._read(opened, prefix, request.shard, lent, until)
-            except Rejected as error:
-                log.debug("no replica: %s", error)
-                return 0
+            came = await self._read(opened, prefix, request.shard, lent, until)
             if came:
                 self.lender.counts.replicas += came
                 return came
@@ -136,7 +163,7 @@ class Replicas:
                 try:
                     blocks = await self._section(opened, part, shard, one, release, until)
                     came += blocks
-                    whole = blocks == one.blocks
+                    whole = release.kept = blocks == one.blocks
                 except Rejected as error:
                     whole, full = False, str(error)
                 except (KvStoreError, TransferFault, ValueError) as error:
@@ -178,7 +205,7 @@ class Replicas:
             slots.reserve(prefix, told.metas)
             granted = slots.granted
             if not len(granted):
-                here = self._here(opened, shard, prefix.keys)
+                here = self.here(opened, shard, prefix.keys)
                 if not here:
                     raise Rejected("no room: only holds are left, or the chain's own beginning")
                 return here
@@ -193,7 +220,7 @@ class Replicas:
             release.reads.add(bytes=int(good.sum()) * slots.block_bytes, carrier=carrier)
         finally:
             slots.close()
-        return self._here(opened, shard, prefix.keys)
+        return self.here(opened, shard, prefix.keys)
 
     def _tell(
         self,

@@ -26,16 +26,19 @@ from grpc_reflection.v1alpha import reflection
 from kvstore import native
 from kvstore.errors import Misconfigured
 from kvstore.node.administration import AdminService
+from kvstore.node.bringing import refuse_draining
 from kvstore.node.grpc_door import IDLE_S, Entrance, Turnstile
+from kvstore.node.handlers import REPLICAS_MAX
 from kvstore.node.namespaces import NotOpen
 from kvstore.node.shares import Shares
 from kvstore.node.streams import MESSAGE_ROOM, GetStream, PutStream, StreamHost
-from kvstore.wire import admin, convert, services, store
+from kvstore.wire import admin, convert, framed, services, store
 
 if TYPE_CHECKING:
     from kvstore.node.auth import Guard, Peer
     from kvstore.node.grpc_door import Context
     from kvstore.node.handlers import Handlers, NodeHost
+    from kvstore.node.streams import Prefix
     from kvstore.node.tls import Certificates
 
 log = logging.getLogger(__name__)
@@ -110,11 +113,16 @@ class StoreService(services.StoreServicer):
                 first = await self._next(request_iterator)
                 if first is None or first.WhichOneof("message") != "header":
                     raise ValueError("header: must be the first message")
-                return await self._put(peer, first.header, request_iterator)
+                return await self._put(peer, first.header, request_iterator, context)
 
     async def _put(
-        self, peer: Peer, header: store.PutHeader, messages: AsyncIterator[store.PutRequest]
+        self, peer: Peer, header: store.PutHeader, messages: AsyncIterator[store.PutRequest], context: Context
     ) -> store.PutResponse:
+        copies = self._handlers.copies
+        if copies is not None and copies.drain.draining:
+            raise refuse_draining()
+        if header.replicas > REPLICAS_MAX:
+            raise ValueError(f"header.replicas: {header.replicas}, must be at most {REPLICAS_MAX}")
         opened = self._handlers.opened(peer, header.namespace)
         prefix = self._handlers.prefix(opened, header.chain, header.hints)
         put = PutStream(self._stream_host, opened, header, prefix)
@@ -125,9 +133,27 @@ class StoreService(services.StoreServicer):
                 if put.ended:
                     break  # what is still on its way is of no use
                 put.write(message.data.payload)
-            return put.finish()
+            answer = put.finish()
+            if header.replicas > 1:
+                await self._replicate(peer, header, prefix, answer, context)
+            return answer
         finally:
             put.close()
+
+    async def _replicate(
+        self, peer: Peer, header: store.PutHeader, prefix: Prefix, answer: store.PutResponse, context: Context
+    ) -> None:
+        """Has other hosts copy the whole chain, as far as it is here, and says on how many its put blocks are then."""
+        request = framed.ReplicateRequest(
+            namespace=header.namespace,
+            shard=header.shard,
+            chain=store.Chain(keys=prefix.keys.tobytes(), parent=header.chain.parent, position=header.chain.position),
+            hints=header.hints,
+            replicas=header.replicas,
+            deadline_ms=max(1, round(self._entrance.time_left(context) * 0.8e3)),
+        )
+        answer.hosts = (await self._handlers.replicate(peer, request)).hosts[header.first_block :]
+        answer.replicas = min(answer.hosts, default=0)
 
     async def _next(self, messages: AsyncIterator[store.PutRequest]) -> store.PutRequest | None:
         try:

@@ -7,18 +7,23 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
+from functools import partial
 from typing import TYPE_CHECKING, Final, TypeVar
 
 import numpy as np
 
 from kvstore.errors import Rejected, Unavailable
+from kvstore.node.bringing import refuse_draining
+from kvstore.node.crowding import OTHERS_MAX, Crowd, names_of
 from kvstore.node.far import FarLeases, Lender
 from kvstore.node.follows import Follows
 from kvstore.node.leases import Allowance, Leases, MovingHost
 from kvstore.node.namespaces import NotOpen
 from kvstore.node.pulls import LAPSED, Filling, Slots
 from kvstore.node.streams import Prefix
+from kvstore.node.wanted import COPIES_MAX, Copier, family_of
 from kvstore.wire import convert, framed, store
 from transfer.errors import LimitReached
 
@@ -38,6 +43,7 @@ __all__ = ["METHODS", "NODE_METHODS", "Visitors"]
 WAYS_MAX: Final = 16  # a client has one transport of a kind, and new ones after a failure
 FILLINGS_MAX: Final = 1_024  # of one connection; their bytes are limited, too
 DEADLINE_S_MAX: Final = 600.0
+CROWD_MAX: Final = 64  # as cluster.leases_per_block_max, where nothing is said
 M = TypeVar("M", framed.LeaseRequest, framed.PullRequest, framed.ReserveRequest, framed.FollowRequest)
 
 
@@ -76,14 +82,15 @@ class WaysBack:
 class Visitor:
     """Of one connection."""
 
-    def __init__(self, host: MovingHost, ways: WaysBack, lender: Lender) -> None:
+    def __init__(self, host: MovingHost, ways: WaysBack, lender: Lender, crowd: Crowd) -> None:
         self._host = host
         self._ways = ways
         self.allowance = Allowance(host.limits.moving_bytes_max)
         self._owner = host.bridge.core.new_owner()
-        self.leases = Leases(host, self._owner, self.allowance)
+        self.leases = Leases(host, self._owner, self.allowance, crowd)
         self.far = FarLeases(lender)
         self.follows = Follows(host, self._owner, self.allowance, lender)
+        self.copies: dict[int, Callable[[float], Awaitable[int]]] = {}  # to be begun when these leases are released
         self.fillings: dict[int, Filling] = {}
         self.tasks: set[asyncio.Task[object]] = set()
         self._uses: set[tuple[Carrier, bytes]] = set()
@@ -134,20 +141,24 @@ class Visitors:
     handlers: Handlers
     lender: Lender
     replicas: Replicas
+    crowd: Crowd = field(default_factory=lambda: Crowd(CROWD_MAX))
+    draining: bool = False  # puts are refused; all else goes on
+    copier: Copier = field(init=False)
     _ways: WaysBack = field(init=False)
     _visitors: dict[int, Visitor] = field(default_factory=dict)
     _leaving: set[asyncio.Task[None]] = field(default_factory=set)
 
     def __post_init__(self) -> None:
         self._ways = WaysBack(self.host)
+        self.copier = Copier(self.lender.counts)
 
     def came(self, connection: int) -> None:
         """It has asked for something of these: said before its `call`, and before it is told `gone`."""
         if connection not in self._visitors:
-            self._visitors[connection] = Visitor(self.host, self._ways, self.lender)
+            self._visitors[connection] = Visitor(self.host, self._ways, self.lender, self.crowd)
 
-    async def call(self, connection: int, peer: Peer, method: int, body: bytes) -> bytes:
-        """Raises what kvstore.node.handlers.Handlers.call does."""
+    async def call(self, connection: int, peer: Peer, method: int, body: bytes, node: bytes = b"") -> bytes:
+        """node: which other one asks. Raises what kvstore.node.handlers.Handlers.call does."""
         visitor = self._visitors.get(connection)
         if visitor is None:
             raise Unavailable("the connection has ended")
@@ -155,14 +166,16 @@ class Visitors:
         assert task is not None
         visitor.tasks.add(task)
         try:
-            answer = await self._answer(visitor, peer, method, body)
+            answer = await self._answer(visitor, peer, method, body, node)
         except convert.DecodeError as error:
             raise ValueError("body: not a message of this method") from error
         finally:
             visitor.tasks.discard(task)
         return answer.SerializeToString()
 
-    async def _answer(self, visitor: Visitor, peer: Peer, method: int, body: bytes) -> Message:  # noqa: PLR0911 - a method a line
+    async def _answer(self, visitor: Visitor, peer: Peer, method: int, body: bytes, node: bytes) -> Message:  # noqa: PLR0911 - a method a line
+        if self.draining and method in PUTS:
+            raise refuse_draining()
         match method:
             case store.METHOD_LEASE:
                 lease, opened, prefix = self._named(peer, framed.LeaseRequest, body)
@@ -170,7 +183,7 @@ class Visitors:
                     return await self._far(visitor, opened, prefix, lease)
                 return await visitor.leases.lease(opened, prefix, lease)
             case store.METHOD_PEER_LEASE:
-                return await self._for_node(visitor, peer, body)
+                return await self._for_node(visitor, peer, body, node)
             case store.METHOD_FOLLOW | store.METHOD_PEER_FOLLOW:
                 return await self._follow(visitor, peer, method == store.METHOD_PEER_FOLLOW, body)
             case store.METHOD_RELEASE | store.METHOD_PEER_RELEASE:
@@ -191,12 +204,15 @@ class Visitors:
                 visitor.end(framed.AbortRequest.FromString(body).reservation)
                 return framed.AbortResponse()
 
-    async def _for_node(self, visitor: Visitor, peer: Peer, body: bytes) -> framed.LeaseResponse:
+    async def _for_node(self, visitor: Visitor, peer: Peer, body: bytes, node: bytes) -> framed.LeaseResponse:
         if not self.lender.cluster.serves():
             raise Unavailable("this node stood still and is not sure yet who else lives")
         try:
             lease, opened, prefix = self._named(peer, framed.LeaseRequest, body)
-            return await visitor.leases.lease(opened, prefix, lease)
+            answer = await visitor.leases.lease(opened, prefix, lease, node)
+            if answer.busy:
+                answer.others.extend(self._others(opened, lease.shard, prefix.keys[:1], node))
+            return answer
         except NotOpen:  # cleared since this node said that it had blocks of it: nothing is wrong with the node
             return framed.LeaseResponse()
 
@@ -208,9 +224,21 @@ class Visitors:
             request, lambda: self._named(peer, framed.FollowRequest, body)[1:], for_node=for_node
         )
 
+    def _others(self, opened: Opened, shard: int, key: NDArray[np.uint8], asker: bytes) -> list[bytes]:
+        """Who else may have a block: that has copied it from here, or that claims it here."""
+        copies = self.crowd.copies(names_of(opened.handle, shard, key)[0])
+        locator = self.lender.cluster.locator
+        claimed = locator.claimed_here(opened.digest, key) if locator is not None else ()
+        known = dict.fromkeys([*reversed(copies), *claimed])
+        return [one for one in known if one != asker and self.lender.cluster.living(one) is not None][:OTHERS_MAX]
+
     def _released(self, visitor: Visitor, release: framed.ReleaseRequest) -> framed.ReleaseResponse:
         if not visitor.far.release(release) and not visitor.follows.release(release):
             visitor.leases.release(release)
+            return framed.ReleaseResponse()
+        copy = visitor.copies.pop(release.lease, None)
+        if copy is not None and not self.draining:
+            self.copier.begin(copy)
         return framed.ReleaseResponse()
 
     async def _far(
@@ -222,6 +250,12 @@ class Visitors:
         if self.handlers.host.namespaces.find(opened.digest) is not opened:  # cleared meanwhile
             visitor.far.release(framed.ReleaseRequest(lease=lease.lease))
             raise NotOpen
+        position, now = lease.chain.position, asyncio.get_running_loop().time()
+        if lent.offsets and self.lender.wanted.asked(opened.handle, lease.shard, family_of(prefix), position, now):
+            wanted = framed.LeaseRequest(shard=lease.shard, chain=store.Chain(position=position), hints=lease.hints)
+            visitor.copies[lease.lease] = partial(self.replicas.bring, opened, prefix, wanted)
+            while len(visitor.copies) > COPIES_MAX:  # of leases that lapsed
+                del visitor.copies[next(iter(visitor.copies))]
         return lent
 
     async def _held_far(
@@ -347,6 +381,7 @@ class Visitors:
         for connection in list(self._visitors):
             self.gone(connection)
         await asyncio.gather(*self._leaving)
+        await self.copier.close()
         await self.replicas.close()
         await self.lender.close()
 
@@ -355,6 +390,7 @@ def _seconds(deadline_ms: int) -> float:
     return min(deadline_ms / 1e3, DEADLINE_S_MAX)
 
 
+PUTS: Final = frozenset({store.METHOD_PULL, store.METHOD_RESERVE})
 NODE_METHODS: Final = frozenset({store.METHOD_PEER_LEASE, store.METHOD_PEER_RELEASE, store.METHOD_PEER_FOLLOW})
 METHODS: Final = NODE_METHODS | frozenset(
     {

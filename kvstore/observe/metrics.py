@@ -93,6 +93,12 @@ class FarSample(Protocol):
     @property
     def replicas(self) -> int: ...
     @property
+    def busy(self) -> int: ...
+    @property
+    def wanted(self) -> int: ...
+    @property
+    def unwanted(self) -> int: ...
+    @property
     def blocks(self) -> Mapping[int, int]: ...
 
 
@@ -339,6 +345,13 @@ def far(sample: FarSample) -> Iterator[Metric]:
     yield _counter("kvstore_far_passed_over", "Of these, such as failed or had nothing any more.", sample.passed_over)
     yield _counter("kvstore_far_corrupt", "Blocks of other nodes that did not verify.", sample.corrupt)
     yield _counter("kvstore_far_replicas", "Blocks of other nodes copied into this one's memory.", sample.replicas)
+    yield _counter("kvstore_far_busy", "Holders that had too many readers, and named others.", sample.busy)
+    yield _counter(
+        "kvstore_far_wanted",
+        "Chains copied into this node's memory since they were got from others again.",
+        sample.wanted,
+    )
+    yield _counter("kvstore_far_unwanted", "Chains that were not: others were under way, or no room.", sample.unwanted)
 
 
 def tiers(samples: Sequence[TierSample]) -> Iterator[Metric]:

@@ -39,6 +39,27 @@ NODE_SUSPECT: NodeState.ValueType  # 1
 NODE_DEAD: NodeState.ValueType  # 2
 Global___NodeState: _TypeAlias = NodeState  # noqa: Y015
 
+class _DrainState:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _DrainStateEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_DrainState.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    DRAIN_NONE: _DrainState.ValueType  # 0
+    """it is not draining"""
+    DRAIN_WORKING: _DrainState.ValueType  # 1
+    DRAIN_DONE: _DrainState.ValueType  # 2
+    """and takes no new blocks"""
+
+class DrainState(_DrainState, metaclass=_DrainStateEnumTypeWrapper): ...
+
+DRAIN_NONE: DrainState.ValueType  # 0
+"""it is not draining"""
+DRAIN_WORKING: DrainState.ValueType  # 1
+DRAIN_DONE: DrainState.ValueType  # 2
+"""and takes no new blocks"""
+Global___DrainState: _TypeAlias = DrainState  # noqa: Y015
+
 @_typing.final
 class Question(_message.Message):
     """What a node is asked about itself; nothing is changed by it. Between nodes METHOD_PEER_ADMIN carries the same two messages."""
@@ -1270,3 +1291,85 @@ class NamespaceHeld(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___NamespaceHeld: _TypeAlias = NamespaceHeld  # noqa: Y015
+
+@_typing.final
+class DrainRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NODE_FIELD_NUMBER: _builtins.int
+    CANCEL_FIELD_NUMBER: _builtins.int
+    LOOK_FIELD_NUMBER: _builtins.int
+    node: _builtins.str
+    """its name, id in hex, or address; empty: the node that is asked"""
+    cancel: _builtins.bool
+    """it takes blocks again"""
+    look: _builtins.bool
+    """begins nothing: how far it is"""
+    def __init__(
+        self,
+        *,
+        node: _builtins.str = ...,
+        cancel: _builtins.bool = ...,
+        look: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["cancel", b"cancel", "look", b"look", "node", b"node"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___DrainRequest: _TypeAlias = DrainRequest  # noqa: Y015
+
+@_typing.final
+class DrainProgress(_message.Message):
+    """Blocks are counted as shards of blocks."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    STATE_FIELD_NUMBER: _builtins.int
+    HANDED_BLOCKS_FIELD_NUMBER: _builtins.int
+    KEPT_BLOCKS_FIELD_NUMBER: _builtins.int
+    FAILED_BLOCKS_FIELD_NUMBER: _builtins.int
+    LEFT_BLOCKS_FIELD_NUMBER: _builtins.int
+    LEFT_BYTES_FIELD_NUMBER: _builtins.int
+    BYTES_PER_S_FIELD_NUMBER: _builtins.int
+    PROBLEM_FIELD_NUMBER: _builtins.int
+    DONE_FIELD_NUMBER: _builtins.int
+    NODE_FIELD_NUMBER: _builtins.int
+    state: Global___DrainState.ValueType
+    handed_blocks: _builtins.int
+    """copied by other nodes because of this"""
+    kept_blocks: _builtins.int
+    """that others, or the object tier, have besides"""
+    failed_blocks: _builtins.int
+    """that nobody took"""
+    left_blocks: _builtins.int
+    left_bytes: _builtins.int
+    bytes_per_s: _builtins.float
+    """handed on, lately"""
+    problem: _builtins.str
+    """why the last block was not taken"""
+    done: _builtins.bool
+    node: _builtins.str
+    """which"""
+    def __init__(
+        self,
+        *,
+        state: Global___DrainState.ValueType = ...,
+        handed_blocks: _builtins.int = ...,
+        kept_blocks: _builtins.int = ...,
+        failed_blocks: _builtins.int = ...,
+        left_blocks: _builtins.int = ...,
+        left_bytes: _builtins.int = ...,
+        bytes_per_s: _builtins.float = ...,
+        problem: _builtins.str = ...,
+        done: _builtins.bool = ...,
+        node: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["bytes_per_s", b"bytes_per_s", "done", b"done", "failed_blocks", b"failed_blocks", "handed_blocks", b"handed_blocks", "kept_blocks", b"kept_blocks", "left_blocks", b"left_blocks", "left_bytes", b"left_bytes", "node", b"node", "problem", b"problem", "state", b"state"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___DrainProgress: _TypeAlias = DrainProgress  # noqa: Y015

@@ -95,6 +95,11 @@ class AdminStub:
                 request_serializer=kvstore_dot_v1_dot_admin__pb2.NodesRequest.SerializeToString,
                 response_deserializer=kvstore_dot_v1_dot_admin__pb2.NodesResponse.FromString,
                 _registered_method=True)
+        self.Drain = channel.unary_stream(
+                '/kvstore.v1.Admin/Drain',
+                request_serializer=kvstore_dot_v1_dot_admin__pb2.DrainRequest.SerializeToString,
+                response_deserializer=kvstore_dot_v1_dot_admin__pb2.DrainProgress.FromString,
+                _registered_method=True)
         self.Offer = channel.unary_unary(
                 '/kvstore.v1.Admin/Offer',
                 request_serializer=kvstore_dot_v1_dot_store__pb2.OfferRequest.SerializeToString,
@@ -190,6 +195,14 @@ class AdminServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def Drain(self, request, context):
+        """Has a node hand on what only it holds, so that it can be stopped with nothing lost. Goes on when the caller is gone, and after a
+        restart of the node; the last message has done = true. Asked of any node.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def Offer(self, request, context):
         """How a peer's transfer engine reaches this node. Unlike the others, whoever may call this node at all may ask.
         """
@@ -267,6 +280,11 @@ def add_AdminServicer_to_server(servicer, server):
                     servicer.Nodes,
                     request_deserializer=kvstore_dot_v1_dot_admin__pb2.NodesRequest.FromString,
                     response_serializer=kvstore_dot_v1_dot_admin__pb2.NodesResponse.SerializeToString,
+            ),
+            'Drain': grpc.unary_stream_rpc_method_handler(
+                    servicer.Drain,
+                    request_deserializer=kvstore_dot_v1_dot_admin__pb2.DrainRequest.FromString,
+                    response_serializer=kvstore_dot_v1_dot_admin__pb2.DrainProgress.SerializeToString,
             ),
             'Offer': grpc.unary_unary_rpc_method_handler(
                     servicer.Offer,
@@ -603,6 +621,33 @@ class Admin:
             '/kvstore.v1.Admin/Nodes',
             kvstore_dot_v1_dot_admin__pb2.NodesRequest.SerializeToString,
             kvstore_dot_v1_dot_admin__pb2.NodesResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Drain(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/kvstore.v1.Admin/Drain',
+            kvstore_dot_v1_dot_admin__pb2.DrainRequest.SerializeToString,
+            kvstore_dot_v1_dot_admin__pb2.DrainProgress.FromString,
             options,
             channel_credentials,
             insecure,

@@ -53,6 +53,10 @@ class AdminStub:
     """Store.Watch over all tenants."""
     Nodes: _grpc.UnaryUnaryMultiCallable[_admin_pb2.NodesRequest, _admin_pb2.NodesResponse]
     """The nodes of the cluster as this one sees them, itself first; one row where it stands alone."""
+    Drain: _grpc.UnaryStreamMultiCallable[_admin_pb2.DrainRequest, _admin_pb2.DrainProgress]
+    """Has a node hand on what only it holds, so that it can be stopped with nothing lost. Goes on when the caller is gone, and after a
+    restart of the node; the last message has done = true. Asked of any node.
+    """
     Offer: _grpc.UnaryUnaryMultiCallable[_store_pb2.OfferRequest, _store_pb2.OfferResponse]
     """How a peer's transfer engine reaches this node. Unlike the others, whoever may call this node at all may ask."""
     Ask: _grpc.UnaryStreamMultiCallable[_admin_pb2.AskRequest, _admin_pb2.NodeAnswer]
@@ -84,6 +88,10 @@ class AdminAsyncStub(AdminStub):
     """Store.Watch over all tenants."""
     Nodes: _aio.UnaryUnaryMultiCallable[_admin_pb2.NodesRequest, _admin_pb2.NodesResponse]  # type: ignore[assignment]
     """The nodes of the cluster as this one sees them, itself first; one row where it stands alone."""
+    Drain: _aio.UnaryStreamMultiCallable[_admin_pb2.DrainRequest, _admin_pb2.DrainProgress]  # type: ignore[assignment]
+    """Has a node hand on what only it holds, so that it can be stopped with nothing lost. Goes on when the caller is gone, and after a
+    restart of the node; the last message has done = true. Asked of any node.
+    """
     Offer: _aio.UnaryUnaryMultiCallable[_store_pb2.OfferRequest, _store_pb2.OfferResponse]  # type: ignore[assignment]
     """How a peer's transfer engine reaches this node. Unlike the others, whoever may call this node at all may ask."""
     Ask: _aio.UnaryStreamMultiCallable[_admin_pb2.AskRequest, _admin_pb2.NodeAnswer]  # type: ignore[assignment]
@@ -184,6 +192,16 @@ class AdminServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_admin_pb2.NodesResponse, _abc.Awaitable[_admin_pb2.NodesResponse]]:
         """The nodes of the cluster as this one sees them, itself first; one row where it stands alone."""
+
+    @_abc_1.abstractmethod
+    def Drain(
+        self,
+        request: _admin_pb2.DrainRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_abc.Iterator[_admin_pb2.DrainProgress], _abc.AsyncIterator[_admin_pb2.DrainProgress]]:
+        """Has a node hand on what only it holds, so that it can be stopped with nothing lost. Goes on when the caller is gone, and after a
+        restart of the node; the last message has done = true. Asked of any node.
+        """
 
     @_abc_1.abstractmethod
     def Offer(

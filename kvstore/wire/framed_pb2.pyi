@@ -115,6 +115,8 @@ class LeaseResponse(_message.Message):
     CHECKSUMS_FIELD_NUMBER: _builtins.int
     TICKETS_FIELD_NUMBER: _builtins.int
     WINDOW_FULL_FIELD_NUMBER: _builtins.int
+    BUSY_FIELD_NUMBER: _builtins.int
+    OTHERS_FIELD_NUMBER: _builtins.int
     SECTIONS_FIELD_NUMBER: _builtins.int
     METAS_FIELD_NUMBER: _builtins.int
     lease_ms: _builtins.int
@@ -127,6 +129,8 @@ class LeaseResponse(_message.Message):
     """8 bytes a part, little-endian, block after block"""
     window_full: _builtins.bool
     """ask again from the run's end"""
+    busy: _builtins.bool
+    """between nodes: too many read the next block just now (leases_per_block_max)"""
     @_builtins.property
     def offsets(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
         """of each block in the granted region"""
@@ -134,6 +138,10 @@ class LeaseResponse(_message.Message):
     @_builtins.property
     def tickets(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
         """what a block that does not verify is told by"""
+
+    @_builtins.property
+    def others(self) -> _containers.RepeatedScalarFieldContainer[_builtins.bytes]:
+        """busy: ids of nodes that may have it, too"""
 
     @_builtins.property
     def sections(self) -> _containers.RepeatedCompositeFieldContainer[Global___LeaseSection]:
@@ -153,12 +161,14 @@ class LeaseResponse(_message.Message):
         checksums: _builtins.bytes = ...,
         tickets: _abc.Iterable[_builtins.int] | None = ...,
         window_full: _builtins.bool = ...,
+        busy: _builtins.bool = ...,
+        others: _abc.Iterable[_builtins.bytes] | None = ...,
         sections: _abc.Iterable[Global___LeaseSection] | None = ...,
         metas: _abc.Iterable[_builtins.bytes] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["checksums", b"checksums", "descriptor", b"descriptor", "lease_ms", b"lease_ms", "metas", b"metas", "offsets", b"offsets", "sections", b"sections", "tickets", b"tickets", "tiers", b"tiers", "window_full", b"window_full"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["busy", b"busy", "checksums", b"checksums", "descriptor", b"descriptor", "lease_ms", b"lease_ms", "metas", b"metas", "offsets", b"offsets", "others", b"others", "sections", b"sections", "tickets", b"tickets", "tiers", b"tiers", "window_full", b"window_full"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -229,9 +239,12 @@ class ReleaseRequest(_message.Message):
     CORRUPT_FIELD_NUMBER: _builtins.int
     BYTES_FIELD_NUMBER: _builtins.int
     READS_FIELD_NUMBER: _builtins.int
+    KEPT_FIELD_NUMBER: _builtins.int
     lease: _builtins.int
     bytes: _builtins.int
     """that were read, for the node's counts"""
+    kept: _builtins.bool
+    """between nodes: the asking one has these blocks itself now"""
     @_builtins.property
     def corrupt(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
         """tickets of blocks that did not verify: the node looks at them and drops them"""
@@ -247,10 +260,11 @@ class ReleaseRequest(_message.Message):
         corrupt: _abc.Iterable[_builtins.int] | None = ...,
         bytes: _builtins.int = ...,
         reads: _abc.Iterable[Global___LeaseRead] | None = ...,
+        kept: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["bytes", b"bytes", "corrupt", b"corrupt", "lease", b"lease", "reads", b"reads"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["bytes", b"bytes", "corrupt", b"corrupt", "kept", b"kept", "lease", b"lease", "reads", b"reads"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -710,6 +724,65 @@ class SealResponse(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___SealResponse: _TypeAlias = SealResponse  # noqa: Y015
+
+@_typing.final
+class ReplicateRequest(_message.Message):
+    """Of blocks that lie at this node: other hosts are asked to copy them."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAMESPACE_FIELD_NUMBER: _builtins.int
+    SHARD_FIELD_NUMBER: _builtins.int
+    CHAIN_FIELD_NUMBER: _builtins.int
+    HINTS_FIELD_NUMBER: _builtins.int
+    REPLICAS_FIELD_NUMBER: _builtins.int
+    DEADLINE_MS_FIELD_NUMBER: _builtins.int
+    namespace: _builtins.bytes
+    shard: _builtins.int
+    replicas: _builtins.int
+    """hosts, this one among them"""
+    deadline_ms: _builtins.int
+    @_builtins.property
+    def chain(self) -> _store_pb2.Chain: ...
+    @_builtins.property
+    def hints(self) -> _store_pb2.Hints: ...
+    def __init__(
+        self,
+        *,
+        namespace: _builtins.bytes = ...,
+        shard: _builtins.int = ...,
+        chain: _store_pb2.Chain | None = ...,
+        hints: _store_pb2.Hints | None = ...,
+        replicas: _builtins.int = ...,
+        deadline_ms: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["chain", b"chain", "hints", b"hints"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["chain", b"chain", "deadline_ms", b"deadline_ms", "hints", b"hints", "namespace", b"namespace", "replicas", b"replicas", "shard", b"shard"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ReplicateRequest: _TypeAlias = ReplicateRequest  # noqa: Y015
+
+@_typing.final
+class ReplicateResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    HOSTS_FIELD_NUMBER: _builtins.int
+    hosts: _builtins.bytes
+    """one byte a block: on how many hosts it is sealed now"""
+    def __init__(
+        self,
+        *,
+        hosts: _builtins.bytes = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["hosts", b"hosts"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ReplicateResponse: _TypeAlias = ReplicateResponse  # noqa: Y015
 
 @_typing.final
 class AbortRequest(_message.Message):

@@ -22,9 +22,10 @@ _runtime_version.ValidateProtobufRuntimeVersion(
 _sym_db = _symbol_database.Default()
 
 
+from kvstore.wire import store_pb2 as kvstore_dot_v1_dot_store__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x16kvstore/v1/peers.proto\x12\nkvstore.v1\"w\n\x08PeerNode\x12\n\n\x02id\x18\x01 \x01(\x0c\x12\x13\n\x0bincarnation\x18\x02 \x01(\x06\x12\x0c\n\x04name\x18\x03 \x01(\t\x12\x0f\n\x07\x61\x64\x64ress\x18\x04 \x01(\t\x12\x0c\n\x04grpc\x18\x05 \x01(\t\x12\x0c\n\x04host\x18\x06 \x01(\t\x12\x0f\n\x07version\x18\x07 \x01(\t\"%\n\x14PeerChallengeRequest\x12\r\n\x05nonce\x18\x01 \x01(\x0c\"\xb7\x01\n\x15PeerChallengeResponse\x12\r\n\x05nonce\x18\x01 \x01(\x0c\x12\x0c\n\x04node\x18\x02 \x01(\x0c\x12\x41\n\x08settings\x18\x03 \x03(\x0b\x32/.kvstore.v1.PeerChallengeResponse.SettingsEntry\x12\r\n\x05proof\x18\x04 \x01(\x0c\x1a/\n\rSettingsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"\x9e\x01\n\x10PeerHelloRequest\x12\x0c\n\x04node\x18\x01 \x01(\x0c\x12<\n\x08settings\x18\x02 \x03(\x0b\x32*.kvstore.v1.PeerHelloRequest.SettingsEntry\x12\r\n\x05proof\x18\x03 \x01(\x0c\x1a/\n\rSettingsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"$\n\x11PeerHelloResponse\x12\x0f\n\x07refusal\x18\x01 \x01(\t\"\x11\n\x0fPeerPingRequest\"\'\n\x10PeerPingResponse\x12\x13\n\x0bincarnation\x18\x01 \x01(\x06\"J\n\x08PeerRows\x12\x11\n\tnamespace\x18\x01 \x01(\x0c\x12\x0c\n\x04keys\x18\x02 \x01(\x0c\x12\x0e\n\x06shards\x18\x03 \x01(\x0c\x12\r\n\x05tiers\x18\x04 \x01(\x0c\"x\n\x13PeerAnnounceRequest\x12\x10\n\x08sequence\x18\x01 \x01(\x04\x12\"\n\x04rows\x18\x02 \x03(\x0b\x32\x14.kvstore.v1.PeerRows\x12\x0f\n\x07\x63leared\x18\x03 \x03(\x0c\x12\r\n\x05\x62\x65gin\x18\x04 \x01(\x06\x12\x0b\n\x03\x65nd\x18\x05 \x01(\x06\">\n\x14PeerAnnounceResponse\x12&\n\x06status\x18\x01 \x01(\x0e\x32\x16.kvstore.v1.PeerStatus\"E\n\x11PeerDigestRequest\x12\x10\n\x08sequence\x18\x01 \x01(\x04\x12\x0f\n\x07\x62uckets\x18\x02 \x01(\x0c\x12\r\n\x05valid\x18\x03 \x01(\x06\"L\n\x12PeerDigestResponse\x12&\n\x06status\x18\x01 \x01(\x0e\x32\x16.kvstore.v1.PeerStatus\x12\x0e\n\x06\x64iffer\x18\x02 \x01(\x06\"D\n\x11PeerLocateRequest\x12\x11\n\tnamespace\x18\x01 \x01(\x0c\x12\x0c\n\x04keys\x18\x02 \x01(\x0c\x12\x0e\n\x06spread\x18\x03 \x01(\x07\"\x99\x01\n\x12PeerLocateResponse\x12&\n\x06status\x18\x01 \x01(\x0e\x32\x16.kvstore.v1.PeerStatus\x12\r\n\x05nodes\x18\x02 \x03(\x0c\x12\x0e\n\x06\x63ounts\x18\x03 \x01(\x0c\x12\x0f\n\x07holders\x18\x04 \x01(\x0c\x12\x0e\n\x06shards\x18\x05 \x01(\x0c\x12\r\n\x05tiers\x18\x06 \x01(\x0c\x12\x0c\n\x04view\x18\x07 \x01(\x06*^\n\nPeerStatus\x12\x0e\n\nPEER_TAKEN\x10\x00\x12\x0f\n\x0bPEER_RESYNC\x10\x01\x12\x11\n\rPEER_STRANGER\x10\x02\x12\r\n\tPEER_AWAY\x10\x03\x12\r\n\tPEER_FULL\x10\x04\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x16kvstore/v1/peers.proto\x12\nkvstore.v1\x1a\x16kvstore/v1/store.proto\"w\n\x08PeerNode\x12\n\n\x02id\x18\x01 \x01(\x0c\x12\x13\n\x0bincarnation\x18\x02 \x01(\x06\x12\x0c\n\x04name\x18\x03 \x01(\t\x12\x0f\n\x07\x61\x64\x64ress\x18\x04 \x01(\t\x12\x0c\n\x04grpc\x18\x05 \x01(\t\x12\x0c\n\x04host\x18\x06 \x01(\t\x12\x0f\n\x07version\x18\x07 \x01(\t\"%\n\x14PeerChallengeRequest\x12\r\n\x05nonce\x18\x01 \x01(\x0c\"\xb7\x01\n\x15PeerChallengeResponse\x12\r\n\x05nonce\x18\x01 \x01(\x0c\x12\x0c\n\x04node\x18\x02 \x01(\x0c\x12\x41\n\x08settings\x18\x03 \x03(\x0b\x32/.kvstore.v1.PeerChallengeResponse.SettingsEntry\x12\r\n\x05proof\x18\x04 \x01(\x0c\x1a/\n\rSettingsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"\x9e\x01\n\x10PeerHelloRequest\x12\x0c\n\x04node\x18\x01 \x01(\x0c\x12<\n\x08settings\x18\x02 \x03(\x0b\x32*.kvstore.v1.PeerHelloRequest.SettingsEntry\x12\r\n\x05proof\x18\x03 \x01(\x0c\x1a/\n\rSettingsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"$\n\x11PeerHelloResponse\x12\x0f\n\x07refusal\x18\x01 \x01(\t\"\x11\n\x0fPeerPingRequest\"\'\n\x10PeerPingResponse\x12\x13\n\x0bincarnation\x18\x01 \x01(\x06\"J\n\x08PeerRows\x12\x11\n\tnamespace\x18\x01 \x01(\x0c\x12\x0c\n\x04keys\x18\x02 \x01(\x0c\x12\x0e\n\x06shards\x18\x03 \x01(\x0c\x12\r\n\x05tiers\x18\x04 \x01(\x0c\"x\n\x13PeerAnnounceRequest\x12\x10\n\x08sequence\x18\x01 \x01(\x04\x12\"\n\x04rows\x18\x02 \x03(\x0b\x32\x14.kvstore.v1.PeerRows\x12\x0f\n\x07\x63leared\x18\x03 \x03(\x0c\x12\r\n\x05\x62\x65gin\x18\x04 \x01(\x06\x12\x0b\n\x03\x65nd\x18\x05 \x01(\x06\">\n\x14PeerAnnounceResponse\x12&\n\x06status\x18\x01 \x01(\x0e\x32\x16.kvstore.v1.PeerStatus\"E\n\x11PeerDigestRequest\x12\x10\n\x08sequence\x18\x01 \x01(\x04\x12\x0f\n\x07\x62uckets\x18\x02 \x01(\x0c\x12\r\n\x05valid\x18\x03 \x01(\x06\"L\n\x12PeerDigestResponse\x12&\n\x06status\x18\x01 \x01(\x0e\x32\x16.kvstore.v1.PeerStatus\x12\x0e\n\x06\x64iffer\x18\x02 \x01(\x06\"D\n\x11PeerLocateRequest\x12\x11\n\tnamespace\x18\x01 \x01(\x0c\x12\x0c\n\x04keys\x18\x02 \x01(\x0c\x12\x0e\n\x06spread\x18\x03 \x01(\x07\"\x99\x01\n\x12PeerLocateResponse\x12&\n\x06status\x18\x01 \x01(\x0e\x32\x16.kvstore.v1.PeerStatus\x12\r\n\x05nodes\x18\x02 \x03(\x0c\x12\x0e\n\x06\x63ounts\x18\x03 \x01(\x0c\x12\x0f\n\x07holders\x18\x04 \x01(\x0c\x12\x0e\n\x06shards\x18\x05 \x01(\x0c\x12\r\n\x05tiers\x18\x06 \x01(\x0c\x12\x0c\n\x04view\x18\x07 \x01(\x06\"\xe3\x01\n\x10PeerBringRequest\x12\x11\n\tnamespace\x18\x01 \x01(\x0c\x12\"\n\x06layout\x18\x02 \x01(\x0b\x32\x12.kvstore.v1.Layout\x12\x0e\n\x06tenant\x18\x03 \x01(\t\x12\x12\n\ngeneration\x18\x04 \x01(\x04\x12\r\n\x05shard\x18\x05 \x01(\r\x12\x0c\n\x04keys\x18\x06 \x01(\x0c\x12\x0e\n\x06parent\x18\x07 \x01(\x0c\x12\x10\n\x08position\x18\x08 \x01(\r\x12 \n\x05hints\x18\t \x01(\x0b\x32\x11.kvstore.v1.Hints\x12\x13\n\x0b\x64\x65\x61\x64line_ms\x18\n \x01(\r\"1\n\x11PeerBringResponse\x12\x0e\n\x06\x62locks\x18\x01 \x01(\r\x12\x0c\n\x04held\x18\x02 \x01(\r\"\x11\n\x0fPeerRoomRequest\"G\n\x10PeerRoomResponse\x12\x12\n\nfree_bytes\x18\x01 \x01(\x04\x12\r\n\x05\x62ytes\x18\x02 \x01(\x04\x12\x10\n\x08\x64raining\x18\x03 \x01(\x08\"D\n\x10PeerDrainRequest\x12#\n\x04verb\x18\x01 \x01(\x0e\x32\x15.kvstore.v1.DrainVerb\x12\x0b\n\x03who\x18\x02 \x01(\t\"%\n\x11PeerDrainResponse\x12\x10\n\x08progress\x18\x01 \x01(\x0c*^\n\nPeerStatus\x12\x0e\n\nPEER_TAKEN\x10\x00\x12\x0f\n\x0bPEER_RESYNC\x10\x01\x12\x11\n\rPEER_STRANGER\x10\x02\x12\r\n\tPEER_AWAY\x10\x03\x12\r\n\tPEER_FULL\x10\x04*>\n\tDrainVerb\x12\x0e\n\nDRAIN_LOOK\x10\x00\x12\x0f\n\x0b\x44RAIN_BEGIN\x10\x01\x12\x10\n\x0c\x44RAIN_CANCEL\x10\x02\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -35,38 +36,52 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_PEERCHALLENGERESPONSE_SETTINGSENTRY']._serialized_options = b'8\001'
   _globals['_PEERHELLOREQUEST_SETTINGSENTRY']._loaded_options = None
   _globals['_PEERHELLOREQUEST_SETTINGSENTRY']._serialized_options = b'8\001'
-  _globals['_PEERSTATUS']._serialized_start=1280
-  _globals['_PEERSTATUS']._serialized_end=1374
-  _globals['_PEERNODE']._serialized_start=38
-  _globals['_PEERNODE']._serialized_end=157
-  _globals['_PEERCHALLENGEREQUEST']._serialized_start=159
-  _globals['_PEERCHALLENGEREQUEST']._serialized_end=196
-  _globals['_PEERCHALLENGERESPONSE']._serialized_start=199
-  _globals['_PEERCHALLENGERESPONSE']._serialized_end=382
-  _globals['_PEERCHALLENGERESPONSE_SETTINGSENTRY']._serialized_start=335
-  _globals['_PEERCHALLENGERESPONSE_SETTINGSENTRY']._serialized_end=382
-  _globals['_PEERHELLOREQUEST']._serialized_start=385
-  _globals['_PEERHELLOREQUEST']._serialized_end=543
-  _globals['_PEERHELLOREQUEST_SETTINGSENTRY']._serialized_start=335
-  _globals['_PEERHELLOREQUEST_SETTINGSENTRY']._serialized_end=382
-  _globals['_PEERHELLORESPONSE']._serialized_start=545
-  _globals['_PEERHELLORESPONSE']._serialized_end=581
-  _globals['_PEERPINGREQUEST']._serialized_start=583
-  _globals['_PEERPINGREQUEST']._serialized_end=600
-  _globals['_PEERPINGRESPONSE']._serialized_start=602
-  _globals['_PEERPINGRESPONSE']._serialized_end=641
-  _globals['_PEERROWS']._serialized_start=643
-  _globals['_PEERROWS']._serialized_end=717
-  _globals['_PEERANNOUNCEREQUEST']._serialized_start=719
-  _globals['_PEERANNOUNCEREQUEST']._serialized_end=839
-  _globals['_PEERANNOUNCERESPONSE']._serialized_start=841
-  _globals['_PEERANNOUNCERESPONSE']._serialized_end=903
-  _globals['_PEERDIGESTREQUEST']._serialized_start=905
-  _globals['_PEERDIGESTREQUEST']._serialized_end=974
-  _globals['_PEERDIGESTRESPONSE']._serialized_start=976
-  _globals['_PEERDIGESTRESPONSE']._serialized_end=1052
-  _globals['_PEERLOCATEREQUEST']._serialized_start=1054
-  _globals['_PEERLOCATEREQUEST']._serialized_end=1122
-  _globals['_PEERLOCATERESPONSE']._serialized_start=1125
-  _globals['_PEERLOCATERESPONSE']._serialized_end=1278
+  _globals['_PEERSTATUS']._serialized_start=1786
+  _globals['_PEERSTATUS']._serialized_end=1880
+  _globals['_DRAINVERB']._serialized_start=1882
+  _globals['_DRAINVERB']._serialized_end=1944
+  _globals['_PEERNODE']._serialized_start=62
+  _globals['_PEERNODE']._serialized_end=181
+  _globals['_PEERCHALLENGEREQUEST']._serialized_start=183
+  _globals['_PEERCHALLENGEREQUEST']._serialized_end=220
+  _globals['_PEERCHALLENGERESPONSE']._serialized_start=223
+  _globals['_PEERCHALLENGERESPONSE']._serialized_end=406
+  _globals['_PEERCHALLENGERESPONSE_SETTINGSENTRY']._serialized_start=359
+  _globals['_PEERCHALLENGERESPONSE_SETTINGSENTRY']._serialized_end=406
+  _globals['_PEERHELLOREQUEST']._serialized_start=409
+  _globals['_PEERHELLOREQUEST']._serialized_end=567
+  _globals['_PEERHELLOREQUEST_SETTINGSENTRY']._serialized_start=359
+  _globals['_PEERHELLOREQUEST_SETTINGSENTRY']._serialized_end=406
+  _globals['_PEERHELLORESPONSE']._serialized_start=569
+  _globals['_PEERHELLORESPONSE']._serialized_end=605
+  _globals['_PEERPINGREQUEST']._serialized_start=607
+  _globals['_PEERPINGREQUEST']._serialized_end=624
+  _globals['_PEERPINGRESPONSE']._serialized_start=626
+  _globals['_PEERPINGRESPONSE']._serialized_end=665
+  _globals['_PEERROWS']._serialized_start=667
+  _globals['_PEERROWS']._serialized_end=741
+  _globals['_PEERANNOUNCEREQUEST']._serialized_start=743
+  _globals['_PEERANNOUNCEREQUEST']._serialized_end=863
+  _globals['_PEERANNOUNCERESPONSE']._serialized_start=865
+  _globals['_PEERANNOUNCERESPONSE']._serialized_end=927
+  _globals['_PEERDIGESTREQUEST']._serialized_start=929
+  _globals['_PEERDIGESTREQUEST']._serialized_end=998
+  _globals['_PEERDIGESTRESPONSE']._serialized_start=1000
+  _globals['_PEERDIGESTRESPONSE']._serialized_end=1076
+  _globals['_PEERLOCATEREQUEST']._serialized_start=1078
+  _globals['_PEERLOCATEREQUEST']._serialized_end=1146
+  _globals['_PEERLOCATERESPONSE']._serialized_start=1149
+  _globals['_PEERLOCATERESPONSE']._serialized_end=1302
+  _globals['_PEERBRINGREQUEST']._serialized_start=1305
+  _globals['_PEERBRINGREQUEST']._serialized_end=1532
+  _globals['_PEERBRINGRESPONSE']._serialized_start=1534
+  _globals['_PEERBRINGRESPONSE']._serialized_end=1583
+  _globals['_PEERROOMREQUEST']._serialized_start=1585
+  _globals['_PEERROOMREQUEST']._serialized_end=1602
+  _globals['_PEERROOMRESPONSE']._serialized_start=1604
+  _globals['_PEERROOMRESPONSE']._serialized_end=1675
+  _globals['_PEERDRAINREQUEST']._serialized_start=1677
+  _globals['_PEERDRAINREQUEST']._serialized_end=1745
+  _globals['_PEERDRAINRESPONSE']._serialized_start=1747
+  _globals['_PEERDRAINRESPONSE']._serialized_end=1784
 # @@protoc_insertion_point(module_scope)

@@ -17,6 +17,7 @@ from google.protobuf import descriptor as _descriptor
 from google.protobuf import message as _message
 from google.protobuf.internal import containers as _containers
 from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
+from kvstore.wire import store_pb2 as _store_pb2
 import builtins as _builtins
 import sys
 import typing as _typing
@@ -61,6 +62,23 @@ PEER_AWAY: PeerStatus.ValueType  # 3
 PEER_FULL: PeerStatus.ValueType  # 4
 """it keeps claims of no more nodes"""
 Global___PeerStatus: _TypeAlias = PeerStatus  # noqa: Y015
+
+class _DrainVerb:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _DrainVerbEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_DrainVerb.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    DRAIN_LOOK: _DrainVerb.ValueType  # 0
+    DRAIN_BEGIN: _DrainVerb.ValueType  # 1
+    DRAIN_CANCEL: _DrainVerb.ValueType  # 2
+
+class DrainVerb(_DrainVerb, metaclass=_DrainVerbEnumTypeWrapper): ...
+
+DRAIN_LOOK: DrainVerb.ValueType  # 0
+DRAIN_BEGIN: DrainVerb.ValueType  # 1
+DRAIN_CANCEL: DrainVerb.ValueType  # 2
+Global___DrainVerb: _TypeAlias = DrainVerb  # noqa: Y015
 
 @_typing.final
 class PeerNode(_message.Message):
@@ -496,3 +514,174 @@ class PeerLocateResponse(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___PeerLocateResponse: _TypeAlias = PeerLocateResponse  # noqa: Y015
+
+@_typing.final
+class PeerBringRequest(_message.Message):
+    """---- copies (kvstore/node/bringing.py, drain.py) -------------------------------------------------------------------------
+
+    Who is to have blocks reads them: nobody writes into another's memory. A node that is draining refuses to bring any.
+
+    Have these blocks in your memory or files: those that are missing are read from the asking node, or from whoever has them.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAMESPACE_FIELD_NUMBER: _builtins.int
+    LAYOUT_FIELD_NUMBER: _builtins.int
+    TENANT_FIELD_NUMBER: _builtins.int
+    GENERATION_FIELD_NUMBER: _builtins.int
+    SHARD_FIELD_NUMBER: _builtins.int
+    KEYS_FIELD_NUMBER: _builtins.int
+    PARENT_FIELD_NUMBER: _builtins.int
+    POSITION_FIELD_NUMBER: _builtins.int
+    HINTS_FIELD_NUMBER: _builtins.int
+    DEADLINE_MS_FIELD_NUMBER: _builtins.int
+    namespace: _builtins.bytes
+    tenant: _builtins.str
+    generation: _builtins.int
+    shard: _builtins.int
+    keys: _builtins.bytes
+    """n * 32, in chain order"""
+    parent: _builtins.bytes
+    """of the first; empty: it begins a prompt"""
+    position: _builtins.int
+    deadline_ms: _builtins.int
+    @_builtins.property
+    def layout(self) -> _store_pb2.Layout:
+        """of the namespace, which the asked node may not have open"""
+
+    @_builtins.property
+    def hints(self) -> _store_pb2.Hints: ...
+    def __init__(
+        self,
+        *,
+        namespace: _builtins.bytes = ...,
+        layout: _store_pb2.Layout | None = ...,
+        tenant: _builtins.str = ...,
+        generation: _builtins.int = ...,
+        shard: _builtins.int = ...,
+        keys: _builtins.bytes = ...,
+        parent: _builtins.bytes = ...,
+        position: _builtins.int = ...,
+        hints: _store_pb2.Hints | None = ...,
+        deadline_ms: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["hints", b"hints", "layout", b"layout"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["deadline_ms", b"deadline_ms", "generation", b"generation", "hints", b"hints", "keys", b"keys", "layout", b"layout", "namespace", b"namespace", "parent", b"parent", "position", b"position", "shard", b"shard", "tenant", b"tenant"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___PeerBringRequest: _TypeAlias = PeerBringRequest  # noqa: Y015
+
+@_typing.final
+class PeerBringResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    BLOCKS_FIELD_NUMBER: _builtins.int
+    HELD_FIELD_NUMBER: _builtins.int
+    blocks: _builtins.int
+    """so many from the first on are sealed there now"""
+    held: _builtins.int
+    """and so many from the first on were before"""
+    def __init__(
+        self,
+        *,
+        blocks: _builtins.int = ...,
+        held: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["blocks", b"blocks", "held", b"held"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___PeerBringResponse: _TypeAlias = PeerBringResponse  # noqa: Y015
+
+@_typing.final
+class PeerRoomRequest(_message.Message):
+    """What a node that hands its blocks on asks of the others first."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    def __init__(
+        self,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___PeerRoomRequest: _TypeAlias = PeerRoomRequest  # noqa: Y015
+
+@_typing.final
+class PeerRoomResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    FREE_BYTES_FIELD_NUMBER: _builtins.int
+    BYTES_FIELD_NUMBER: _builtins.int
+    DRAINING_FIELD_NUMBER: _builtins.int
+    free_bytes: _builtins.int
+    """of memory that nothing has to leave for"""
+    bytes: _builtins.int
+    """of all its memory"""
+    draining: _builtins.bool
+    def __init__(
+        self,
+        *,
+        free_bytes: _builtins.int = ...,
+        bytes: _builtins.int = ...,
+        draining: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["bytes", b"bytes", "draining", b"draining", "free_bytes", b"free_bytes"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___PeerRoomResponse: _TypeAlias = PeerRoomResponse  # noqa: Y015
+
+@_typing.final
+class PeerDrainRequest(_message.Message):
+    """What an operator asks of a node by way of another one."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    VERB_FIELD_NUMBER: _builtins.int
+    WHO_FIELD_NUMBER: _builtins.int
+    verb: Global___DrainVerb.ValueType
+    who: _builtins.str
+    """for the log"""
+    def __init__(
+        self,
+        *,
+        verb: Global___DrainVerb.ValueType = ...,
+        who: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["verb", b"verb", "who", b"who"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___PeerDrainRequest: _TypeAlias = PeerDrainRequest  # noqa: Y015
+
+@_typing.final
+class PeerDrainResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PROGRESS_FIELD_NUMBER: _builtins.int
+    progress: _builtins.bytes
+    def __init__(
+        self,
+        *,
+        progress: _builtins.bytes = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["progress", b"progress"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___PeerDrainResponse: _TypeAlias = PeerDrainResponse  # noqa: Y015

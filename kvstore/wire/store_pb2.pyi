@@ -72,6 +72,12 @@ class _MethodEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Method.ValueTy
     METHOD_PEER_LEASE: _Method.ValueType  # 38
     """Of framed.proto: LeaseRequest and ReleaseRequest of a node for its client, far leases as the holder sees them."""
     METHOD_PEER_RELEASE: _Method.ValueType  # 39
+    METHOD_PEER_BRING: _Method.ValueType  # 43
+    """Of peers.proto: copies of blocks, and nodes that hand theirs on."""
+    METHOD_PEER_ROOM: _Method.ValueType  # 44
+    METHOD_PEER_DRAIN: _Method.ValueType  # 45
+    METHOD_REPLICATE: _Method.ValueType  # 46
+    """Of framed.proto: a client asks its own node to have others copy what it has put."""
     METHOD_FOLLOW: _Method.ValueType  # 48
     """Of framed.proto: FollowRequest, FollowResponse; of a client, and of a node for its client."""
     METHOD_PEER_FOLLOW: _Method.ValueType  # 49
@@ -112,6 +118,12 @@ METHOD_PEER_LOCATE: Method.ValueType  # 37
 METHOD_PEER_LEASE: Method.ValueType  # 38
 """Of framed.proto: LeaseRequest and ReleaseRequest of a node for its client, far leases as the holder sees them."""
 METHOD_PEER_RELEASE: Method.ValueType  # 39
+METHOD_PEER_BRING: Method.ValueType  # 43
+"""Of peers.proto: copies of blocks, and nodes that hand theirs on."""
+METHOD_PEER_ROOM: Method.ValueType  # 44
+METHOD_PEER_DRAIN: Method.ValueType  # 45
+METHOD_REPLICATE: Method.ValueType  # 46
+"""Of framed.proto: a client asks its own node to have others copy what it has put."""
 METHOD_FOLLOW: Method.ValueType  # 48
 """Of framed.proto: FollowRequest, FollowResponse; of a client, and of a node for its client."""
 METHOD_PEER_FOLLOW: Method.ValueType  # 49
@@ -734,6 +746,7 @@ class PutHeader(_message.Message):
     CHECKSUMS_FIELD_NUMBER: _builtins.int
     META_FIELD_NUMBER: _builtins.int
     HINTS_FIELD_NUMBER: _builtins.int
+    REPLICAS_FIELD_NUMBER: _builtins.int
     namespace: _builtins.bytes
     shard: _builtins.int
     first_block: _builtins.int
@@ -742,6 +755,8 @@ class PutHeader(_message.Message):
     """Optional, for every block that is put: little-endian 64-bit checksums, part by part. Given: the node verifies each block as it lands
     and refuses one that differs (PUT_CORRUPTED). Not given: the node takes them as the bytes land.
     """
+    replicas: _builtins.int
+    """on so many hosts the blocks are to be, this node's among them; 0 and 1: here alone"""
     @_builtins.property
     def chain(self) -> Global___Chain: ...
     @_builtins.property
@@ -760,10 +775,11 @@ class PutHeader(_message.Message):
         checksums: _builtins.bytes = ...,
         meta: _abc.Iterable[_builtins.bytes] | None = ...,
         hints: Global___Hints | None = ...,
+        replicas: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["chain", b"chain", "hints", b"hints"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["chain", b"chain", "checksums", b"checksums", "first_block", b"first_block", "hints", b"hints", "meta", b"meta", "namespace", b"namespace", "shard", b"shard"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["chain", b"chain", "checksums", b"checksums", "first_block", b"first_block", "hints", b"hints", "meta", b"meta", "namespace", b"namespace", "replicas", b"replicas", "shard", b"shard"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -801,6 +817,8 @@ class PutResponse(_message.Message):
     REJECTED_FIELD_NUMBER: _builtins.int
     STATUSES_FIELD_NUMBER: _builtins.int
     CHECKSUMS_FIELD_NUMBER: _builtins.int
+    REPLICAS_FIELD_NUMBER: _builtins.int
+    HOSTS_FIELD_NUMBER: _builtins.int
     stored: _builtins.int
     held: _builtins.int
     pending: _builtins.int
@@ -810,6 +828,12 @@ class PutResponse(_message.Message):
     """one PutStatus a block"""
     checksums: _builtins.bytes
     """as the node took them, for the blocks stored: little-endian 64-bit, part by part, in order"""
+    replicas: _builtins.int
+    """where more than one were asked for: on how many hosts every block is sealed now, the smallest number over"""
+    hosts: _builtins.bytes
+    """the blocks that were put; fewer than asked for is no error
+    and of each block, one byte
+    """
     def __init__(
         self,
         *,
@@ -819,10 +843,12 @@ class PutResponse(_message.Message):
         rejected: _builtins.int = ...,
         statuses: _builtins.bytes = ...,
         checksums: _builtins.bytes = ...,
+        replicas: _builtins.int = ...,
+        hosts: _builtins.bytes = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["checksums", b"checksums", "held", b"held", "pending", b"pending", "rejected", b"rejected", "statuses", b"statuses", "stored", b"stored"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["checksums", b"checksums", "held", b"held", "hosts", b"hosts", "pending", b"pending", "rejected", b"rejected", "replicas", b"replicas", "statuses", b"statuses", "stored", b"stored"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

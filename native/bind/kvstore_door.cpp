@@ -10,7 +10,7 @@
 //     set_bearers(tokens: list[tuple[bytes, int]], certificates: list[tuple[str, int]] = [])
 //                                                    # SHA-256 of each token, name in each certificate, and the number that requests
 //                                                    # of their bearers carry; ends the connections of numbers that are gone
-//     allow(owner, ns) -> bool; disallow(ns)
+//     allow(owner, ns) -> bool; disallow(ns); set_draining(bool)
 //     request_fd: int; take_requests(max) -> list[Request]
 //         # Request: owner request method trusted unanswered gone remote (by TCP: uid says nothing) uid token (-1: none) names (of the
 //         # certificate it showed) body: bytes
@@ -131,6 +131,7 @@ void bind_door(nb::module_& m) {
       .def("set_bearers", &set_bearers, "tokens"_a, "certificates"_a = std::vector<std::pair<std::string, std::int64_t>>{})
       .def("allow", &Door::allow, "owner"_a, "ns"_a)
       .def("disallow", &Door::disallow, "ns"_a)
+      .def("set_draining", &Door::set_draining, "draining"_a)
       .def_prop_ro("request_fd", &Door::request_fd)
       .def("take_requests", &Door::take_requests, "max"_a)
       .def("answer", [](Door& self, OwnerId owner, std::uint64_t request, const nb::bytes& body) {

@@ -94,6 +94,7 @@ class Door {
   void set_bearers(std::vector<TokenDigest> tokens, std::vector<CertificateName> certificates);
   bool allow(OwnerId owner, NsId ns);  // false: that connection is gone
   void disallow(NsId ns);              // from everybody: the namespace was cleared
+  void set_draining(bool draining);    // while it is, RESERVE is refused; all else goes on
 
   int request_fd() const;  // readable when take_requests() has something
   std::vector<Request> take_requests(std::size_t max);

@@ -138,6 +138,7 @@ struct Door::Impl {
   std::shared_ptr<Inbox> inbox;
   std::thread thread;
   std::atomic<bool> stopping{false};
+  std::atomic<bool> draining{false};  // RESERVE is refused
   Nanos next_housekeeping = 0;
   Nanos next_census = 0;  // of former clients
   SpinWindow spin{Nanos{config.spin_us_max} * 1'000};

@@ -32,6 +32,7 @@ bool Door::allow(OwnerId owner, NsId ns) {
 }
 
 void Door::disallow(NsId ns) { impl_->inbox->push(Inbox::Disallow{ns}); }
+void Door::set_draining(bool draining) { impl_->draining.store(draining, std::memory_order_relaxed); }
 
 int Door::request_fd() const { return impl_->request_event; }
 

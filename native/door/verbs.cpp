@@ -160,6 +160,10 @@ bool Door::Impl::reserve(Connection& peer, const FrameHeader& header, Reader bod
     refuse(peer, header, Status::kStaleNamespace, "ns", "not open");
     return true;
   }
+  if (draining.load(std::memory_order_relaxed)) {
+    refuse(peer, header, Status::kRejected, "draining", "this node hands its blocks on and takes no new ones");
+    return true;
+  }
   reserved.assign(keys.size(), {});
   const Key* parent = (asked.flags & kHasParent) != 0 ? &asked.parent : nullptr;
   const FetchStatus status = core.reserve(Tier::kMemory, peer.owner, asked.ns, asked.shard, keys, parent, meta_list,
