@@ -1,0 +1,108 @@
+"""Whom a node asks for blocks that it has not, and what it asks again when that leads nowhere."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+
+from kvstore.config import LimitsConfig
+from kvstore.directory.locating import Holders
+from kvstore.node.far import Lender
+from kvstore.node.streams import Prefix
+from kvstore.tiers.base import TierKind
+from kvstore.wire import framed, store
+
+A, B = b"a" * 16, b"b" * 16
+BLOCKS, SIZE = 4, 64
+KEYS = np.random.default_rng(1).integers(0, 256, (BLOCKS, 32), np.uint8)
+NO_HINT: Any = lambda at: None  # noqa: E731 - of a prefix
+
+
+def say(**tiers: int) -> Holders:
+    rows = [np.full(BLOCKS, tier, np.uint8) for tier in tiers.values()]
+    nodes = tuple(name.encode() * 16 for name in tiers)
+    return Holders(nodes, np.ones((len(rows), BLOCKS), np.uint64), np.stack(rows))
+
+
+class World:
+    """has: each node's blocks, and in which tier: what is in files comes to those who may wait."""
+
+    def __init__(self, claims: Holders, remembered: Holders | None = None, **has: tuple[int, int]) -> None:
+        self.claims, self.known, self.located = claims, remembered, 0
+        self.has = has
+        self.asked: list[tuple[str, int]] = []
+        cluster: Any = SimpleNamespace(
+            locator=self,
+            peers=self,
+            me=SimpleNamespace(host="h"),
+            rtt_s=lambda _: 0.001,
+            incarnations=lambda: {A: 1, B: 2},
+            living=lambda node: SimpleNamespace(id=node, address=chr(node[0]), incarnation=node[0] - 96, host="other"),
+        )
+        core: Any = SimpleNamespace(find=lambda *_: np.zeros(BLOCKS, np.bool_))
+        self.lender = Lender(cluster, core, LimitsConfig(), has_files=False)
+
+    def remembered(self, ns: bytes, keys: object) -> Holders | None:
+        return self.known
+
+    async def locate(self, ns: bytes, keys: object) -> Holders:
+        self.located += 1
+        return self.claims
+
+    def connected(self, address: str) -> bool:
+        return False
+
+    async def call(self, address: str, method: int, body: bytes, deadline_s: float) -> bytes:
+        assert method == store.METHOD_PEER_LEASE
+        asked = framed.LeaseRequest.FromString(body)
+        self.asked.append((address, asked.wait_ms))
+        blocks, tier = self.has.get(address, (0, 0))
+        blocks = min(blocks, len(asked.chain.keys) // 32) if tier == TierKind.MEMORY or asked.wait_ms else 0
+        told = framed.LeaseResponse(offsets=[0] * blocks, tiers=bytes([tier]) * blocks, tickets=[0] * blocks)
+        told.checksums = bytes(8 * blocks)
+        if blocks:
+            told.sections.add(blocks=blocks)
+        return told.SerializeToString()
+
+    async def lend(self) -> tuple[int, bool]:
+        opened: Any = SimpleNamespace(handle=0, digest=b"n" * 32, shards=[SimpleNamespace(part_bytes=[SIZE])])
+        request = framed.LeaseRequest(carriers=[3], deadline_ms=2000, wait_ms=500)
+        lent, more = await self.lender.lend(opened, Prefix(KEYS, b"", NO_HINT), request)
+        return sum(one.blocks for one in lent), more
+
+
+async def test_what_has_left_memory_since_is_asked_for_in_files() -> None:
+    world = World(say(a=1), a=(BLOCKS, 2))
+    assert await world.lend() == (BLOCKS, False)
+    assert world.asked == [("a", 0), ("a", 500)]
+
+
+async def test_who_has_it_in_neither_is_asked_no_third_time() -> None:
+    world = World(say(a=1, b=2), b=(BLOCKS, 2))
+    assert await world.lend() == (BLOCKS, False)
+    assert world.asked[0] == ("a", 0) and world.asked[-1] == ("b", 500) and len(world.asked) <= 3
+    nobody = World(say(a=1))
+    assert await nobody.lend() == (0, False)
+    assert nobody.asked == [("a", 0), ("a", 500)]
+
+
+async def test_what_was_said_a_moment_ago_spares_the_question() -> None:
+    world = World(say(b=1), say(a=1), a=(BLOCKS, 1))
+    assert await world.lend() == (BLOCKS, False)
+    assert (world.located, world.asked) == (0, [("a", 0)])
+
+
+async def test_homes_are_asked_where_that_leads_nowhere() -> None:
+    world = World(say(b=1), say(a=1), b=(BLOCKS, 1))
+    assert await world.lend() == (BLOCKS, False)
+    assert (world.located, world.asked[-1]) == (1, ("b", 0))
+    nobody = World(say(b=1), say(a=1))
+    assert await nobody.lend() == (0, False) and nobody.located == 1
+
+
+async def test_what_is_short_of_the_chain_by_an_old_answer_is_asked_about_again() -> None:
+    old = Holders((A,), np.ones((1, BLOCKS), np.uint64), np.array([[1, 1, 0, 0]], np.uint8))
+    assert await World(say(a=1), old, a=(BLOCKS, 1)).lend() == (2, True)
+    assert await World(old, a=(BLOCKS, 1)).lend() == (2, False), "homes say so now"
