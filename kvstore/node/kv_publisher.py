@@ -86,7 +86,6 @@ class KvEventCounts:
     removed: int = 0
     anew: int = 0
     replays: int = 0
-    replays_refused: int = 0
     left_out: int = 0
 
 
@@ -261,12 +260,12 @@ class KvPublisher:
 
     def _listen(self, wait_s: float) -> None:
         """Takes what is asked, and waits for it."""
-        if self._asked is None:
+        if self._asked is None or len(self._replays) >= REPLAYS_MAX:
             self._stopping.wait(wait_s)
             return
         if not self._asked.poll(int(wait_s * 1e3)):
             return
-        while True:
+        while len(self._replays) < REPLAYS_MAX:  # the others wait in the socket
             try:
                 frames = self._asked.recv_multipart(self._zmq.NOBLOCK)
             except self._zmq.Again:
@@ -276,9 +275,6 @@ class KvPublisher:
             self._ask(frames[0], int.from_bytes(frames[2], "big"))
 
     def _ask(self, asker: bytes, sequence: int) -> None:
-        if asker not in self._replays and len(self._replays) >= REPLAYS_MAX:
-            self.counts.replays_refused += 1
-            return
         self.counts.replays += 1
         self._replays[asker] = _Replay(asker, self._answer(sequence), time.monotonic() + REPLAY_S)
 

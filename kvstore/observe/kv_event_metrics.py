@@ -24,8 +24,6 @@ class KvEventSample(Protocol):
     @property
     def replays(self) -> int: ...
     @property
-    def replays_refused(self) -> int: ...
-    @property
     def left_out(self) -> int: ...
 
 
@@ -36,7 +34,6 @@ def kv_event_metrics(sample: KvEventSample) -> Iterator[Metric]:
         ("removed", "Blocks told as removed.", sample.removed),
         ("anew", "How often all that is held was told again: at the start, after a clear or a gap.", sample.anew),
         ("replays", "Replays that subscribers asked for.", sample.replays),
-        ("replays_refused", "Replays not begun, as too many were under way.", sample.replays_refused),
         ("left_out", "Events of blocks that were put without a meta that can be told.", sample.left_out),
     ):
         yield CounterMetricFamily(f"kvstore_kv_events_{name}", text, value=value)

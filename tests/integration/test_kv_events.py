@@ -4,8 +4,10 @@ happened in between.
 
 from __future__ import annotations
 
+import contextlib
 import random
 import subprocess
+import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -145,6 +147,7 @@ def test_after_a_restart_it_tells_what_it_holds_again(tmp_path: Path, end: str) 
             for prompt in prompts:
                 put(ns, prompt)
             router.settled(1.0)
+            last = router.last
             assert any(event["type"] == "BlockStored" and event["medium"] == "STORAGE" for event in router.events)
         if end == "kill":
             node.kill()
@@ -158,10 +161,15 @@ def test_after_a_restart_it_tells_what_it_holds_again(tmp_path: Path, end: str) 
             ns = client.namespace(layout())
             held = {seed: ns.lookup(ns.chain(prompt)).blocks for seed, prompt in enumerate(prompts)}
             assert sum(held.values()) > 100, "blocks outlived the restart"
+            until = time.monotonic() + 20
             while not any(event["type"] == "AllBlocksCleared" for event in router.events[begun:]):
+                assert time.monotonic() < until
                 router.read()
             router.settled()
             agree(router, ns, prompts)
+            assert (router.last > last) is (end == "kill"), (
+                "a restart is a gap, and nothing is told under an old number"
+            )
 
 
 def test_a_storm_with_readers_that_miss_most_of_it_ends_in_agreement(tmp_path: Path) -> None:
@@ -225,15 +233,15 @@ def test_a_block_is_told_once_all_its_shards_are_there(node: NodeProcess) -> Non
     router = routing(node)
     with Client(node.address) as client:
         ns = client.namespace(halves)
-        prompt = tokens(3)
-        chain = ns.chain(prompt)
-        metas = metas_of([1, 2, 3], parent=None, tokens=prompt, block_tokens=4)
-        for shard in range(2):
-            assert not router.blocks
-            ns.put(chain, bytes(3 * ns.shard_bytes[shard]), shard=shard, metas=metas)
-            if shard == 0:
-                router.settled()
-        router.until(3, prompt.tolist())
+        for seed, first_hash in ((1, 11), (0, 1)):
+            prompt = tokens(3, seed=seed)
+            metas = metas_of(range(first_hash, first_hash + 3), parent=None, tokens=prompt, block_tokens=4)
+            for shard in range(2):
+                assert router.matched(prompt.tolist()) == 0
+                ns.put(ns.chain(prompt), bytes(3 * ns.shard_bytes[shard]), shard=shard, metas=metas)
+                if shard == 0 and seed == 0:  # by now the publisher has begun
+                    router.settled()
+            router.until(3, prompt.tolist())
 
 
 def test_older_readers_are_sent_arrays(tmp_path: Path) -> None:
@@ -260,22 +268,23 @@ def test_replays_are_bounded_and_nonsense_is_passed_over(node: NodeProcess) -> N
         ns = client.namespace(layout())
         put(ns, tokens(3))
         router.until(3, tokens(3).tolist())
-        with zmq.Context() as context:
+        with contextlib.ExitStack() as opened:
+            context = opened.enter_context(zmq.Context())
             context.linger = 0
+
+            def ask(*frames: bytes) -> zmq.Socket[bytes]:
+                socket = opened.enter_context(context.socket(zmq.DEALER))
+                socket.connect(endpoints(node)[1])
+                socket.send_multipart(frames)
+                return socket
+
             for frames in ((b"", b"x"), (b"x", bytes(8)), (bytes(8),), (b"", bytes(8), b""), (b"", b"x" * 5_000)):
-                with context.socket(zmq.DEALER) as odd:
-                    odd.connect(endpoints(node)[1])
-                    odd.send_multipart(frames)
-                    assert not odd.poll(30)
-            silent = [context.socket(zmq.DEALER) for _ in range(40)]
-            for one in silent:  # more than are served at once, and none of them reads
-                one.connect(endpoints(node)[1])
-                one.send_multipart((b"", bytes(8)))
+                assert not ask(*frames).poll(30)
+            for _ in range(40):  # more than are served at once, and none of them reads
+                ask(b"", bytes(8))
             router.replay()
             put(ns, tokens(5, seed=1))
             router.until(5, tokens(5, seed=1).tolist())
-            for one in silent:
-                one.close()
 
 
 def test_it_is_off_unless_asked_for_and_opens_nothing_to_others(tmp_path: Path) -> None:

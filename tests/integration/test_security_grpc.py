@@ -170,6 +170,12 @@ async def test_a_watch_tells_of_its_own_tenant_only(tenants: Tenants) -> None:
         assert isinstance(batch, store.WatchBatch)
         assert [event.namespace for event in batch.events] == [zebra.digest]
         watching.cancel()
+        late = stub.Watch(store.WatchRequest(held=True), timeout=TIMEOUT_S, metadata=tenants.zebra)
+        held: list[store.Event] = []
+        while (batch := await late.read()).held:  # type: ignore[union-attr]
+            held += batch.events  # type: ignore[union-attr]
+        assert [event.namespace for event in held] == [zebra.digest]
+        late.cancel()
 
 
 async def test_admin_is_for_those_with_the_right(tenants: Tenants) -> None:

@@ -40,6 +40,7 @@ class Core:
     def __init__(self, namespaces: Sequence[int]) -> None:
         self.namespaces = list(namespaces)  # of event 1, 2, ...
         self.oldest = 1
+        self.cleared: set[int] = set()  # events that are clears
         self.asked: list[int] = []
 
     @property
@@ -52,7 +53,7 @@ class Core:
         told = [
             SimpleNamespace(
                 sequence=i,
-                kind=0,
+                kind=store.Event.CLEARED if i in self.cleared else store.Event.STORED,
                 ns=self.namespaces[i - 1],
                 shard=0,
                 tier=1,
@@ -171,3 +172,17 @@ async def test_news_of_others_do_not_end_the_wait() -> None:
     batch = await rig.ask(store.WatchRequest(after=at(0), wait_ms=100), ACME)
     assert (told(batch), batch.cursor) == ([], at(3))
     assert time.monotonic() - began >= 0.1
+
+
+async def test_a_clear_that_nobody_can_be_told_of_any_more_is_a_gap() -> None:
+    """Whose it was is forgotten: whoever may have been its reader forgets what he believes."""
+    rig = Rig([1, 9, 1])
+    assert not (await rig.ask(store.WatchRequest(after=at(0)), ACME)).gap
+    rig.core.cleared = {2}
+    batch = await rig.ask(store.WatchRequest(after=at(0)), ACME)
+    assert (batch.gap, told(batch)) == (True, [1, 3])
+
+
+async def test_what_is_held_is_not_told_where_there_are_no_streams() -> None:
+    with pytest.raises(ValueError, match="held: what is held is told over gRPC"):
+        await Rig([1]).ask(store.WatchRequest(held=True))

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from engine_adapters.sglang.keys import run_of
+from engine_adapters.sglang.keys import event_hash, run_of
 from kvstore.identity import chain_keys_from_hashes
 
 SEED = bytes(range(32))
@@ -53,3 +53,15 @@ def test_hashes_that_are_no_hex_have_keys_and_no_page_is_without() -> None:
         run([""], [])
     with pytest.raises(ValueError, match="hash of 65 bytes"):
         run(["z" * 65], [])
+
+
+def test_events_call_a_page_by_its_first_eight_bytes_signed() -> None:
+    assert event_hash("00000000000000ff" + "11" * 24) == 255
+    assert event_hash("ffffffffffffffff" + "00" * 24) == -1
+    page = hashlib.sha256(b"page").hexdigest()
+    wanted = int(page[:16], 16)
+    assert event_hash(page) == (wanted if wanted < 2**63 else wanted - 2**64)
+
+
+def test_a_name_that_is_no_such_hash_is_told_as_it_is() -> None:
+    assert event_hash("page-1") == b"page-1"
