@@ -26,6 +26,7 @@ class Rig:
                 bridge=SimpleNamespace(core=core),
                 limits=LimitsConfig(families_max=FAMILIES_MAX),
                 several_tenants=lambda: True,
+                cluster=None,
             )
         )
 

@@ -79,6 +79,7 @@ class Rig:
                 clock=SystemClock(),
                 limits=LimitsConfig(hold_wait_ms_max=hold_wait_ms_max),
                 several_tenants=lambda: True,
+                cluster=None,
             )
         )
 
