@@ -118,14 +118,16 @@ class Pair:
 
 
 @contextmanager
-def pair(target: npt.NDArray[np.uint8], kind: str, config: TcpConfig) -> Iterator[Pair]:
+def pair(
+    target: npt.NDArray[np.uint8], kind: str, config: TcpConfig, buffer_bytes: int = BUFFER_BYTES
+) -> Iterator[Pair]:
     """kind: what the owner's process is started with."""
     loop = asyncio.new_event_loop()
 
     async def start() -> tuple[OwnerProcess, TcpTransport, Pair]:
         owner, transport = await OwnerProcess.start(kind), TcpTransport(config)
-        await owner.memory("bench", BUFFER_BYTES, 1)
-        descriptor = await owner.grant("bench", [(0, BUFFER_BYTES)], rights=Rights.READ, lifetime_s=3600.0)
+        await owner.memory("bench", buffer_bytes, 1)
+        descriptor = await owner.grant("bench", [(0, buffer_bytes)], rights=Rights.READ, lifetime_s=3600.0)
         endpoint = await transport.connect(owner.address, deadline_s=DEADLINE_S)
         (presented,) = await endpoint.present([descriptor], deadline_s=DEADLINE_S)
         region = await transport.register(target)
