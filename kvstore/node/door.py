@@ -23,12 +23,12 @@ from kvstore import native
 from kvstore.config import LimitsConfig
 from kvstore.errors import Misconfigured, Rejected, Unavailable
 from kvstore.node.auth import TRUSTED, Denied, Guard, Peer
-from kvstore.node.handlers import Handlers
+from kvstore.node.handlers import NAMELESS, Handlers
 from kvstore.node.namespaces import NotOpen
 from kvstore.node.peer_desk import METHODS as PEER_METHODS
 from kvstore.node.peer_desk import PeerDesk
 from kvstore.node.tls import Certificates
-from kvstore.node.visitors import METHODS, NODE_METHODS, Visitors
+from kvstore.node.visitors import METHODS, NAMING, NODE_METHODS, Visitors
 from kvstore.security import SecurityConfig
 from kvstore.wire import errors, store
 from transfer import sockets
@@ -236,6 +236,7 @@ class FramedDoor:
         await asyncio.to_thread(self._native.stop)
 
     def disallow(self, handle: int) -> None:
+        """Whoever has it open asks for its namespace again."""
         self._native.disallow(handle)
 
     def stats(self) -> dict[str, int]:
@@ -275,7 +276,11 @@ class FramedDoor:
         if method in METHODS:
             if method in NODE_METHODS:  # for clients whose rights the asking node has looked at
                 peer = Peer(self._desk.peer(owner).name, None)
+            elif method in NAMING:
+                await self._handlers.host.cluster.surely()
             return await self._visitors.call(owner, peer, method, request.body)
+        if method not in NAMELESS:
+            await self._handlers.host.cluster.surely()
         return await self._handlers.call(peer, method, request.body, lambda ns: self._native.allow(owner, ns))
 
     async def _answer(self, request: native.Request) -> None:

@@ -195,6 +195,7 @@ class Lender:
                         lease=next(self._numbers),
                         carriers=request.carriers,
                         metas=request.metas,
+                        clears=self.cluster.clearing.namespaces.clears_word(opened),
                     ),
                     left_s,
                 )

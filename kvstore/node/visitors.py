@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from transfer.offers import Carrier
     from transfer.paths import Connection
 
-__all__ = ["METHODS", "NODE_METHODS", "Visitors"]
+__all__ = ["METHODS", "NAMING", "NODE_METHODS", "Visitors"]
 
 WAYS_MAX: Final = 16  # a client has one transport of a kind, and new ones after a failure
 FILLINGS_MAX: Final = 1_024  # of one connection; their bytes are limited, too
@@ -192,6 +192,8 @@ class Visitors:
             raise Unavailable("this node stood still and is not sure yet who else lives")
         try:
             lease, opened, prefix = self._named(peer, framed.LeaseRequest, body)
+            if lease.clears != self.handlers.host.namespaces.clears_word(opened):
+                return framed.LeaseResponse()  # of as many clears, but not the same: their blocks are not these
             return await visitor.leases.lease(opened, prefix, lease)
         except NotOpen:  # cleared since this node said that it had blocks of it: nothing is wrong with the node
             return framed.LeaseResponse()
@@ -343,6 +345,7 @@ def _seconds(deadline_ms: int) -> float:
     return min(deadline_ms / 1e3, DEADLINE_S_MAX)
 
 
+NAMING: Final = frozenset({store.METHOD_LEASE, store.METHOD_PULL, store.METHOD_RESERVE})  # a namespace
 NODE_METHODS: Final = frozenset({store.METHOD_PEER_LEASE, store.METHOD_PEER_RELEASE})
 METHODS: Final = NODE_METHODS | frozenset(
     {

@@ -24,7 +24,7 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x16kvstore/v1/peers.proto\x12\nkvstore.v1\"w\n\x08PeerNode\x12\n\n\x02id\x18\x01 \x01(\x0c\x12\x13\n\x0bincarnation\x18\x02 \x01(\x06\x12\x0c\n\x04name\x18\x03 \x01(\t\x12\x0f\n\x07\x61\x64\x64ress\x18\x04 \x01(\t\x12\x0c\n\x04grpc\x18\x05 \x01(\t\x12\x0c\n\x04host\x18\x06 \x01(\t\x12\x0f\n\x07version\x18\x07 \x01(\t\"%\n\x14PeerChallengeRequest\x12\r\n\x05nonce\x18\x01 \x01(\x0c\"\xb7\x01\n\x15PeerChallengeResponse\x12\r\n\x05nonce\x18\x01 \x01(\x0c\x12\x0c\n\x04node\x18\x02 \x01(\x0c\x12\x41\n\x08settings\x18\x03 \x03(\x0b\x32/.kvstore.v1.PeerChallengeResponse.SettingsEntry\x12\r\n\x05proof\x18\x04 \x01(\x0c\x1a/\n\rSettingsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"\x9e\x01\n\x10PeerHelloRequest\x12\x0c\n\x04node\x18\x01 \x01(\x0c\x12<\n\x08settings\x18\x02 \x03(\x0b\x32*.kvstore.v1.PeerHelloRequest.SettingsEntry\x12\r\n\x05proof\x18\x03 \x01(\x0c\x1a/\n\rSettingsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"$\n\x11PeerHelloResponse\x12\x0f\n\x07refusal\x18\x01 \x01(\t\"\x11\n\x0fPeerPingRequest\"\'\n\x10PeerPingResponse\x12\x13\n\x0bincarnation\x18\x01 \x01(\x06\"J\n\x08PeerRows\x12\x11\n\tnamespace\x18\x01 \x01(\x0c\x12\x0c\n\x04keys\x18\x02 \x01(\x0c\x12\x0e\n\x06shards\x18\x03 \x01(\x0c\x12\r\n\x05tiers\x18\x04 \x01(\x0c\"x\n\x13PeerAnnounceRequest\x12\x10\n\x08sequence\x18\x01 \x01(\x04\x12\"\n\x04rows\x18\x02 \x03(\x0b\x32\x14.kvstore.v1.PeerRows\x12\x0f\n\x07\x63leared\x18\x03 \x03(\x0c\x12\r\n\x05\x62\x65gin\x18\x04 \x01(\x06\x12\x0b\n\x03\x65nd\x18\x05 \x01(\x06\">\n\x14PeerAnnounceResponse\x12&\n\x06status\x18\x01 \x01(\x0e\x32\x16.kvstore.v1.PeerStatus\"E\n\x11PeerDigestRequest\x12\x10\n\x08sequence\x18\x01 \x01(\x04\x12\x0f\n\x07\x62uckets\x18\x02 \x01(\x0c\x12\r\n\x05valid\x18\x03 \x01(\x06\"L\n\x12PeerDigestResponse\x12&\n\x06status\x18\x01 \x01(\x0e\x32\x16.kvstore.v1.PeerStatus\x12\x0e\n\x06\x64iffer\x18\x02 \x01(\x06\"D\n\x11PeerLocateRequest\x12\x11\n\tnamespace\x18\x01 \x01(\x0c\x12\x0c\n\x04keys\x18\x02 \x01(\x0c\x12\x0e\n\x06spread\x18\x03 \x01(\x07\"\x8b\x01\n\x12PeerLocateResponse\x12&\n\x06status\x18\x01 \x01(\x0e\x32\x16.kvstore.v1.PeerStatus\x12\r\n\x05nodes\x18\x02 \x03(\x0c\x12\x0e\n\x06\x63ounts\x18\x03 \x01(\x0c\x12\x0f\n\x07holders\x18\x04 \x01(\x0c\x12\x0e\n\x06shards\x18\x05 \x01(\x0c\x12\r\n\x05tiers\x18\x06 \x01(\x0c*^\n\nPeerStatus\x12\x0e\n\nPEER_TAKEN\x10\x00\x12\x0f\n\x0bPEER_RESYNC\x10\x01\x12\x11\n\rPEER_STRANGER\x10\x02\x12\r\n\tPEER_AWAY\x10\x03\x12\r\n\tPEER_FULL\x10\x04\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x16kvstore/v1/peers.proto\x12\nkvstore.v1\"w\n\x08PeerNode\x12\n\n\x02id\x18\x01 \x01(\x0c\x12\x13\n\x0bincarnation\x18\x02 \x01(\x06\x12\x0c\n\x04name\x18\x03 \x01(\t\x12\x0f\n\x07\x61\x64\x64ress\x18\x04 \x01(\t\x12\x0c\n\x04grpc\x18\x05 \x01(\t\x12\x0c\n\x04host\x18\x06 \x01(\t\x12\x0f\n\x07version\x18\x07 \x01(\t\"%\n\x14PeerChallengeRequest\x12\r\n\x05nonce\x18\x01 \x01(\x0c\"\xb7\x01\n\x15PeerChallengeResponse\x12\r\n\x05nonce\x18\x01 \x01(\x0c\x12\x0c\n\x04node\x18\x02 \x01(\x0c\x12\x41\n\x08settings\x18\x03 \x03(\x0b\x32/.kvstore.v1.PeerChallengeResponse.SettingsEntry\x12\r\n\x05proof\x18\x04 \x01(\x0c\x1a/\n\rSettingsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"\x9e\x01\n\x10PeerHelloRequest\x12\x0c\n\x04node\x18\x01 \x01(\x0c\x12<\n\x08settings\x18\x02 \x03(\x0b\x32*.kvstore.v1.PeerHelloRequest.SettingsEntry\x12\r\n\x05proof\x18\x03 \x01(\x0c\x1a/\n\rSettingsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"$\n\x11PeerHelloResponse\x12\x0f\n\x07refusal\x18\x01 \x01(\t\"\x11\n\x0fPeerPingRequest\"<\n\x10PeerPingResponse\x12\x13\n\x0bincarnation\x18\x01 \x01(\x06\x12\x13\n\x0bgenerations\x18\x02 \x01(\x06\"M\n\nPeerClears\x12\x11\n\tnamespace\x18\x01 \x01(\x0c\x12\r\n\x05\x66loor\x18\x02 \x01(\x04\x12\r\n\x05nodes\x18\x03 \x03(\x0c\x12\x0e\n\x06\x63ounts\x18\x04 \x03(\x04\"[\n\x16PeerGenerationsRequest\x12\r\n\x05\x66irst\x18\x01 \x01(\x0c\x12\x0c\n\x04last\x18\x02 \x01(\x0c\x12$\n\x04rows\x18\x03 \x03(\x0b\x32\x16.kvstore.v1.PeerClears\"M\n\x17PeerGenerationsResponse\x12\x0c\n\x04last\x18\x01 \x01(\x0c\x12$\n\x04rows\x18\x02 \x03(\x0b\x32\x16.kvstore.v1.PeerClears\"J\n\x08PeerRows\x12\x11\n\tnamespace\x18\x01 \x01(\x0c\x12\x0c\n\x04keys\x18\x02 \x01(\x0c\x12\x0e\n\x06shards\x18\x03 \x01(\x0c\x12\r\n\x05tiers\x18\x04 \x01(\x0c\"x\n\x13PeerAnnounceRequest\x12\x10\n\x08sequence\x18\x01 \x01(\x04\x12\"\n\x04rows\x18\x02 \x03(\x0b\x32\x14.kvstore.v1.PeerRows\x12\x0f\n\x07\x63leared\x18\x03 \x03(\x0c\x12\r\n\x05\x62\x65gin\x18\x04 \x01(\x06\x12\x0b\n\x03\x65nd\x18\x05 \x01(\x06\">\n\x14PeerAnnounceResponse\x12&\n\x06status\x18\x01 \x01(\x0e\x32\x16.kvstore.v1.PeerStatus\"E\n\x11PeerDigestRequest\x12\x10\n\x08sequence\x18\x01 \x01(\x04\x12\x0f\n\x07\x62uckets\x18\x02 \x01(\x0c\x12\r\n\x05valid\x18\x03 \x01(\x06\"L\n\x12PeerDigestResponse\x12&\n\x06status\x18\x01 \x01(\x0e\x32\x16.kvstore.v1.PeerStatus\x12\x0e\n\x06\x64iffer\x18\x02 \x01(\x06\"D\n\x11PeerLocateRequest\x12\x11\n\tnamespace\x18\x01 \x01(\x0c\x12\x0c\n\x04keys\x18\x02 \x01(\x0c\x12\x0e\n\x06spread\x18\x03 \x01(\x07\"\x8b\x01\n\x12PeerLocateResponse\x12&\n\x06status\x18\x01 \x01(\x0e\x32\x16.kvstore.v1.PeerStatus\x12\r\n\x05nodes\x18\x02 \x03(\x0c\x12\x0e\n\x06\x63ounts\x18\x03 \x01(\x0c\x12\x0f\n\x07holders\x18\x04 \x01(\x0c\x12\x0e\n\x06shards\x18\x05 \x01(\x0c\x12\r\n\x05tiers\x18\x06 \x01(\x0c*^\n\nPeerStatus\x12\x0e\n\nPEER_TAKEN\x10\x00\x12\x0f\n\x0bPEER_RESYNC\x10\x01\x12\x11\n\rPEER_STRANGER\x10\x02\x12\r\n\tPEER_AWAY\x10\x03\x12\r\n\tPEER_FULL\x10\x04\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -35,8 +35,8 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_PEERCHALLENGERESPONSE_SETTINGSENTRY']._serialized_options = b'8\001'
   _globals['_PEERHELLOREQUEST_SETTINGSENTRY']._loaded_options = None
   _globals['_PEERHELLOREQUEST_SETTINGSENTRY']._serialized_options = b'8\001'
-  _globals['_PEERSTATUS']._serialized_start=1266
-  _globals['_PEERSTATUS']._serialized_end=1360
+  _globals['_PEERSTATUS']._serialized_start=1538
+  _globals['_PEERSTATUS']._serialized_end=1632
   _globals['_PEERNODE']._serialized_start=38
   _globals['_PEERNODE']._serialized_end=157
   _globals['_PEERCHALLENGEREQUEST']._serialized_start=159
@@ -54,19 +54,25 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_PEERPINGREQUEST']._serialized_start=583
   _globals['_PEERPINGREQUEST']._serialized_end=600
   _globals['_PEERPINGRESPONSE']._serialized_start=602
-  _globals['_PEERPINGRESPONSE']._serialized_end=641
-  _globals['_PEERROWS']._serialized_start=643
-  _globals['_PEERROWS']._serialized_end=717
-  _globals['_PEERANNOUNCEREQUEST']._serialized_start=719
-  _globals['_PEERANNOUNCEREQUEST']._serialized_end=839
-  _globals['_PEERANNOUNCERESPONSE']._serialized_start=841
-  _globals['_PEERANNOUNCERESPONSE']._serialized_end=903
-  _globals['_PEERDIGESTREQUEST']._serialized_start=905
-  _globals['_PEERDIGESTREQUEST']._serialized_end=974
-  _globals['_PEERDIGESTRESPONSE']._serialized_start=976
-  _globals['_PEERDIGESTRESPONSE']._serialized_end=1052
-  _globals['_PEERLOCATEREQUEST']._serialized_start=1054
-  _globals['_PEERLOCATEREQUEST']._serialized_end=1122
-  _globals['_PEERLOCATERESPONSE']._serialized_start=1125
-  _globals['_PEERLOCATERESPONSE']._serialized_end=1264
+  _globals['_PEERPINGRESPONSE']._serialized_end=662
+  _globals['_PEERCLEARS']._serialized_start=664
+  _globals['_PEERCLEARS']._serialized_end=741
+  _globals['_PEERGENERATIONSREQUEST']._serialized_start=743
+  _globals['_PEERGENERATIONSREQUEST']._serialized_end=834
+  _globals['_PEERGENERATIONSRESPONSE']._serialized_start=836
+  _globals['_PEERGENERATIONSRESPONSE']._serialized_end=913
+  _globals['_PEERROWS']._serialized_start=915
+  _globals['_PEERROWS']._serialized_end=989
+  _globals['_PEERANNOUNCEREQUEST']._serialized_start=991
+  _globals['_PEERANNOUNCEREQUEST']._serialized_end=1111
+  _globals['_PEERANNOUNCERESPONSE']._serialized_start=1113
+  _globals['_PEERANNOUNCERESPONSE']._serialized_end=1175
+  _globals['_PEERDIGESTREQUEST']._serialized_start=1177
+  _globals['_PEERDIGESTREQUEST']._serialized_end=1246
+  _globals['_PEERDIGESTRESPONSE']._serialized_start=1248
+  _globals['_PEERDIGESTRESPONSE']._serialized_end=1324
+  _globals['_PEERLOCATEREQUEST']._serialized_start=1326
+  _globals['_PEERLOCATEREQUEST']._serialized_end=1394
+  _globals['_PEERLOCATERESPONSE']._serialized_start=1397
+  _globals['_PEERLOCATERESPONSE']._serialized_end=1536
 # @@protoc_insertion_point(module_scope)
