@@ -74,7 +74,12 @@ class _AtNode:
     async def first(self, opened: Opened, shard: int, prefix: Prefix, carriers: list[int]) -> framed.FollowResponse:
         chain = store.Chain(keys=prefix.keys.tobytes(), position=prefix.hint(0).position)
         request = framed.FollowRequest(
-            lease=self.number, namespace=opened.digest, shard=shard, chain=chain, carriers=carriers
+            lease=self.number,
+            namespace=opened.digest,
+            shard=shard,
+            chain=chain,
+            carriers=carriers,
+            clears=self.lender.cluster.clearing.namespaces.clears_word(opened),
         )
         return await self._asked(request, ASK_S)
 

