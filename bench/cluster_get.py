@@ -55,7 +55,8 @@ _FILES = ("file.enabled=true", f"file.bytes={2 * GIB}", "file.admission=always")
 def _nodes(count: int, memory_bytes: int, *sets: str) -> Iterator[list[Served]]:
     with (
         tempfile.TemporaryDirectory(prefix="kvstore-bench-") as folder,
-        cluster(Path(folder), count, memory_bytes, *sets) as nodes,
+        # No copies of what is got again: each get is from where it was put.
+        cluster(Path(folder), count, memory_bytes, "cluster.replica_window_s=0", *sets) as nodes,
     ):
         yield nodes
 

@@ -21,7 +21,8 @@ from tests.integration.test_far import SETTLE_MS, got, put_at
 from tests.integration.test_locating import FAR_FILE, FAR_MEMORY, At, found_within
 from transfer.offers import Carrier, Home
 
-SETS = (f"cluster.settle_ms={SETTLE_MS}", "cluster.directory_width=2")
+# No copies of what is got again: each get is from where it was put.
+SETS = (f"cluster.settle_ms={SETTLE_MS}", "cluster.directory_width=2", "cluster.replica_window_s=0")
 MOVING = 20  # blocks of one connection
 
 
