@@ -61,7 +61,11 @@ class Claims:
                 self._drop(node)
 
     def tick(self, now: int) -> None:
-        """A node that came back may tell other homes only: what its former incarnation told here goes in the end."""
+        """A node that came back may tell other homes only: what its former incarnation told here goes in the end. And
+        one that died before it was ever asked leaves the view without changing it.
+        """
+        for node in [one for one in self.tellers if not self._view.remembers(one)]:
+            self._drop(node)
         for node, until in list(self._outdated.items()):
             if now >= until:
                 self._drop(node)
