@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from kvstore.client import (
         AsyncClient,
         AsyncNamespace,
+        Cleared,
         Client,
         Ended,
         Extents,
@@ -33,6 +34,7 @@ __all__ = [
     "AsyncClient",
     "AsyncNamespace",
     "CacheGroup",
+    "Cleared",
     "Client",
     "Embeds",
     "Ended",

@@ -20,7 +20,7 @@ from kvstore.client.held import Held
 from kvstore.client.hints import NO_HINTS, Hints
 from kvstore.client.journeys import Found, Got, Journey, Stored
 from kvstore.client.slots import SlotsFace, check
-from kvstore.client.space import Choices, Space, parent_of
+from kvstore.client.space import Choices, Cleared, Space, parent_of
 from kvstore.client.steps import Limits
 from kvstore.client.views import View
 from kvstore.layout import KVLayout, Need
@@ -191,12 +191,12 @@ class AsyncNamespace(NamespaceFace):
         )
         return store.PrefetchResponse.FromString(body).blocks
 
-    async def clear(self, *, deadline_s: float | None = None) -> int:
+    async def clear(self, *, deadline_s: float | None = None) -> Cleared:
         times, _ = await self._ready(deadline_s, None)
         request = store.ClearRequest(namespace=self.digest)
         body = await self._channel.call(store.METHOD_CLEAR, request.SerializeToString(), times)
         await self._channel.open(self._space, times)
-        return store.ClearResponse.FromString(body).generation
+        return Cleared.of(store.ClearResponse.FromString(body))
 
     # ---- driving ----------------------------------------------------------------------------------------------------
 

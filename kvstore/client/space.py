@@ -57,6 +57,19 @@ class Known:
         return Known(response.digest, response.generation, response.seed, node.family_blocks, node.clustered)
 
 
+@dataclass(frozen=True, slots=True)
+class Cleared:
+    """nodes: that know of it, of nodes_known that there are."""
+
+    generation: int
+    nodes: int
+    nodes_known: int
+
+    @staticmethod
+    def of(response: store.ClearResponse) -> Cleared:
+        return Cleared(response.generation, response.nodes, response.nodes_known)
+
+
 class Choices(NamedTuple):
     """What every verb may be told besides its blocks."""
 

@@ -15,7 +15,7 @@ from kvstore.client.held import Held
 from kvstore.client.hints import NO_HINTS, Hints
 from kvstore.client.journeys import Found, Got, Journey, Stored
 from kvstore.client.slots import Slots
-from kvstore.client.space import Choices, Space, parent_of
+from kvstore.client.space import Choices, Cleared, Space, parent_of
 from kvstore.client.steps import Limits
 from kvstore.client.views import View
 from kvstore.layout import KVLayout, Need
@@ -222,15 +222,15 @@ class Namespace(NamespaceFace):
         body = self._channel.call(store.METHOD_PREFETCH, request, times)
         return store.PrefetchResponse.FromString(body).blocks
 
-    def clear(self, *, deadline_s: float | None = None) -> int:
-        """Makes every block unreachable at once, for all clients. Returns the new generation; chains must be made
-        anew.
+    def clear(self, *, deadline_s: float | None = None) -> Cleared:
+        """Makes every block unreachable at once, for all clients of this node and of all that live; one that is away
+        learns it before it serves again. Chains must be made anew.
         """
         times, _ = self._ready(deadline_s, None)
         request = store.ClearRequest(namespace=self.digest)
         body = self._channel.call(store.METHOD_CLEAR, request.SerializeToString(), times)
         self._channel.open(self._space, times)
-        return store.ClearResponse.FromString(body).generation
+        return Cleared.of(store.ClearResponse.FromString(body))
 
     # ---- driving ----------------------------------------------------------------------------------------------------
 

@@ -24,7 +24,7 @@ Settings = Mapping[str, str]
 TABLE_MAX: Final = 64
 NAME_MAX: Final = 64
 VALUE_MAX: Final = 256
-PEERS_VERSION: Final = 2  # of what nodes say to each other (peers.proto)
+PEERS_VERSION: Final = 3  # of what nodes say to each other (peers.proto)
 
 
 def secret_id(secret: bytes) -> str:

@@ -215,6 +215,16 @@ class Liveness:
         """Whether this node may serve what it holds to others, and take what they announce."""
         return self._woke is None
 
+    @property
+    def caught_up(self) -> bool:
+        """Whoever could tell this node what it missed while it stood still has: it is `fit`, or those that have not
+        answered since are dead.
+        """
+        if self._woke is None:
+            return True
+        states = {address: self._peers[address].state for address in self._electorate if address in self._peers}
+        return all(address in self._voted or state is State.DEAD for address, state in states.items())
+
     def state(self, address: str) -> State | None:
         peer = self._peers.get(address)
         return peer.state if peer is not None else None

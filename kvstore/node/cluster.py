@@ -23,6 +23,7 @@ from kvstore.directory.standalone import Standalone
 from kvstore.directory.static import StaticList
 from kvstore.errors import KvStoreError, Misconfigured
 from kvstore.members import Alone, EtcdAt, Listed, parse_members
+from kvstore.node.clearing import Clearing, Doubt
 from kvstore.node.etcd_access import credentials_of, user_of
 from kvstore.node.introduction import Introduction, pass_token
 from kvstore.node.locator import Locator
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
     from kvstore import native
     from kvstore.clock import Clock
     from kvstore.config import ClusterConfig
+    from kvstore.node.namespaces import Namespaces
     from kvstore.node.tls import Certificates
     from kvstore.security import SecurityConfig
 
@@ -89,8 +91,15 @@ class Cluster:
         self.door_token = pass_token(secret)
         self.me = Member("")
         self.locator: Locator | None = None  # in a cluster, from `introduce` on
+        self.clearing: Clearing  # from `introduce` on
+        self.doubt = Doubt()
+        self._met_all = asyncio.Event()  # for the first time, whoever could be met
         self.desk = PeerDesk(
-            introduction, lambda: self.me if self.locator is not None else None, self._welcome, self._told
+            introduction,
+            lambda: self.me if self.locator is not None else None,
+            self._welcome,
+            self._told,
+            lambda: self.clearing,
         )
         self.peers = Peers(
             introduction,
@@ -117,6 +126,7 @@ class Cluster:
         self._barred: set[str] = set()  # whose id another node has
         self._living: dict[bytes, Member] = {}  # as the directory was told
         self._news = True  # that it was not told yet
+        self._opened = False
         self._pings: set[asyncio.Task[None]] = set()
         self._tasks: list[asyncio.Task[None]] = []
 
@@ -140,9 +150,10 @@ class Cluster:
 
     # ---- joining and leaving --------------------------------------------------------------------------------------
 
-    def introduce(self, me: Member, core: native.NodeCore) -> None:
+    def introduce(self, me: Member, core: native.NodeCore, namespaces: Namespaces) -> None:
         """Who this node is. `me.address`: of the framed door as it is bound; `cluster.address` is told instead of it.
-        core: whose blocks others are told of. Raises Misconfigured where no other node could connect to it.
+        core: whose blocks others are told of. namespaces: whose clears. Raises Misconfigured where no other node could
+        connect to it.
         """
         address = self._config.address or me.address
         host = address.rpartition(":")[0]
@@ -151,11 +162,14 @@ class Cluster:
                 f"node.address = {me.address!r}: other nodes cannot connect to a wildcard; set cluster.address"
             )
         self.me = replace(me, address=address, version=kvstore.__version__, host=self._config.host or me.host)
+        self.clearing = Clearing(namespaces, self.peers)
         if self.is_clustered:
             self.locator = Locator(self.me, core, self._config, self.peers, self._clock, self.living)
 
     async def join(self) -> None:
-        """Raises Misconfigured: refused, and by what. Returns when others can find this node."""
+        """Raises Misconfigured: refused, and by what. Returns when others can find this node, and when it knows what
+        was cleared, as far as there is anybody who could tell it.
+        """
         await self._membership.join(self.me, self._settings, lambda address: self.peers.greet(address, GREET_S))
         self.liveness.begin(self._clock.now_ns())
         self._relist()
@@ -163,6 +177,12 @@ class Cluster:
             self._tasks = [asyncio.ensure_future(self._follow()), asyncio.ensure_future(self._tick())]
         if self.locator is not None:
             self.locator.start()
+            await self._met_all.wait()
+
+    def open(self) -> None:
+        """Clients are served from now on: what was open is open again."""
+        self.doubt.end()
+        self._opened = True
 
     async def stop(self) -> None:
         """Idempotent."""
@@ -230,10 +250,31 @@ class Cluster:
             self._tell(change)
         if was_fit and not self.liveness.fit:
             log.warning("this node stood still; it serves no other until a majority of them answers")
+            self.doubt.raise_()
             if self.locator is not None:
                 self.locator.stood_still()
         elif self.liveness.fit and not was_fit and self.locator is not None:
             self.locator.rejoined()
+        if self.liveness.settled and self.liveness.caught_up:
+            self._met_all.set()
+        if self._opened and self.liveness.caught_up:
+            self.doubt.end()
+
+    async def surely(self) -> None:
+        """Before a namespace is named: returns when its generation is known here. Raises Unavailable."""
+        now = self._clock.now_ns()
+        if self._tasks and self.liveness.overdue(now):
+            self._look(now)
+        await self.doubt.over()
+
+    async def cleared(self, origin: bytes) -> tuple[int, int]:
+        """A namespace was cleared here: how many nodes know it, of how many that there are. Waits for TELL_S at most
+        (clearing.py).
+        """
+        alive = {member.address for member in self._living.values()} | {one.address for one in self.desk.introduced()}
+        alive -= {self.me.address, *self._own}
+        alive = {address for address in alive if self.liveness.state(address) is not State.DEAD}
+        return 1 + await self.clearing.tell(origin, sorted(alive)), max(len(self.nodes()), 1 + len(alive))
 
     def _told(self, node: Member, method: int, body: bytes) -> bytes:
         """What a node tells the directory or asks of it: not before this one knows whether it stood still."""
@@ -284,12 +325,14 @@ class Cluster:
         was_connected = self.peers.connected(address)
         change: Change | None = None
         try:
-            member = await self.peers.ping(address, self._config.dead_after_ms / 2e3)
+            member, known = await self.peers.ping(address, self._config.dead_after_ms / 2e3)
+            if known != self.clearing.hash:
+                await self.clearing.agree(address, self._config.dead_after_ms / 4e3)
         except NotListening as error:
             self.counts.pings_failed += 1
             change = self.liveness.refused(address, self._clock.now_ns())
             self._problems[address] = str(error)
-        except KvStoreError as error:
+        except (KvStoreError, ValueError) as error:
             self.counts.pings_failed += 1
             now = self._clock.now_ns()
             # An end of the connection asks for another look at once; an answer that did not come has had its time.
@@ -331,7 +374,7 @@ class Cluster:
         self._barred.add(address)
         self._trouble(address, Misconfigured(why))
 
-    def _trouble(self, address: str, error: KvStoreError) -> None:
+    def _trouble(self, address: str, error: KvStoreError | ValueError) -> None:
         if isinstance(error, Misconfigured) and self._problems.get(address) != str(error):
             log.error("%s", error)
         self._problems[address] = str(error)

@@ -25,12 +25,12 @@ from kvstore.errors import Misconfigured, Rejected, Unavailable
 from kvstore.node.auth import TRUSTED, Denied, Guard, Peer
 from kvstore.node.copies import METHODS as COPY_METHODS
 from kvstore.node.copies import Copies
-from kvstore.node.handlers import Handlers
+from kvstore.node.handlers import NAMELESS, Handlers
 from kvstore.node.namespaces import NotOpen
 from kvstore.node.peer_desk import METHODS as PEER_METHODS
 from kvstore.node.peer_desk import PeerDesk
 from kvstore.node.tls import Certificates
-from kvstore.node.visitors import METHODS, NODE_METHODS, Visitors
+from kvstore.node.visitors import METHODS, NAMING, NODE_METHODS, Visitors
 from kvstore.security import SecurityConfig
 from kvstore.wire import errors, store
 from transfer import sockets
@@ -245,6 +245,7 @@ class FramedDoor:
         self._native.set_draining(draining)
 
     def disallow(self, handle: int) -> None:
+        """Whoever has it open asks for its namespace again."""
         self._native.disallow(handle)
 
     def stats(self) -> dict[str, int]:
@@ -285,6 +286,8 @@ class FramedDoor:
             return await self._visited(peer, request)
         if method in COPY_METHODS:
             return await self._copies.call(self._desk.peer(owner), method, request.body)
+        if method not in NAMELESS:
+            await self._handlers.host.cluster.surely()
         return await self._handlers.call(peer, method, request.body, lambda ns: self._native.allow(owner, ns))
 
     async def _answer(self, request: native.Request) -> None:
@@ -315,6 +318,8 @@ class FramedDoor:
         if request.method in NODE_METHODS:  # for clients whose rights the asking node has looked at
             member = self._desk.peer(request.owner)
             peer, node = Peer(member.name, None), member.id
+        elif request.method in NAMING:
+            await self._handlers.host.cluster.surely()
         return await self._visitors.call(request.owner, peer, request.method, request.body, node)
 
 

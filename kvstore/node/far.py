@@ -246,6 +246,7 @@ class Lender:
                         lease=self.number(),
                         carriers=request.carriers,
                         metas=request.metas,
+                        clears=self.cluster.clearing.namespaces.clears_word(opened),
                     ),
                     left_s,
                 )

@@ -49,6 +49,7 @@ log = logging.getLogger(__name__)
 PREFETCHES_MAX: Final = 64
 REPLICAS_MAX: Final = 16  # hosts of a put
 REPLICATIONS_MAX: Final = 64  # puts that wait for other hosts
+NAMELESS: Final = frozenset({store.METHOD_INFO, store.METHOD_OFFER, store.METHOD_LABEL})  # of no namespace
 
 
 # (namespace handle, shard, keys, position of keys[0], seconds): looks in the object tier for a chain's rest.
@@ -83,7 +84,6 @@ class NodeHost:
     """What the handlers and services need of their node. Composed in node.py.
 
     payload: the memory tier's mapping, writable. slab_bytes: of one slab of it, the largest block.
-    on_clear: told the handle of a namespace that was cleared.
     find_packs: looks for packs that are not known yet. in_packs: which blocks lie in known ones. None without an object
     tier.
     several_tenants: whether callers of different tenants are told apart here (shares.py).
@@ -102,7 +102,6 @@ class NodeHost:
     limits: LimitsConfig
     grpc: GrpcConfig
     family_blocks: int
-    on_clear: Callable[[int], object]
     several_tenants: Callable[[], bool]
     started_ns: int
     transfers: Transfers
@@ -228,11 +227,22 @@ class Handlers:
         )
 
     async def clear(self, peer: Peer, request: store.ClearRequest) -> store.ClearResponse:
-        opened = self.opened(peer, request.namespace)
-        generation = self.host.namespaces.clear(opened)
-        self.host.on_clear(opened.handle)
-        log.info("%s cleared a namespace of %s: generation %d", peer.name, opened.tenant, generation)
-        return store.ClearResponse(generation=generation)
+        """Whoever still names an earlier generation means what there is now: others may have cleared it meanwhile."""
+        opened = self.host.namespaces.find_former(request.namespace)
+        if opened is None or not peer.may_use(opened.tenant):
+            raise NotOpen
+        self.host.namespaces.clear(opened)
+        nodes, known = await self.host.cluster.cleared(opened.origin)
+        generation = self.host.namespaces.generation(opened)
+        log.info(
+            "%s cleared a namespace of %s: generation %d, known to %d of %d nodes",
+            peer.name,
+            opened.tenant,
+            generation,
+            nodes,
+            known,
+        )
+        return store.ClearResponse(generation=generation, nodes=nodes, nodes_known=known)
 
     def info(self) -> store.NodeInfo:
         limits = self.host.limits

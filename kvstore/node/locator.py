@@ -78,6 +78,7 @@ class Locator:
         self._turn_s = settings.announce_ms / 1e3
         self._wake = asyncio.Event()
         self._seen = (-1, -1, -1)
+        self._still = False  # what it holds may have been cleared meanwhile: it tells of none of it
         self._running: asyncio.Task[None] | None = None
         self._calls: set[asyncio.Task[None]] = set()
 
@@ -101,9 +102,11 @@ class Locator:
             self._wake.set()
 
     def stood_still(self) -> None:
+        self._still = True
         self.directory.stood_still()
 
     def rejoined(self) -> None:
+        self._still = False
         self.directory.rejoined(self._clock.now_ns())
         self._wake.set()
 
@@ -139,7 +142,7 @@ class Locator:
             return now + self.directory.settings.announce_retry_ms * MS
 
     async def _tell(self, to: bytes, message: Announce | Digest) -> None:
-        answer = await self._ask(to, message, TELL_S)
+        answer = await self._ask(to, message, TELL_S) if not self._still else None
         if answer is not None and answer.status is Status.TAKEN and isinstance(message, Announce):
             self.counts.told += sum(map(len, message.rows))
         elif answer is not None and answer.status is Status.RESYNC:

@@ -39,7 +39,7 @@ from kvstore.node.home import Home
 from kvstore.node.kv_publisher import KvPublisher
 from kvstore.node.leases import MovingHost
 from kvstore.node.mover import Demote, Mover
-from kvstore.node.namespaces import Namespaces
+from kvstore.node.namespaces import Namespaces, Opened
 from kvstore.node.object_store import ObjectStore, url_of
 from kvstore.node.replicas import Replicas
 from kvstore.node.segments import Segments
@@ -143,7 +143,7 @@ class Node:
         exits.push_async_callback(self.cluster.peers.close)
         self.core = make_core(self.segments, config, file_table)
         namespaces = self._namespaces = Namespaces(
-            self.core, secret, self.home.namespaces, config.limits.namespaces_max
+            self.core, secret, self.home.namespaces, config.limits.namespaces_max, self.home.node_id()
         )
         namespaces.load()
         bridge = CoreBridge(self.core, self.clock)
@@ -169,8 +169,13 @@ class Node:
                 host=self.transfers.connector.offer.home.boot.hex(),
             ),
             self.core,
+            self._namespaces,
         )
         await self.cluster.join()
+        over = self._namespaces.admit()
+        if self.objects is not None:
+            self.objects.over(over)
+        self.cluster.open()
         self._drain.resume()
 
     async def _start_mover(self, namespaces: Namespaces, exits: contextlib.AsyncExitStack) -> None:
@@ -192,7 +197,9 @@ class Node:
         url = self.objects.url if self.objects is not None else None
         self.core.recheck_clean(self.home.has_packs_at(url))
         if self.objects is not None:
-            self.objects.start(self.core, namespaces, shapes, [*tiers, self.memory], self._bring_up, self._clear)
+            self.objects.start(
+                self.core, namespaces, shapes, [*tiers, self.memory], self._bring_up, self._cleared_elsewhere
+            )
             exits.push_async_callback(self.objects.stop)
             tiers.append(self.objects.tier)
             demote = demote or self.objects.writer.kick
@@ -235,7 +242,6 @@ class Node:
             limits=config.limits,
             grpc=config.grpc,
             family_blocks=config.cluster.family_blocks,
-            on_clear=self._cleared,
             several_tenants=lambda: guard.several_tenants,
             started_ns=self.clock.now_ns(),
             transfers=self.transfers,
@@ -283,6 +289,8 @@ class Node:
         copies = handlers.copies = self._copies(host, handlers, replicas, visitors)
         self._door.start(handlers, visitors, copies, payload.fd, self.segments.size.bytes)
         exits.push_async_callback(self._door.stop)
+        namespaces.on_cleared = self._cleared
+        self.cluster.doubt.raised = self._ask_again
         exits.push_async_callback(copies.drain.close)
 
     def _copies(self, host: NodeHost, handlers: Handlers, replicas: Replicas, visitors: Visitors) -> Copies:
@@ -404,22 +412,21 @@ class Node:
         block_bytes = sum(self.memory.part_bytes(ns, shard)) or 1
         self._mover.bring_up(ns, shard, keys[: max(1, self.segments.size.bytes // 2 // block_bytes)])
 
-    def _clear(self, ns: int) -> None:
-        """What was cleared elsewhere is cleared here."""
-        opened = self._namespaces.by_handle(ns)
-        if opened is None:
-            return
+    def _cleared_elsewhere(self, opened: Opened) -> None:
         try:
-            self._namespaces.clear(opened)
+            self._namespaces.cleared_elsewhere(opened)
         except Unavailable as error:
             log.warning("%s", error)
-            return
-        self._cleared(ns)
 
-    def _cleared(self, ns: int) -> None:
-        self._door.disallow(ns)
+    def _cleared(self, opened: Opened) -> None:
+        self._door.disallow(opened.handle)
         if self.objects is not None:
-            self.objects.cleared(ns)
+            self.objects.cleared(opened)
+
+    def _ask_again(self) -> None:
+        """Clients open their namespaces anew, which waits until this node knows what was cleared while it stood."""
+        for opened in self._namespaces.all():
+            self._door.disallow(opened.handle)
 
     async def _read_memory(self, offset: int, length: int) -> memoryview | None:
         return self.memory.place(offset, length).toreadonly()

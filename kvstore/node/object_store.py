@@ -10,13 +10,12 @@ import asyncio
 import contextlib
 import logging
 import os
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, replace
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from kvstore.errors import Misconfigured
-from kvstore.identity import namespace_digest
 from kvstore.node.pack_writer import PackWriter
 from kvstore.node.prober import BringUp, Prober
 from kvstore.node.sweeper import Sweeper
@@ -28,7 +27,7 @@ from kvstore.tiers.pack_index import PackIndex
 if TYPE_CHECKING:
     from kvstore import native
     from kvstore.config import ObjectConfig
-    from kvstore.node.namespaces import Namespaces
+    from kvstore.node.namespaces import Namespaces, Opened
     from kvstore.tiers.base import Keys, Shapes, Tier
 
 __all__ = ["ObjectStore"]
@@ -55,7 +54,7 @@ class ObjectStore:
         self._namespaces: Namespaces
         self._watching: asyncio.Task[None] | None = None
         self.bytes_max = 0
-        self._clear: Callable[[int], None]
+        self._clear: Callable[[Opened], None]
         self._in_force_of: set[int] = set()  # namespaces that were not cleared when last looked at
 
     def open(self) -> None:
@@ -95,7 +94,7 @@ class ObjectStore:
         shapes: Shapes,
         above: Sequence[Tier],
         bring_up: BringUp,
-        clear: Callable[[int], None],
+        clear: Callable[[Opened], None],
     ) -> None:
         """above: the tiers that blocks come from, the one right above first. clear: what to do about a namespace that
         another node of the store has cleared, or this one in a life that it has forgotten.
@@ -111,9 +110,6 @@ class ObjectStore:
         self.prober.start()
         self.sweeper = Sweeper(self.store, self.bytes_max, config.sweep_ms / 1000, index.read_lately)
         self.sweeper.start()
-        for opened in namespaces.all():  # what a node that was killed may have left undone
-            if opened.generation > 0:
-                self.sweeper.clear(namespace_digest(replace(opened.identity, generation=opened.generation - 1)))
         source = TierKind(above[0].kind)
         self.writer = PackWriter(core, source, above, self.tier, config.write_bytes_max, self.sweeper.admit)
         self.writer.start()
@@ -130,12 +126,15 @@ class ObjectStore:
         await self.sweeper.stop()
         await self.tier.close()
 
-    def cleared(self, ns: int) -> None:
-        """A namespace handle that names nothing any more."""
-        opened = self._namespaces.by_handle(ns)
-        self.tier.index.drop(ns)
-        if opened is not None:
-            self.sweeper.clear(opened.digest)
+    def cleared(self, opened: Opened) -> None:
+        """It names nothing any more."""
+        self.tier.index.drop(opened.handle)
+        self.sweeper.clear(opened.digest)
+
+    def over(self, digests: Iterable[bytes]) -> None:
+        """Namespaces that were cleared before this start: a node that was killed may have left its packs."""
+        for digest in digests:
+            self.sweeper.clear(digest)
 
     async def find(self, ns: int, shard: int, keys: Keys, position: int, wait_s: float) -> None:
         """Looks for the packs of a chain that ended at keys[0]."""
@@ -166,7 +165,7 @@ class ObjectStore:
         cleared = await self.store.is_cleared(opened.digest) if opened is not None else True
         if cleared and opened is not None and self._namespaces.find(opened.digest) is opened:
             log.warning("object tier: a namespace of %s was cleared elsewhere", opened.tenant)
-            self._clear(ns)
+            self._clear(opened)
         if cleared is False:
             self._in_force_of.add(ns)
         return cleared is False

@@ -17,12 +17,18 @@ if TYPE_CHECKING:
     from google.protobuf.message import Message
 
     from kvstore.directory.base import Member
+    from kvstore.node.clearing import Clearing
 
 __all__ = ["METHODS", "PeerDesk"]
 
 log = logging.getLogger(__name__)
 
-METHODS: Final = claims.METHODS | {store.METHOD_PEER_CHALLENGE, store.METHOD_PEER_HELLO, store.METHOD_PEER_PING}
+METHODS: Final = claims.METHODS | {
+    store.METHOD_PEER_CHALLENGE,
+    store.METHOD_PEER_HELLO,
+    store.METHOD_PEER_PING,
+    store.METHOD_PEER_GENERATIONS,
+}
 REFUSALS_REMEMBERED: Final = 256  # each is logged once, and again only after so many others
 
 
@@ -30,6 +36,7 @@ REFUSALS_REMEMBERED: Final = 256  # each is logged once, and again only after so
 class PeerDesk:
     """me: this node; None: it is not (yet) in a cluster. welcome: told of each node that has introduced itself; why it
     may not stay, or nothing. directory: what one that has introduced itself tells or asks by claims.METHODS.
+    clearing: what this node knows of clears, once it has a name.
 
     Everything is kept by connection, of which the door has a limited number, until `gone`.
     """
@@ -38,6 +45,7 @@ class PeerDesk:
     me: Callable[[], Member | None]
     welcome: Callable[[Member], str | None]
     directory: Callable[[Member, int, bytes], bytes]
+    clearing: Callable[[], Clearing]
     _asked: dict[int, tuple[bytes, bytes]] = field(default_factory=dict)  # nonces of introductions under way
     _peers: dict[int, Member] = field(default_factory=dict)
     _refused: dict[str, None] = field(default_factory=dict)
@@ -49,17 +57,24 @@ class PeerDesk:
             raise Denied("peer: only nodes of this cluster may ask this", known=False)
         return member
 
+    def introduced(self) -> list[Member]:
+        """Who has introduced himself, and is connected still."""
+        return list(self._peers.values())
+
     def gone(self, connection: int) -> None:
         self._asked.pop(connection, None)
         self._peers.pop(connection, None)
 
     def call(self, connection: int, method: int, body: bytes) -> bytes:
-        """One CALL of METHODS. Raises Denied, ValueError naming the field."""
+        """One CALL of METHODS. Raises Denied, Unavailable, ValueError naming the field."""
         me = self.me()
         if me is None:
             raise Denied("peer: this node is in no cluster (cluster.members)", known=False)
         if method in claims.METHODS:
             return self.directory(self.peer(connection), method, body)
+        if method == store.METHOD_PEER_GENERATIONS:
+            self.peer(connection)
+            return self.clearing().handle(body)
         answer: Message
         try:
             match method:
@@ -69,7 +84,7 @@ class PeerDesk:
                     answer = self._met(connection, peers.PeerHelloRequest.FromString(body))
                 case store.METHOD_PEER_PING:
                     self.peer(connection)
-                    answer = peers.PeerPingResponse(incarnation=me.incarnation)
+                    answer = peers.PeerPingResponse(incarnation=me.incarnation, generations=self.clearing().hash)
                 case _:
                     raise ValueError(f"method: {method} is none of nodes")
         except convert.DecodeError as error:

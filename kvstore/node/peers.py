@@ -72,8 +72,10 @@ class Peers:
             _, member = await self._connected(address, until)
             return member
 
-    async def ping(self, address: str, deadline_s: float) -> Member:
-        """Who answers. Raises as `greet`; NotListening where the port is closed."""
+    async def ping(self, address: str, deadline_s: float) -> tuple[Member, int]:
+        """Who answers, and the hash of what it knows of generations. Raises as `greet`; NotListening where the port is
+        closed.
+        """
         try:
             body = await self.call(address, store.METHOD_PEER_PING, b"", deadline_s)
             answer = peers.PeerPingResponse.FromString(body)
@@ -87,7 +89,7 @@ class Peers:
         if member is None or member.incarnation != answer.incarnation:
             self.drop(address)
             raise Unavailable(f"{address}: another node answers there")
-        return member
+        return member, answer.generations
 
     async def call(self, address: str, method: int, body: bytes, deadline_s: float) -> bytes:
         """What nodes ask of nodes. Raises Misconfigured, Unavailable, Rejected, ValueError."""

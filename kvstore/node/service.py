@@ -15,6 +15,7 @@ import logging
 import os
 import socket
 from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
@@ -65,18 +66,25 @@ class StoreService(services.StoreServicer):
             lease_s=host.limits.lease_ms_max / 1e3,
         )
 
-    async def OpenNamespace(self, request: store.OpenNamespaceRequest, context: Context) -> store.OpenNamespaceResponse:
+    @asynccontextmanager
+    async def _call(self, context: Context) -> AsyncIterator[Peer]:
+        """Of one that names a namespace."""
         async with self._entrance.call(context) as peer:
+            await self._host.cluster.surely()
+            yield peer
+
+    async def OpenNamespace(self, request: store.OpenNamespaceRequest, context: Context) -> store.OpenNamespaceResponse:
+        async with self._call(context) as peer:
             answer = self._handlers.open_namespace(peer, request)
             answer.ClearField("handle")  # means nothing outside a connection
             return answer
 
     async def Clear(self, request: store.ClearRequest, context: Context) -> store.ClearResponse:
-        async with self._entrance.call(context) as peer:
+        async with self._call(context) as peer:
             return await self._handlers.clear(peer, request)
 
     async def Prefetch(self, request: store.PrefetchRequest, context: Context) -> store.PrefetchResponse:
-        async with self._entrance.call(context) as peer:
+        async with self._call(context) as peer:
             return await self._handlers.prefetch(peer, request)
 
     async def Info(self, request: store.InfoRequest, context: Context) -> store.NodeInfo:
@@ -84,7 +92,7 @@ class StoreService(services.StoreServicer):
             return self._handlers.info()
 
     async def Lookup(self, request: store.LookupRequest, context: Context) -> store.LookupResponse:
-        async with self._entrance.call(context) as peer:
+        async with self._call(context) as peer:
             return await self._lookup(peer, request)
 
     async def _lookup(self, peer: Peer, request: store.LookupRequest) -> store.LookupResponse:
@@ -108,7 +116,7 @@ class StoreService(services.StoreServicer):
         )
 
     async def Put(self, request_iterator: AsyncIterator[store.PutRequest], context: Context) -> store.PutResponse:
-        async with self._entrance.call(context) as peer:
+        async with self._call(context) as peer:
             with self._streams.taken(peer.tenants):
                 first = await self._next(request_iterator)
                 if first is None or first.WhichOneof("message") != "header":
@@ -163,7 +171,7 @@ class StoreService(services.StoreServicer):
             raise TimeoutError(f"data: nothing came for {IDLE_S:.0f} s") from None
 
     async def Get(self, request: store.GetRequest, context: Context) -> None:  # type: ignore[override]
-        async with self._entrance.call(context) as peer:
+        async with self._call(context) as peer:
             with self._streams.taken(peer.tenants):
                 opened = self._handlers.opened(peer, request.namespace)
                 prefix = self._handlers.prefix(opened, request.chain, request.hints)

@@ -38,7 +38,7 @@ if TYPE_CHECKING:
     from transfer.offers import Carrier
     from transfer.paths import Connection
 
-__all__ = ["METHODS", "NODE_METHODS", "Visitors"]
+__all__ = ["METHODS", "NAMING", "NODE_METHODS", "Visitors"]
 
 WAYS_MAX: Final = 16  # a client has one transport of a kind, and new ones after a failure
 FILLINGS_MAX: Final = 1_024  # of one connection; their bytes are limited, too
@@ -209,6 +209,8 @@ class Visitors:
             raise Unavailable("this node stood still and is not sure yet who else lives")
         try:
             lease, opened, prefix = self._named(peer, framed.LeaseRequest, body)
+            if lease.clears != self.handlers.host.namespaces.clears_word(opened):
+                return framed.LeaseResponse()  # of as many clears, but not the same: their blocks are not these
             answer = await visitor.leases.lease(opened, prefix, lease, node)
             if answer.busy:
                 answer.others.extend(self._others(opened, lease.shard, prefix.keys[:1], node))
@@ -390,6 +392,9 @@ def _seconds(deadline_ms: int) -> float:
     return min(deadline_ms / 1e3, DEADLINE_S_MAX)
 
 
+NAMING: Final = frozenset(
+    {store.METHOD_LEASE, store.METHOD_FOLLOW, store.METHOD_PULL, store.METHOD_RESERVE}
+)  # a namespace
 PUTS: Final = frozenset({store.METHOD_PULL, store.METHOD_RESERVE})
 NODE_METHODS: Final = frozenset({store.METHOD_PEER_LEASE, store.METHOD_PEER_RELEASE, store.METHOD_PEER_FOLLOW})
 METHODS: Final = NODE_METHODS | frozenset(

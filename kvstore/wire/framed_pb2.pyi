@@ -47,6 +47,7 @@ class LeaseRequest(_message.Message):
     DEADLINE_MS_FIELD_NUMBER: _builtins.int
     AVOID_FIELD_NUMBER: _builtins.int
     METAS_FIELD_NUMBER: _builtins.int
+    CLEARS_FIELD_NUMBER: _builtins.int
     namespace: _builtins.bytes
     shard: _builtins.int
     wait_ms: _builtins.int
@@ -65,6 +66,8 @@ class LeaseRequest(_message.Message):
     """far: how long the answer may take at all"""
     metas: _builtins.bool
     """what was put beside the blocks is wanted, too: for a copy that is to be like what it is of. Not with far"""
+    clears: _builtins.int
+    """of a node: what it knows of the namespace's clears (generations.py); one that knows others lends nothing"""
     @_builtins.property
     def chain(self) -> _store_pb2.Chain: ...
     @_builtins.property
@@ -93,10 +96,11 @@ class LeaseRequest(_message.Message):
         deadline_ms: _builtins.int = ...,
         avoid: _abc.Iterable[_builtins.int] | None = ...,
         metas: _builtins.bool = ...,
+        clears: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["chain", b"chain", "hints", b"hints"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["avoid", b"avoid", "carrier", b"carrier", "carriers", b"carriers", "chain", b"chain", "deadline_ms", b"deadline_ms", "far", b"far", "hints", b"hints", "hold_only", b"hold_only", "lease", b"lease", "metas", b"metas", "namespace", b"namespace", "shard", b"shard", "wait_ms", b"wait_ms"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["avoid", b"avoid", "carrier", b"carrier", "carriers", b"carriers", "chain", b"chain", "clears", b"clears", "deadline_ms", b"deadline_ms", "far", b"far", "hints", b"hints", "hold_only", b"hold_only", "lease", b"lease", "metas", b"metas", "namespace", b"namespace", "shard", b"shard", "wait_ms", b"wait_ms"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

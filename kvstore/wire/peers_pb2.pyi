@@ -285,19 +285,119 @@ class PeerPingResponse(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     INCARNATION_FIELD_NUMBER: _builtins.int
+    GENERATIONS_FIELD_NUMBER: _builtins.int
     incarnation: _builtins.int
+    generations: _builtins.int
+    """a hash of what it knows of them: nodes that differ exchange it (METHOD_PEER_GENERATIONS)"""
     def __init__(
         self,
         *,
         incarnation: _builtins.int = ...,
+        generations: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["incarnation", b"incarnation"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["generations", b"generations", "incarnation", b"incarnation"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___PeerPingResponse: _TypeAlias = PeerPingResponse  # noqa: Y015
+
+@_typing.final
+class PeerClears(_message.Message):
+    """---- generations (kvstore/directory/generations.py) ---------------------------------------------------------------------
+
+    How often a namespace was cleared. Only what was cleared is told.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAMESPACE_FIELD_NUMBER: _builtins.int
+    FLOOR_FIELD_NUMBER: _builtins.int
+    NODES_FIELD_NUMBER: _builtins.int
+    COUNTS_FIELD_NUMBER: _builtins.int
+    namespace: _builtins.bytes
+    """32 bytes: its digest in generation 0"""
+    floor: _builtins.int
+    @_builtins.property
+    def nodes(self) -> _containers.RepeatedScalarFieldContainer[_builtins.bytes]:
+        """ids, in order"""
+
+    @_builtins.property
+    def counts(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """of each"""
+
+    def __init__(
+        self,
+        *,
+        namespace: _builtins.bytes = ...,
+        floor: _builtins.int = ...,
+        nodes: _abc.Iterable[_builtins.bytes] | None = ...,
+        counts: _abc.Iterable[_builtins.int] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["counts", b"counts", "floor", b"floor", "namespace", b"namespace", "nodes", b"nodes"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___PeerClears: _TypeAlias = PeerClears  # noqa: Y015
+
+@_typing.final
+class PeerGenerationsRequest(_message.Message):
+    """What the asking node knows of the namespaces from `first` to `last`; where both are one, of that: it was cleared just now."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    FIRST_FIELD_NUMBER: _builtins.int
+    LAST_FIELD_NUMBER: _builtins.int
+    ROWS_FIELD_NUMBER: _builtins.int
+    first: _builtins.bytes
+    """32 bytes"""
+    last: _builtins.bytes
+    @_builtins.property
+    def rows(self) -> _containers.RepeatedCompositeFieldContainer[Global___PeerClears]: ...
+    def __init__(
+        self,
+        *,
+        first: _builtins.bytes = ...,
+        last: _builtins.bytes = ...,
+        rows: _abc.Iterable[Global___PeerClears] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["first", b"first", "last", b"last", "rows", b"rows"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___PeerGenerationsRequest: _TypeAlias = PeerGenerationsRequest  # noqa: Y015
+
+@_typing.final
+class PeerGenerationsResponse(_message.Message):
+    """What the answering node knows otherwise, up to `last`, which may be less than asked: the rest is asked for from there. It has
+    taken, and written down, what it was told.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    LAST_FIELD_NUMBER: _builtins.int
+    ROWS_FIELD_NUMBER: _builtins.int
+    last: _builtins.bytes
+    @_builtins.property
+    def rows(self) -> _containers.RepeatedCompositeFieldContainer[Global___PeerClears]: ...
+    def __init__(
+        self,
+        *,
+        last: _builtins.bytes = ...,
+        rows: _abc.Iterable[Global___PeerClears] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["last", b"last", "rows", b"rows"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___PeerGenerationsResponse: _TypeAlias = PeerGenerationsResponse  # noqa: Y015
 
 @_typing.final
 class PeerRows(_message.Message):

@@ -72,6 +72,8 @@ class _MethodEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Method.ValueTy
     METHOD_PEER_LEASE: _Method.ValueType  # 38
     """Of framed.proto: LeaseRequest and ReleaseRequest of a node for its client, far leases as the holder sees them."""
     METHOD_PEER_RELEASE: _Method.ValueType  # 39
+    METHOD_PEER_GENERATIONS: _Method.ValueType  # 40
+    """Of peers.proto: how often namespaces were cleared."""
     METHOD_PEER_BRING: _Method.ValueType  # 43
     """Of peers.proto: copies of blocks, and nodes that hand theirs on."""
     METHOD_PEER_ROOM: _Method.ValueType  # 44
@@ -118,6 +120,8 @@ METHOD_PEER_LOCATE: Method.ValueType  # 37
 METHOD_PEER_LEASE: Method.ValueType  # 38
 """Of framed.proto: LeaseRequest and ReleaseRequest of a node for its client, far leases as the holder sees them."""
 METHOD_PEER_RELEASE: Method.ValueType  # 39
+METHOD_PEER_GENERATIONS: Method.ValueType  # 40
+"""Of peers.proto: how often namespaces were cleared."""
 METHOD_PEER_BRING: Method.ValueType  # 43
 """Of peers.proto: copies of blocks, and nodes that hand theirs on."""
 METHOD_PEER_ROOM: Method.ValueType  # 44
@@ -1095,6 +1099,7 @@ class ClearRequest(_message.Message):
 
     NAMESPACE_FIELD_NUMBER: _builtins.int
     namespace: _builtins.bytes
+    """its digest; one of before an earlier clear will do, for as long as the node remembers it"""
     def __init__(
         self,
         *,
@@ -1113,16 +1118,24 @@ class ClearResponse(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     GENERATION_FIELD_NUMBER: _builtins.int
+    NODES_FIELD_NUMBER: _builtins.int
+    NODES_KNOWN_FIELD_NUMBER: _builtins.int
     generation: _builtins.int
     """the new one"""
+    nodes: _builtins.int
+    """that know of it, and have it on disk, this one among them"""
+    nodes_known: _builtins.int
+    """of so many; a node that is away learns it when it is back, before it serves"""
     def __init__(
         self,
         *,
         generation: _builtins.int = ...,
+        nodes: _builtins.int = ...,
+        nodes_known: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["generation", b"generation"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["generation", b"generation", "nodes", b"nodes", "nodes_known", b"nodes_known"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

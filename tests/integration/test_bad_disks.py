@@ -111,7 +111,7 @@ def test_a_full_disk_under_the_data_directory_costs_no_put_and_a_clear_that_cann
             ns.clear()
         assert (ns.generation, right(ns, 59, 16)) == (0, 16), "neither half cleared nor forgotten"
         filler.unlink()
-        assert ns.clear() == 1
+        assert ns.clear().generation == 1
         assert (right(ns, 59, 16), put(ns, 59, 16), right(ns, 59, 16)) == (0, 16, 16)
         assert node.stop() == 0
         assert "Traceback" not in node.said

@@ -46,7 +46,7 @@ async def test_the_async_face_does_all_that(way: str, address: str) -> None:
         assert (await ns.get(chain, into)).ended is Ended.COMPLETE
         assert np.array_equal(into, expected)
         assert await ns.prefetch(chain) == 6
-        assert await ns.clear() == 1
+        assert (await ns.clear()).generation == 1
         assert (await ns.lookup(chain)).blocks == 0
 
 

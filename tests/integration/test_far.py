@@ -156,7 +156,8 @@ def test_a_cleared_namespace_is_got_no_more(three: Cluster) -> None:
         found_within(there, chain, BLOCKS, 2)
         here.clear()
         told = got(there, chain)
-        assert (told.blocks, told.ended) == (0, Ended.MISS)
+        assert (told.blocks, told.ended) == (0, Ended.CLEARED)
+        assert got(there, chain).ended is Ended.MISS, "of what is open now"
 
 
 def test_a_holder_that_is_killed_costs_a_shorter_answer(three: Cluster) -> None:
@@ -222,9 +223,13 @@ def test_what_is_held_is_brought_here_and_outlives_its_holder(three: Cluster, by
         found_within(there, chain, BLOCKS, 3)
         with there.hold(chain) as held:
             assert held.blocks == BLOCKS
-            assert here.clear() == 1
-            told = got(there, chain)
-            assert (told.blocks, set(told.tiers.tolist())) == (BLOCKS, {1})
+            three.nodes[0].kill()
+            try:
+                told = got(there, chain)
+                assert (told.blocks, set(told.tiers.tolist())) == (BLOCKS, {1})
+            finally:
+                three.nodes[0].start()
+                three.meet()
         quiet(three.nodes[1])
         quiet(three.nodes[0])
 

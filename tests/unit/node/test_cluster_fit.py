@@ -10,6 +10,7 @@ import pytest
 
 from kvstore.config import ClusterConfig
 from kvstore.directory.base import Member
+from kvstore.directory.generations import Generations
 from kvstore.directory.messages import Announce, Status
 from kvstore.node.cluster import Cluster
 from kvstore.security import SecurityConfig
@@ -30,7 +31,8 @@ class World:
         config = ClusterConfig(members=members)
         self.cluster = Cluster(config, SecurityConfig(), certificates, self.clock, b"s" * 32, None)
         core: Any = SimpleNamespace(incarnation=ME.incarnation, event_sequence=0, begun_sequence=0, namespaces_end=0)
-        self.cluster.introduce(ME, core)
+        self.namespaces: Any = SimpleNamespace(generations=Generations())
+        self.cluster.introduce(ME, core, self.namespaces)
         self.liveness = self.cluster.liveness
         self.liveness.begin(self.clock.now_ns())
         self.liveness.expect([A.address, B.address], self.clock.now_ns())

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -31,8 +33,12 @@ def unheard(member: Member, method: int, body: bytes) -> bytes:
     return member.id + bytes([method]) + body
 
 
+def clearing() -> Any:
+    return SimpleNamespace(hash=77, handle=lambda body: b"heard " + body)
+
+
 def desk(introduction: Introduction | None = None, refuse: str | None = None) -> PeerDesk:
-    return PeerDesk(introduction or of(), lambda: B, lambda member: refuse, unheard)
+    return PeerDesk(introduction or of(), lambda: B, lambda member: refuse, unheard, clearing)
 
 
 def challenge(at: PeerDesk, connection: int = 1, nonce: bytes = NONCE) -> peers.PeerChallengeResponse:
@@ -52,7 +58,8 @@ def test_both_know_who_the_other_is() -> None:
     assert hello(at, of().hello(NONCE, told.nonce, A)) == ""
     assert at.peer(1) == A
     answer = peers.PeerPingResponse.FromString(at.call(1, store.METHOD_PEER_PING, b""))
-    assert answer.incarnation == B.incarnation
+    assert (answer.incarnation, answer.generations) == (B.incarnation, 77)
+    assert at.call(1, store.METHOD_PEER_GENERATIONS, b"x") == b"heard x"
     with pytest.raises(Denied):
         at.peer(2)
     at.gone(1)
@@ -109,7 +116,8 @@ def test_who_is_not_welcome_is_told_why_and_is_nobody() -> None:
 
 def test_the_directory_is_told_by_nodes_alone_and_by_whom() -> None:
     at = desk()
-    for method in (store.METHOD_PEER_ANNOUNCE, store.METHOD_PEER_DIGEST, store.METHOD_PEER_LOCATE):
+    unknown = store.METHOD_PEER_GENERATIONS
+    for method in (store.METHOD_PEER_ANNOUNCE, store.METHOD_PEER_DIGEST, store.METHOD_PEER_LOCATE, unknown):
         with pytest.raises(Denied):
             at.call(1, method, b"x")
     told = challenge(at)
@@ -119,7 +127,7 @@ def test_the_directory_is_told_by_nodes_alone_and_by_whom() -> None:
 
 
 def test_a_node_that_is_in_no_cluster_says_so() -> None:
-    alone = PeerDesk(of(), lambda: None, lambda member: None, unheard)
+    alone = PeerDesk(of(), lambda: None, lambda member: None, unheard, clearing)
     with pytest.raises(Denied, match="in no cluster"):
         challenge(alone)
 

@@ -20,7 +20,7 @@ class Rig:
     def __init__(self) -> None:
         self.says: bool | None = False
         self.asked = 0
-        self.cleared: list[int] = []
+        self.cleared: list[object] = []
         self.objects = ObjectStore(ObjectConfig(), "memory://")
         self.objects.store = SimpleNamespace(is_cleared=self._is_cleared)  # type: ignore[assignment]
         opened = SimpleNamespace(digest=b"d" * 32, tenant="t")
@@ -56,7 +56,7 @@ async def test_while_the_store_is_silent_nothing_is_taken_from_it(rig: Rig) -> N
 async def test_what_another_node_cleared_is_cleared_here(rig: Rig) -> None:
     rig.says = True
     assert not await rig.in_force()
-    assert rig.cleared == [NS]
+    assert rig.cleared == [rig.present]
 
 
 async def test_what_was_cleared_here_meanwhile_is_not_cleared_again(rig: Rig) -> None:
