@@ -1,4 +1,4 @@
-"""How soon what a node holds is found again from elsewhere, when the node was killed and comes back: 100,000 small blocks.
+"""How soon what a node holds is found again from elsewhere when it was killed and comes back: 100,000 small blocks.
 
 Two `kvstore node` processes. One holds all blocks, in memory that outlives it, and is killed (SIGKILL). From the moment
 that its next process says that it serves, to the moment that the other node keeps a claim of every block; that lookups
