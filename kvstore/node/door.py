@@ -320,6 +320,8 @@ class FramedDoor:
         if request.method in NODE_METHODS:  # for clients whose rights the asking node has looked at
             member = self._desk.peer(request.owner)
             peer, node = Peer(member.name, None), member.id
+        elif request.method in NAMING:
+            await self._handlers.host.cluster.surely()
         return await self._visitors.call(request.owner, peer, request.method, request.body, node)
 
 

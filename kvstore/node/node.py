@@ -289,6 +289,8 @@ class Node:
         copies = handlers.copies = self._copies(host, handlers, replicas, visitors)
         self._door.start(handlers, visitors, copies, payload.fd, self.segments.size.bytes)
         exits.push_async_callback(self._door.stop)
+        namespaces.on_cleared = self._cleared
+        self.cluster.doubt.raised = self._ask_again
         exits.push_async_callback(copies.drain.close)
         namespaces.on_cleared = self._cleared
         self.cluster.doubt.raised = self._ask_again

@@ -396,6 +396,9 @@ def _seconds(deadline_ms: int) -> float:
     return min(deadline_ms / 1e3, DEADLINE_S_MAX)
 
 
+NAMING: Final = frozenset(
+    {store.METHOD_LEASE, store.METHOD_FOLLOW, store.METHOD_PULL, store.METHOD_RESERVE}
+)  # a namespace
 PUTS: Final = frozenset({store.METHOD_PULL, store.METHOD_RESERVE})
 NAMING: Final = PUTS | {store.METHOD_LEASE, store.METHOD_FOLLOW}  # a namespace
 NODE_METHODS: Final = frozenset({store.METHOD_PEER_LEASE, store.METHOD_PEER_RELEASE, store.METHOD_PEER_FOLLOW})

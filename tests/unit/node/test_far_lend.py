@@ -37,6 +37,7 @@ class World:
             locator=self,
             peers=self,
             me=SimpleNamespace(host="h"),
+            clearing=SimpleNamespace(namespaces=SimpleNamespace(clears_word=lambda _: 0)),
             rtt_s=lambda _: 0.001,
             incarnations=lambda: {A: 1, B: 2},
             living=lambda node: SimpleNamespace(id=node, address=chr(node[0]), incarnation=node[0] - 96, host="other"),

@@ -26,7 +26,7 @@ class Holder:
             namespaces=SimpleNamespace(clears_word=lambda one: Namespaces.clears_word(namespaces, one))
         )
         handlers: Any = SimpleNamespace(opened=lambda *_: opened, prefix=lambda *_: None, host=host)
-        lender: Any = SimpleNamespace(cluster=SimpleNamespace(serves=lambda: True))
+        lender: Any = SimpleNamespace(cluster=SimpleNamespace(serves=lambda: True), counts=SimpleNamespace())
         moving: Any = None
         replicas: Any = None
         self.visitors = Visitors(moving, handlers, lender, replicas)
@@ -38,7 +38,7 @@ class Holder:
         visitor: Any = SimpleNamespace(leases=SimpleNamespace(lease=lease))
         peer: Any = None
         request = framed.LeaseRequest(namespace=b"d" * 32, clears=known.word).SerializeToString()
-        return len((await self.visitors._for_node(visitor, peer, request)).offsets)
+        return len((await self.visitors._for_node(visitor, peer, request, A)).offsets)
 
 
 @pytest.mark.parametrize(
