@@ -283,8 +283,6 @@ class FramedDoor:
             self._desk.peer(owner)  # for operators whose rights the asking node has looked at
             return await self._handlers.asking.answered(request.body)
         if method in METHODS:
-            if method in NAMING:
-                await self._handlers.host.cluster.surely()
             return await self._visited(peer, request)
         if method in COPY_METHODS:
             return await self._copies.call(self._desk.peer(owner), method, request.body)

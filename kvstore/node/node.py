@@ -292,8 +292,6 @@ class Node:
         namespaces.on_cleared = self._cleared
         self.cluster.doubt.raised = self._ask_again
         exits.push_async_callback(copies.drain.close)
-        namespaces.on_cleared = self._cleared
-        self.cluster.doubt.raised = self._ask_again
 
     def _copies(self, host: NodeHost, handlers: Handlers, replicas: Replicas, visitors: Visitors) -> Copies:
         def refuse(draining: bool) -> None:

@@ -400,7 +400,6 @@ NAMING: Final = frozenset(
     {store.METHOD_LEASE, store.METHOD_FOLLOW, store.METHOD_PULL, store.METHOD_RESERVE}
 )  # a namespace
 PUTS: Final = frozenset({store.METHOD_PULL, store.METHOD_RESERVE})
-NAMING: Final = PUTS | {store.METHOD_LEASE, store.METHOD_FOLLOW}  # a namespace
 NODE_METHODS: Final = frozenset({store.METHOD_PEER_LEASE, store.METHOD_PEER_RELEASE, store.METHOD_PEER_FOLLOW})
 METHODS: Final = NODE_METHODS | frozenset(
     {
