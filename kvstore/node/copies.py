@@ -7,22 +7,31 @@ listens. The drain itself goes on without him.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
 from kvstore.errors import Rejected, Unavailable
+from kvstore.node.bridge import MEMORY_TIER
+from kvstore.node.bringing import Bringer, Bringing
+from kvstore.node.drain import Drain, Sources
+from kvstore.node.spreading import Spreading
+from kvstore.tiers.base import TierKind
 from kvstore.wire import admin, convert, peers, store
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from google.protobuf.message import Message
 
     from kvstore.directory.base import Member
-    from kvstore.node.bringing import Bringing
     from kvstore.node.cluster import Cluster
-    from kvstore.node.drain import Drain
+    from kvstore.node.handlers import Handlers, NodeHost
+    from kvstore.node.object_store import ObjectStore
+    from kvstore.node.replicas import Replicas
+    from kvstore.node.visitors import Visitors
 
-__all__ = ["METHODS", "Copies"]
+__all__ = ["METHODS", "Copies", "make_copies"]
 
 METHODS: Final = frozenset({store.METHOD_PEER_BRING, store.METHOD_PEER_ROOM, store.METHOD_PEER_DRAIN})
 TELL_S: Final = 0.25  # between two looks at how far a drain is
@@ -107,3 +116,38 @@ class Copies:
             return admin.DrainProgress.FromString(peers.PeerDrainResponse.FromString(body).progress)
         except (Rejected, convert.DecodeError) as error:
             raise Unavailable(f"{node.name}: {error}") from error
+
+
+def make_copies(
+    host: NodeHost,
+    handlers: Handlers,
+    replicas: Replicas,
+    visitors: Visitors,
+    objects: ObjectStore | None,
+    mark: Path,
+    refuse_puts: Callable[[bool], None],
+) -> Copies:
+    """Of a node, whose handlers and visitors learn of it. mark: what says that it drains. refuse_puts: those that the
+    framed door answers natively.
+    """
+    core, cluster, namespaces = host.bridge.core, host.cluster, host.namespaces
+
+    def refuse(draining: bool) -> None:
+        refuse_puts(draining)
+        replicas.draining = visitors.draining = draining
+
+    bringer = Bringer(cluster.peers)
+    # A directory is this machine's; a bucket is everybody's.
+    shared = objects if objects is not None and not objects.url.startswith("file:") else None
+    sources = Sources(
+        core,
+        namespaces,
+        (MEMORY_TIER, int(TierKind.FILE)) if replicas.has_files else (MEMORY_TIER,),
+        in_packs=shared.tier.lookup if shared is not None else None,
+        flush=shared.writer.flush if shared is not None else None,
+    )
+    drain = Drain(mark, sources, cluster, bringer, refuse)
+    bringing = Bringing(core, namespaces, replicas, host.limits, host.family_blocks, lambda: drain.draining)
+    handlers.spreading = Spreading(cluster, core, bringer, replicas.has_files)
+    handlers.copies = copies = Copies(cluster, bringing, drain)
+    return copies

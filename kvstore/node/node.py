@@ -24,13 +24,11 @@ from kvstore.directory.base import Member
 from kvstore.errors import Misconfigured, Unavailable
 from kvstore.node import settings_told
 from kvstore.node.auth import Guard
-from kvstore.node.bridge import MEMORY_TIER, CoreBridge
-from kvstore.node.bringing import Bringer, Bringing
+from kvstore.node.bridge import CoreBridge
 from kvstore.node.cluster import Cluster
-from kvstore.node.copies import Copies
+from kvstore.node.copies import Copies, make_copies
 from kvstore.node.crowding import Crowd
 from kvstore.node.door import FramedDoor
-from kvstore.node.drain import Drain, Sources
 from kvstore.node.far import Lender
 from kvstore.node.far_lookup import FarLookup
 from kvstore.node.file_store import FileStore
@@ -44,7 +42,6 @@ from kvstore.node.object_store import ObjectStore, url_of
 from kvstore.node.replicas import Replicas
 from kvstore.node.segments import Segments
 from kvstore.node.service import GrpcServer
-from kvstore.node.spreading import Spreading
 from kvstore.node.telemetry import Telemetry
 from kvstore.node.tls import Certificates
 from kvstore.node.visitors import Visitors
@@ -87,7 +84,7 @@ class Node:
     _certificates: Certificates = field(init=False)
     _door: FramedDoor = field(init=False)
     _mover: Mover = field(init=False)
-    _drain: Drain = field(init=False)
+    _copies: Copies = field(init=False)
     _namespaces: Namespaces = field(init=False)
     _told: Mapping[str, str] = field(init=False)
     _exits: contextlib.AsyncExitStack = field(default_factory=contextlib.AsyncExitStack)
@@ -176,7 +173,7 @@ class Node:
         if self.objects is not None:
             self.objects.over(over)
         self.cluster.open()
-        self._drain.resume()
+        self._copies.drain.resume()
 
     async def _start_mover(self, namespaces: Namespaces, exits: contextlib.AsyncExitStack) -> None:
         def part_bytes(ns: int, shard: int) -> tuple[int, ...]:
@@ -286,33 +283,14 @@ class Node:
         handlers.replicas = replicas
         visitors = Visitors(moving, handlers, host.lender, replicas, Crowd(config.cluster.leases_per_block_max))
         exits.push_async_callback(visitors.close)
-        copies = handlers.copies = self._copies(host, handlers, replicas, visitors)
+        copies = self._copies = make_copies(
+            host, handlers, replicas, visitors, self.objects, self.home.path / "draining", self._door.set_draining
+        )
         self._door.start(handlers, visitors, copies, payload.fd, self.segments.size.bytes)
         exits.push_async_callback(self._door.stop)
         namespaces.on_cleared = self._cleared
         self.cluster.doubt.raised = self._ask_again
         exits.push_async_callback(copies.drain.close)
-
-    def _copies(self, host: NodeHost, handlers: Handlers, replicas: Replicas, visitors: Visitors) -> Copies:
-        def refuse(draining: bool) -> None:
-            self._door.set_draining(draining)
-            replicas.draining = visitors.draining = draining
-
-        bringer, objects = Bringer(self.cluster.peers), self.objects
-        has_files = self.files is not None
-        handlers.spreading = Spreading(self.cluster, self.core, bringer, has_files)
-        shared = objects is not None and not objects.url.startswith("file:")
-        sources = Sources(
-            self.core,
-            host.namespaces,
-            (MEMORY_TIER, int(TierKind.FILE)) if has_files else (MEMORY_TIER,),
-            in_packs=objects.tier.lookup if shared and objects is not None else None,
-            flush=objects.writer.flush if shared and objects is not None else None,
-        )
-        drain = self._drain = Drain(self.home.path / "draining", sources, self.cluster, bringer, refuse)
-        family_blocks = self.config.cluster.family_blocks
-        bringing = Bringing(self.core, host.namespaces, replicas, host.limits, family_blocks, lambda: drain.draining)
-        return Copies(self.cluster, bringing, drain)
 
     @property
     def address(self) -> str | None:
