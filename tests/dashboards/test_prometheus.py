@@ -117,11 +117,11 @@ def test_the_hit_rate_is_what_was_counted_by_hand(prometheus: Prometheus) -> Non
     text = (ROOT / "docs/metrics.md").read_text()
     hits, far = re.findall("```promql\n(.*?)```", text, re.DOTALL)
     assert prometheus.values(hits) == [pytest.approx(HELD / BLOCKS)]
-    assert prometheus.values(far) == [pytest.approx(1 / 2, rel=0.05)]  # nodes are not scraped at one moment
+    assert prometheus.values("sum(kvstore_far_blocks_total) / sum(kvstore_get_blocks_hit_total)") == [1 / 2]
+    # A rate makes up what lies before the first and behind the last scrape, at each node something else.
+    assert prometheus.values(far) == [pytest.approx(1 / 2, rel=0.3)]
     assert prometheus.values("kvstore:cluster_hit_rate:tokens5m") == [pytest.approx(HELD / BLOCKS)]
-    assert prometheus.values("kvstore:far_share:blocks5m") == [
-        pytest.approx(1 / 2, rel=0.05)
-    ]  # nodes are not scraped at one moment
+    assert prometheus.values("kvstore:far_share:blocks5m") == [pytest.approx(1 / 2, rel=0.3)]
     (asked,) = prometheus.values("sum(kvstore_get_tokens_asked_total)")
     assert asked == 2 * (1 + GETS) * BLOCKS * BLOCK_TOKENS
 
