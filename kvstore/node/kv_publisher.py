@@ -9,6 +9,7 @@ Rules
 - A replay from within the last `buffer_steps` batches is those; from before them, what is held now, told as batches
   that end at the last sequence. So whoever asks for what he missed ends at the truth, however much that was.
 - Sequences begin at the count of starts times 2^32, which a file remembers: a restart is a gap, and healed like one.
+- When nothing happens an empty batch is sent now and then: a batch that is lost is found out by the next one only.
 - A thread of its own, since encoding is Python: the node's loop has other things to do. Nobody waits for a subscriber:
   who is too slow loses batches, sees a gap, and asks. A replay goes as fast as it is read.
 """
@@ -43,6 +44,7 @@ log = logging.getLogger(__name__)
 
 START_S: Final = 1.0  # from bind to the first batch: in that time subscribers of the node's last life have come again
 TURN_S: Final = 0.02
+QUIET_S: Final = 3.0  # after which an empty batch is sent, so that whoever missed the last one finds out
 EVENTS_TURN: Final = 1_000  # of the core in one batch, and blocks of one batch where all is told
 PUB_BATCHES_MAX: Final = 1_000  # that wait for one subscriber
 REPLAY_BATCHES_MAX: Final = 16  # that wait for one asker
@@ -131,6 +133,7 @@ class KvPublisher:
         self._topic = (config.topic or "").encode()
         self._buffer = _Buffer(config.buffer_steps, config.buffer_bytes_max)
         self._sequence = 0  # of the next batch
+        self._sent = 0.0  # when the last one was
         self._after = 0  # in the core's events
         self._telling: Iterator[list[Statement]] | None = None
         self._replays: dict[bytes, _Replay] = {}
@@ -203,6 +206,8 @@ class KvPublisher:
                 if begun:
                     self._news()
                     self._tell_on()
+                    if time.monotonic() - self._sent > QUIET_S:
+                        self._publish([])
                 for replay in tuple(self._replays.values()):
                     self._replay_on(replay)
                 self.counts.left_out = self._statements.left_out
@@ -248,6 +253,7 @@ class KvPublisher:
         sequence, self._sequence = self._sequence, self._sequence + 1
         self._publishing.send_multipart((self._topic, sequence.to_bytes(8, "big"), payload), self._zmq.NOBLOCK)
         self._buffer.add(sequence, payload)
+        self._sent = time.monotonic()
         stored = sum(each.stored for each in told)
         self.counts.batches += 1
         self.counts.stored += stored

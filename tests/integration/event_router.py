@@ -18,7 +18,10 @@ MEDIA = ("CPU", "STORAGE")
 class EventRouter:
     """Knows blocks by the tokens of their whole prefix: what a request has, and no more."""
 
-    def __init__(self, publisher: str, replay: str | None = None, topic: str = "") -> None:
+    def __init__(
+        self, publisher: str, replay: str | None = None, topic: str = "", block_tokens: int = BLOCK_TOKENS
+    ) -> None:
+        self._block_tokens = block_tokens
         self._context = zmq.Context()
         self._stream = self._context.socket(zmq.SUB)
         self._stream.subscribe(topic.encode())
@@ -40,7 +43,7 @@ class EventRouter:
         """Blocks from the beginning of a prompt that are held."""
         prompt = tuple(tokens)
         held = {prefix for (on, _), prefix in self.blocks.items() if medium in {None, on}}
-        whole = (prompt[:end] in held for end in range(BLOCK_TOKENS, len(prompt) + 1, BLOCK_TOKENS))
+        whole = (prompt[:end] in held for end in range(self._block_tokens, len(prompt) + 1, self._block_tokens))
         return sum(1 for _ in itertools.takewhile(bool, whole))
 
     def read(self, wait_s: float = 0.05) -> bool:
@@ -100,13 +103,13 @@ class EventRouter:
                     self._store(event)
 
     def _store(self, event: dict[str, Any]) -> None:
-        assert event["medium"] in MEDIA and event["block_size"] == BLOCK_TOKENS
-        assert len(event["token_ids"]) == BLOCK_TOKENS * len(event["block_hashes"])
+        assert event["medium"] in MEDIA and event["block_size"] == self._block_tokens
+        assert len(event["token_ids"]) == self._block_tokens * len(event["block_hashes"])
         parent = event["parent_block_hash"]
         if parent is not None and parent not in self._tokens:
             return  # of a prompt whose beginning is not held: of no use
         prefix = () if parent is None else self._tokens[parent]
         for i, name in enumerate(event["block_hashes"]):
-            prefix += tuple(event["token_ids"][i * BLOCK_TOKENS : (i + 1) * BLOCK_TOKENS])
+            prefix += tuple(event["token_ids"][i * self._block_tokens : (i + 1) * self._block_tokens])
             self._tokens[name] = prefix
             self.blocks[event["medium"], name] = prefix

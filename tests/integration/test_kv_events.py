@@ -133,6 +133,19 @@ def test_a_gap_is_healed_from_what_is_remembered(node: NodeProcess) -> None:
         assert not any(event["type"] == "AllBlocksCleared" for event in missed), "as it was published"
 
 
+def test_a_last_batch_that_was_lost_is_noticed(node: NodeProcess) -> None:
+    """Nothing happens after it that would tell."""
+    router = routing(node)
+    with Client(node.address) as client:
+        ns = client.namespace(layout())
+        put(ns, tokens(3))
+        router.until(3, tokens(3).tolist())
+        put(ns, tokens(4, seed=1))
+        assert router._stream.poll(5_000)
+        router._stream.recv_multipart()
+        router.until(4, tokens(4, seed=1).tolist())
+
+
 @pytest.mark.parametrize("end", ["kill", "forget"])
 def test_after_a_restart_it_tells_what_it_holds_again(tmp_path: Path, end: str) -> None:
     """Metas lie in slot headers: in memory, and on disk."""

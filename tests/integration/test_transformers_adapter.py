@@ -14,7 +14,9 @@ transformers = pytest.importorskip("transformers", reason="no transformers (make
 
 from engine_adapters.transformers import StoreConnector, layout_of  # noqa: E402 - after it is known that torch is there
 from kvstore import Client  # noqa: E402
+from tests.integration.event_router import EventRouter  # noqa: E402
 from tests.integration.nodes import NodeProcess  # noqa: E402
+from tests.integration.test_kv_events import SETS, endpoints  # noqa: E402
 
 BLOCK = 8
 TOKENS = 5 * BLOCK + 3  # five whole blocks and a tail
@@ -111,3 +113,14 @@ def test_what_it_cannot_do_is_refused_by_name(node: NodeProcess) -> None:
         layout_of(transformers.MistralForCausalLM(windowed), revision="1", block_tokens=BLOCK)
     with pytest.raises(ValueError, match="model: on meta"):
         layout_of(build().to("meta"), revision="1", block_tokens=BLOCK)
+
+
+def test_a_router_hears_of_what_is_published(tmp_path: Path) -> None:
+    model, ids = build(), prompt(9)
+    with NodeProcess(tmp_path, *SETS) as node, Client(node.address) as client:
+        router = EventRouter(*endpoints(node), block_tokens=BLOCK)
+        try:
+            connect(client, model).publish(ids, forward(model, ids).past_key_values)
+            router.until(5, ids[0].tolist())
+        finally:
+            router.close()
