@@ -6,13 +6,16 @@ import asyncio
 import itertools
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
+from types import SimpleNamespace
 from typing import Any
 
 from kvstore import native
+from kvstore.client.followed import Followed
 from kvstore.errors import Rejected, Unavailable
 from kvstore.node.bridge import CoreBridge
 from kvstore.node.namespaces import NotOpen
 from kvstore.node.visitors import Visitor
+from kvstore.node.watches import Watch, Watches
 from kvstore.tiers.base import Keys
 from kvstore.wire import framed
 from transfer.errors import LimitReached, PeerUnreachable, StillTouched
@@ -24,8 +27,31 @@ DEADLINE_S = 5.0
 REFUSALS = (ValueError, NotOpen, Rejected, Unavailable)
 
 
+class PumpedWatch(Watch):
+    pump: Any = None
+
+    async def wait(self, longest_s: float) -> None:
+        loop = asyncio.get_running_loop()
+        until = loop.time() + longest_s
+        while not self._told.is_set() and (left := until - loop.time()) > 0:
+            await asyncio.sleep(min(max(left, 1e-6), 0.002))
+            self.pump()
+
+
+class PumpedWatches(Watches):
+    def begin(self, *args: Any) -> Watch:
+        made = super().begin(*args)
+        self._watches[made.number] = watch = PumpedWatch(made.number)
+        watch.pump = self._take
+        return watch
+
+
 class Pumped(CoreBridge):
     """Descriptors are never ready in virtual time: asks the core itself."""
+
+    def __init__(self, core: native.NodeCore, clock: Any) -> None:
+        super().__init__(core, clock)
+        self.watches = PumpedWatches(core)
 
     async def fetch(self, *args: Any, **named: Any) -> native.FetchDone:
         asyncio.get_running_loop().call_soon(self._complete)
@@ -77,6 +103,7 @@ class Ways:
 
     def __init__(self, transport: SimulatedTransport) -> None:
         self.own = transport
+        self.connector = SimpleNamespace(offer=SimpleNamespace(encode=lambda: b"how this node is reached"))
         self.counts = PathCounts()
         self.backs: dict[bytes, Any] = {}
 
@@ -125,6 +152,17 @@ class Filling:
 
 
 @dataclass
+class Follow:
+    """granted: by the last answer; read: parts that were found right."""
+
+    number: int
+    keys: Keys
+    followed: Followed
+    granted: bytes = b""
+    read: int = 0
+
+
+@dataclass
 class Client:
     """One process, and the connection that it has just now."""
 
@@ -136,6 +174,7 @@ class Client:
     way: Any = None
     leases: dict[int, Lease] = field(default_factory=dict)
     fillings: dict[int, Filling] = field(default_factory=dict)
+    follows: dict[int, Follow] = field(default_factory=dict)
     numbers: Any = field(default_factory=lambda: itertools.count(1))
 
     async def ask(self, method: int, message: Any) -> bytes:

@@ -99,6 +99,7 @@ class Rig:
             limits=LIMITS,
             family_blocks=4,
             several_tenants=lambda: False,
+            cluster=None,
         )
         moving = MovingHost(self.bridge, self.clock, LIMITS, self.ways, {Carrier.TCP: region})  # type: ignore[arg-type]
         lender = Lender(SimpleNamespace(locator=None), self.core, LIMITS, has_files=False)  # type: ignore[arg-type]
@@ -155,6 +156,7 @@ class Rig:
         client.connection, client.visitor = self._visit()
         client.leases.clear()
         client.fillings.clear()
+        client.follows.clear()
 
     # ---- things that take time
 
@@ -389,6 +391,10 @@ class Rig:
             for visitor in self.visitor_of
         ]
         assert min(room, default=0) >= 0, "leased, and not counted"
+        follows = [visitor.follows for visitor in self.visitor_of]
+        held += sum(len(one.source.here._holds) for each in follows for one in each._open.values())  # type: ignore[attr-defined]
+        being_made += sum(one.asking is not None for each in follows for one in each._open.values())
+        being_made += HOLDS_MAX * sum(len(each._ending) for each in follows)
         assert held <= self.core.stats(MEMORY)["holds"] <= held + being_made, "a hold without a lease, or one too few"
 
     async def _check_run(self, keys: Keys) -> None:
@@ -429,5 +435,6 @@ class Rig:
         assert left == {"slots_reserved": 0, "holds": self.node.kept}, left
         assert self.node.kept or stats["slots_retired"] == 0, "a retired slot that nobody holds"
         assert sum(visitor.allowance.taken for visitor in self.visitor_of) == self.stuck_bytes
+        assert not self.bridge.watches._watches, "a watch that nobody ended"
         assert self.ways.counts.endpoints == 0, "a way back that nobody closed"
         assert not [grant for grant in self.node.book.all() if grant.slot not in self.ground.stuck]
