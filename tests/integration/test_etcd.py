@@ -205,22 +205,29 @@ async def test_an_etcd_that_stood_still_is_watched_again(server: EtcdServer) -> 
 async def test_an_etcd_that_takes_its_time_to_greet_is_reached(server: EtcdServer) -> None:
     """As over TLS on a busy machine: every call may make its connection anew, so each attempt must have time enough."""
 
+    relays: list[asyncio.Task[None] | None] = []
+
     async def relay(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        relays.append(asyncio.current_task())
         await asyncio.sleep(0.6)
         there, back = await asyncio.open_connection("127.0.0.1", server.port)
 
         async def pump(source: asyncio.StreamReader, to: asyncio.StreamWriter) -> None:
-            while data := await source.read(1 << 16):
-                to.write(data)
-            to.close()
+            try:
+                while data := await source.read(1 << 16):
+                    to.write(data)
+            finally:
+                to.close()
 
         await asyncio.gather(pump(reader, back), pump(there, writer), return_exceptions=True)
 
     slow = await asyncio.start_server(relay, "127.0.0.1", 0)
     host, port = slow.sockets[0].getsockname()
-    async with joined(member(1), f"{host}:{port}", join_s=8, client=EtcdClient([f"{host}:{port}"])):
+    async with joined(member(1), join_s=8, client=EtcdClient([f"{host}:{port}"])):
         assert len(server.keys(f"{PREFIX}/nodes/")) == 1
     slow.close()
+    async with asyncio.timeout(5):
+        await asyncio.gather(*filter(None, relays))
 
 
 async def test_tls_with_certificates_of_both_sides(tmp_path: Path) -> None:
