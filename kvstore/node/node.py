@@ -170,6 +170,9 @@ class Node:
         )
         await self.cluster.join()
         over = self._namespaces.admit()
+        # What memory wrote to files in an earlier life may not have been found, or there are no files now; what files
+        # wrote to packs is below only if these packs are.
+        self.core.recheck_clean(self.home.has_packs_at(self.objects.url if self.objects is not None else None))
         if self.objects is not None:
             self.objects.over(over)
         self.cluster.open()
@@ -189,10 +192,6 @@ class Node:
             await self.files.start(self.core, shapes, memoryview(self.segments.payload.memory))
             tiers.append(self.files.tier)
             demote = self.files.demotion(self.memory)
-        # What memory wrote to files in an earlier life may not have been found, or there are no files now; what files
-        # wrote to packs is below only if these packs are.
-        url = self.objects.url if self.objects is not None else None
-        self.core.recheck_clean(self.home.has_packs_at(url))
         if self.objects is not None:
             self.objects.start(
                 self.core, namespaces, shapes, [*tiers, self.memory], self._bring_up, self._cleared_elsewhere
@@ -229,7 +228,38 @@ class Node:
             self.cluster.desk,
             self.cluster.door_token,
         )
-        host = NodeHost(
+        host = self._host(bridge, namespaces)
+        handlers = Handlers(host)
+        exits.push_async_callback(handlers.close)
+        self.grpc = GrpcServer(self._certificates, guard, host, handlers, str(self.admin_socket))
+        self.admin_socket.unlink(missing_ok=True)
+        exits.push_async_callback(self.grpc.stop)
+        await self.grpc.start()
+        self.kv_events = KvPublisher(config.events, self.core, namespaces, self.home.path / "kv-events")
+        exits.push_async_callback(asyncio.to_thread, self.kv_events.stop)
+        self.kv_events.start()
+        self.telemetry = Telemetry(config, guard, self._certificates, host, handlers, self.kv_events)
+        exits.push_async_callback(asyncio.to_thread, self.telemetry.stop)
+        self.telemetry.start()
+        payload = self.segments.payload
+        regions = await self.transfers.lend(payload.memory, payload.fd, "payload")
+        moving = MovingHost(bridge, self.clock, config.limits, self.transfers, regions)
+        replicas = Replicas(moving, host.lender, has_files=self.files is not None)
+        handlers.replicas = replicas
+        visitors = Visitors(moving, handlers, host.lender, replicas, Crowd(config.cluster.leases_per_block_max))
+        exits.push_async_callback(visitors.close)
+        copies = self._copies = make_copies(
+            host, handlers, replicas, visitors, self.objects, self.home.path / "draining", self._door.set_draining
+        )
+        self._door.start(handlers, visitors, copies, payload.fd, self.segments.size.bytes)
+        exits.push_async_callback(self._door.stop)
+        namespaces.on_cleared = self._cleared
+        self.cluster.doubt.raised = self._ask_again
+        exits.push_async_callback(copies.drain.close)
+
+    def _host(self, bridge: CoreBridge, namespaces: Namespaces) -> NodeHost:
+        config, guard = self.config, self._guard
+        return NodeHost(
             name=self.name,
             bridge=bridge,
             payload=memoryview(self.segments.payload.memory),
@@ -264,33 +294,6 @@ class Node:
             find_packs=self.objects.find if self.objects is not None else None,
             in_packs=self.objects.tier.lookup if self.objects is not None else None,
         )
-        handlers = Handlers(host)
-        exits.push_async_callback(handlers.close)
-        self.grpc = GrpcServer(self._certificates, guard, host, handlers, str(self.admin_socket))
-        self.admin_socket.unlink(missing_ok=True)
-        exits.push_async_callback(self.grpc.stop)
-        await self.grpc.start()
-        self.kv_events = KvPublisher(config.events, self.core, namespaces, self.home.path / "kv-events")
-        exits.push_async_callback(asyncio.to_thread, self.kv_events.stop)
-        self.kv_events.start()
-        self.telemetry = Telemetry(config, guard, self._certificates, host, handlers, self.kv_events)
-        exits.push_async_callback(asyncio.to_thread, self.telemetry.stop)
-        self.telemetry.start()
-        payload = self.segments.payload
-        regions = await self.transfers.lend(payload.memory, payload.fd, "payload")
-        moving = MovingHost(bridge, self.clock, config.limits, self.transfers, regions)
-        replicas = Replicas(moving, host.lender, has_files=self.files is not None)
-        handlers.replicas = replicas
-        visitors = Visitors(moving, handlers, host.lender, replicas, Crowd(config.cluster.leases_per_block_max))
-        exits.push_async_callback(visitors.close)
-        copies = self._copies = make_copies(
-            host, handlers, replicas, visitors, self.objects, self.home.path / "draining", self._door.set_draining
-        )
-        self._door.start(handlers, visitors, copies, payload.fd, self.segments.size.bytes)
-        exits.push_async_callback(self._door.stop)
-        namespaces.on_cleared = self._cleared
-        self.cluster.doubt.raised = self._ask_again
-        exits.push_async_callback(copies.drain.close)
 
     @property
     def address(self) -> str | None:
