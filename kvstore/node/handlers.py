@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Final
 
 import kvstore
 from kvstore import native
+from kvstore.errors import Rejected
 from kvstore.node.asking import Asking
 from kvstore.node.bridge import MEMORY_TIER
 from kvstore.node.namespaces import Namespaces, NotOpen, Opened
@@ -385,6 +386,8 @@ class Handlers:
                 if far is not None:
                     request = framed.LeaseRequest(shard=shard, chain=store.Chain(position=position))
                     await far.bring(opened, prefix, request, self.host.limits.hold_wait_ms_max / 1e3)
+        except (NotOpen, Rejected) as error:  # cleared meanwhile, or no room: nobody waits for it
+            log.debug("a prefetch ends: %s", error)
         finally:
             core.owner_gone(owner)
 

@@ -1,0 +1,5 @@
+import sys
+
+from tests.simulation.whole.run import main
+
+sys.exit(main())
