@@ -38,8 +38,11 @@ def _surveys(rig: Rig, chains: list[Chain]) -> list[dict[Chain, list[int]]]:
     def ask(i: int) -> dict[Chain, list[int]]:
         found: dict[Chain, list[int]] = {}
         for model, seed in chains:
-            told = rig.engines[i].ask("survey", model, seed, BLOCKS_MAX)
-            assert "tiers" in told, (rig.names[i], told)
+            until = time.monotonic() + GET_S
+            while "tiers" not in (told := rig.engines[i].ask("survey", model, seed, BLOCKS_MAX)):
+                # A client that found its node away a moment ago looks again after a pause.
+                assert time.monotonic() < until, (rig.names[i], told)
+                time.sleep(0.1)
             found[model, seed] = told["tiers"]
         return found
 
