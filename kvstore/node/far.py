@@ -25,10 +25,12 @@ from typing import TYPE_CHECKING, Final
 import numpy as np
 from google.protobuf.message import DecodeError
 
+from kvstore.client.landed import leading
 from kvstore.errors import KvStoreError, Rejected
 from kvstore.node.crowding import Crowds, also, one_holder
 from kvstore.node.far_lookup import FAR
 from kvstore.node.far_plan import Piece, demoted, is_cut, plan
+from kvstore.node.held_here import held_here
 from kvstore.node.wanted import Wanted, family_of
 from kvstore.tiers.base import TierKind
 from kvstore.wire import framed, store
@@ -195,10 +197,7 @@ class Lender:
 
     def _absent(self, handle: int, shard: int, keys: Keys) -> int:
         """How many blocks from the first on this node has not itself."""
-        here = self.core.find(int(TierKind.MEMORY), handle, shard, keys)
-        if self.has_files:
-            here = here | self.core.find(int(TierKind.FILE), handle, shard, keys)
-        return int(here.argmax()) if here.any() else len(keys)
+        return leading(~held_here(self.core, handle, shard, keys, has_files=self.has_files))
 
     def _avoided(self, incarnations: Sequence[int], now: float) -> set[bytes]:
         self._passed_over = {one: until for one, until in self._passed_over.items() if until > now}

@@ -18,6 +18,7 @@ from typing import Final
 import numpy as np
 
 from kvstore import native
+from kvstore.client.landed import leading
 from kvstore.clock import Clock
 from kvstore.tiers.base import Hold, Keys, Tier, TierKind
 from kvstore.tiers.ladder import Ladder, stretches
@@ -192,7 +193,7 @@ class Mover:
     def _up(self, ns: int, shard: int, keys: Keys) -> int:
         """How many blocks from the start are in memory."""
         there = self._memory.lookup(ns, shard, keys)
-        return len(keys) if there.all() else int(there.argmin())
+        return leading(there)
 
     # ---- check ------------------------------------------------------------------------------------------------------
 

@@ -16,6 +16,7 @@ from collections import OrderedDict
 from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING, Final
 
+from kvstore.client.landed import leading
 from kvstore.tiers.object_tier import fits
 from kvstore.tiers.packs import pack_blocks
 
@@ -87,7 +88,7 @@ class Prober:
         if task is not None:
             await asyncio.wait({task}, timeout=wait_s)
         known = self._objects.index.knows(ns, shard, keys)
-        return len(keys) if known.all() else int(known.argmin())
+        return leading(known)
 
     def _wanted(self, done: asyncio.Task[int], ns: int, shard: int, keys: Keys) -> None:
         if not done.cancelled() and done.exception() is None and done.result() > 0:

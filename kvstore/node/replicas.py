@@ -20,12 +20,12 @@ import numpy as np
 
 from kvstore import native
 from kvstore.client.holders import Holders
+from kvstore.client.landed import leading
 from kvstore.errors import KvStoreError, Rejected, Unavailable
-from kvstore.node.bridge import MEMORY_TIER
+from kvstore.node.held_here import held_here
 from kvstore.node.leases import Allowance
 from kvstore.node.pulls import Slots
 from kvstore.node.streams import Prefix
-from kvstore.tiers.base import TierKind
 from kvstore.wire import convert, framed, store
 from transfer.errors import TransferFault
 
@@ -107,11 +107,7 @@ class Replicas:
 
     def here(self, opened: Opened, shard: int, keys: NDArray[np.uint8]) -> int:
         """How many blocks from the first on memory or files have."""
-        core = self.host.bridge.core
-        here = core.find(MEMORY_TIER, opened.handle, shard, keys)
-        if self.has_files:
-            here = here | core.find(int(TierKind.FILE), opened.handle, shard, keys)
-        return len(keys) if here.all() else int(here.argmin())
+        return leading(held_here(self.host.bridge.core, opened.handle, shard, keys, has_files=self.has_files))
 
     async def _window(
         self,

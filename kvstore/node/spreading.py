@@ -16,10 +16,10 @@ from typing import TYPE_CHECKING, Final
 
 import numpy as np
 
+from kvstore.client.landed import leading
 from kvstore.errors import Rejected, Unavailable
-from kvstore.node.bridge import MEMORY_TIER
 from kvstore.node.handing import by_rendezvous
-from kvstore.tiers.base import TierKind
+from kvstore.node.held_here import held_here
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -64,9 +64,9 @@ class Spreading:
         self, opened: Opened, shard: int, prefix: Prefix, request: framed.ReplicateRequest
     ) -> NDArray[np.uint8]:
         """On how many hosts each block of the prefix is sealed, this one among them; at most `deadline_ms`."""
-        here = self._here(opened.handle, shard, prefix.keys)
+        here = held_here(self.core, opened.handle, shard, prefix.keys, has_files=self.has_files)
         hosts = here.astype(np.uint8)
-        blocks = len(here) if here.all() else int(here.argmin())
+        blocks = leading(here)
         wanted = request.replicas - 1
         if not blocks or not wanted:
             return hosts
@@ -77,10 +77,6 @@ class Spreading:
         for came in (await asking.all(order, wanted)).values():
             hosts[:came] += 1
         return hosts
-
-    def _here(self, ns: int, shard: int, keys: NDArray[np.uint8]) -> NDArray[np.bool_]:
-        here = self.core.find(MEMORY_TIER, ns, shard, keys)
-        return here | self.core.find(int(TierKind.FILE), ns, shard, keys) if self.has_files else here
 
 
 @dataclass(frozen=True, slots=True)
