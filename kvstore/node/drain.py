@@ -19,7 +19,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import os
 import time
 from collections import deque
 from collections.abc import Awaitable, Callable, Sequence
@@ -32,6 +31,7 @@ import numpy as np
 from kvstore.errors import KvStoreError, Unavailable
 from kvstore.node.bridge import MEMORY_TIER
 from kvstore.node.handing import Run, first_claimed, order, runs_of
+from kvstore.node.home import write_durably
 from kvstore.wire import admin, store
 
 if TYPE_CHECKING:
@@ -138,7 +138,7 @@ class Drain:
         if self._task is not None and not self._task.done():
             return
         try:
-            _write(self.mark, f"{who}\n")
+            write_durably(self.mark, f"{who}\n")
         except OSError as error:
             raise Unavailable(f"drain: {self.mark} cannot be written: {error.strerror}") from error
         log.warning("%s drains this node: it takes no new blocks", who)
@@ -359,18 +359,3 @@ class Drain:
             told = await self.bringer.rooms(self.cluster.members())
             self._rooms = {node: room.free_bytes for node, room in told.items() if not room.draining}
         return self._rooms
-
-
-def _write(path: Path, text: str) -> None:
-    """On disk, whole, when this returns."""
-    fresh = path.with_suffix(".new")
-    with fresh.open("w") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    fresh.replace(path)
-    folder = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)

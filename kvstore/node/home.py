@@ -25,6 +25,21 @@ SECRET_BYTES_MAX: Final = 4096
 ID_BYTES: Final = 16
 
 
+def write_durably(path: Path, text: str) -> None:
+    """On disk, whole, when it returns. Raises OSError, and then what was there before is there still."""
+    fresh = path.with_suffix(".new")
+    with fresh.open("w") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    fresh.replace(path)
+    folder = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(folder)
+    finally:
+        os.close(folder)
+
+
 class Home:
     """From `acquire` to `release`."""
 

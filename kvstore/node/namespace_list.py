@@ -6,7 +6,6 @@ Version 1 had no nodes in it: a generation read there is one of which only is kn
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -16,6 +15,7 @@ from kvstore.directory.generations import Clears
 from kvstore.errors import Misconfigured
 from kvstore.identity import NamespaceIdentity, namespace_digest
 from kvstore.layout import Shard
+from kvstore.node.home import write_durably
 
 __all__ = ["read", "write"]
 
@@ -26,7 +26,6 @@ DIGEST_BYTES: Final = 32
 
 def write(path: Path, identities: Iterable[NamespaceIdentity], clears: Mapping[bytes, Clears]) -> None:
     """On disk when it returns. Raises OSError, and then what was there before is there still."""
-    temporary = path.with_suffix(".new")
     told = {
         "version": VERSION,
         "namespaces": [_row(identity) for identity in identities],
@@ -35,16 +34,7 @@ def write(path: Path, identities: Iterable[NamespaceIdentity], clears: Mapping[b
             for origin, one in clears.items()
         ],
     }
-    with temporary.open("w") as file:
-        json.dump(told, file, indent=1)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
-    folder = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)
+    write_durably(path, json.dumps(told, indent=1))
 
 
 def read(path: Path) -> tuple[list[NamespaceIdentity], dict[bytes, Clears]]:
