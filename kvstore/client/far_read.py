@@ -7,13 +7,14 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Mapping
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING
 
 from google.protobuf.message import DecodeError
 
 from kvstore.client.conducts import Mover
+from kvstore.client.holders import read_within
 from kvstore.client.landed import Read
 from kvstore.client.steps import Fetch
 from kvstore.client.ways import Reached
@@ -25,20 +26,16 @@ if TYPE_CHECKING:
 
 __all__ = ["Came", "Job", "Section", "read_all", "sections_of"]
 
-REACH_S: Final = 1.0
-READ_S: Final = 1.0  # of a section, and what its bytes take at READ_BYTES_PER_S: then it is slow, or gone
-READ_BYTES_PER_S: Final = 64 << 20
-
 
 @dataclass(frozen=True, slots=True)
 class Section:
-    """Blocks [first, end) of the run. descriptors: by carrier. lease: as if it were the holder's own answer."""
+    """Blocks [first, end) of the run. lease: as if it were the holder's own answer."""
 
     first: int
     end: int
     incarnation: int
     offer: bytes
-    descriptors: Mapping[int, bytes]
+    grants: Sequence[framed.LeaseGrant]
     lease: framed.LeaseResponse
 
 
@@ -95,20 +92,14 @@ async def read_all(job: Job, sections: list[Section]) -> list[Came]:
 
 
 async def _read(job: Job, section: Section) -> Came:
-    holders, left_s = job.mover.ways.holders, max(0.001, job.until - time.monotonic())
+    holders, left_s = job.mover.ways.holders, job.until - time.monotonic()
     try:
-        way = await holders.reach(section.incarnation, section.offer, min(left_s, REACH_S))
+        way, carrier, descriptor = await holders.granted(section.incarnation, section.offer, section.grants, left_s)
     except Unavailable as error:
         holders.avoid(section.incarnation)
         return Came(Read(0, failure=str(error)))
-    carrier = int(way.chosen.path.carrier)
-    descriptor = section.descriptors.get(carrier)
-    if descriptor is None:
-        holders.avoid(section.incarnation)
-        return Came(Read(0, failure=f"the holder grants nothing by carrier {carrier}"))
     section.lease.descriptor = descriptor
-    blocks = section.end - section.first
-    deadline_s = min(job.until - time.monotonic(), READ_S + blocks * job.wanted_bytes / READ_BYTES_PER_S)
+    moved = (section.end - section.first) * job.wanted_bytes
     with holders.reading(section.incarnation):
         read = await job.mover.ways.read(
             Reached(way, way),
@@ -118,7 +109,7 @@ async def _read(job: Job, section: Section) -> Came:
             job.parts,
             job.space.registry.kept,
             verify=job.mover.verify,
-            deadline_s=max(0.001, deadline_s),
+            deadline_s=read_within(moved, job.until - time.monotonic()),
         )
     if read.corrupt is not None:
         holders.avoid(section.incarnation, job.step.keys[section.first + read.corrupt].tobytes())
@@ -145,7 +136,6 @@ def sections_of(body: bytes, keys: int, parts: int) -> tuple[framed.LeaseRespons
         cut = framed.LeaseResponse(
             offsets=lease.offsets[first:end], checksums=lease.checksums[first * parts * 8 : end * parts * 8]
         )
-        descriptors = {grant.carrier: grant.descriptor for grant in one.grants}
-        sections.append(Section(first, end, one.incarnation, one.offer, descriptors, cut))
+        sections.append(Section(first, end, one.incarnation, one.offer, one.grants, cut))
         first = end
     return lease, sections

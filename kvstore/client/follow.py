@@ -19,9 +19,9 @@ from google.protobuf.message import DecodeError
 
 from kvstore.client.calls import WAIT_MARGIN_S
 from kvstore.client.conducts import STOPPED, Awaited, Called, Conduct, Mover, ended_by, failed
-from kvstore.client.far_read import REACH_S, READ_BYTES_PER_S, READ_S
 from kvstore.client.held import Grip
 from kvstore.client.hints import hints_of
+from kvstore.client.holders import read_within
 from kvstore.client.steps import Answer, Follow, Status, Told
 from kvstore.client.ways import Reached
 from kvstore.errors import Unavailable
@@ -126,24 +126,21 @@ async def _read(
     starts = [0, *accumulate(part_bytes)]
     section = answer.section
     try:
-        way = await holders.reach(section.incarnation, section.offer, min(times.left(), REACH_S))
+        way, carrier, descriptor = await holders.granted(
+            section.incarnation, section.offer, section.grants, times.left()
+        )
     except Unavailable as error:
         return str(error)
-    carrier = int(way.chosen.path.carrier)
-    descriptors = {grant.carrier: grant.descriptor for grant in section.grants}
-    if carrier not in descriptors:
-        return f"the holder grants nothing by carrier {carrier}"
     count = followed.release.reads[0] if followed.release.reads else followed.release.reads.add()
     count.carrier = carrier
     most = max(1, EXTENTS_MAX // step.places.pieces)
     with holders.reading(section.incarnation):
         for new in _new(answer, before, followed.part_count, most):
             size = starts[new.until] - starts[new.begin]
-            deadline_s = min(times.left(), READ_S + (new.end - new.first) * size / READ_BYTES_PER_S)
             lease = framed.LeaseResponse(
                 offsets=followed.offsets[new.first : new.end],
                 checksums=new.sums.astype("<u8").tobytes(),
-                descriptor=descriptors[carrier],
+                descriptor=descriptor,
             )
             read: Read = await mover.ways.read(
                 Reached(way, way),
@@ -153,7 +150,7 @@ async def _read(
                 range(new.begin, new.until),
                 space.registry.kept,
                 verify=mover.verify,
-                deadline_s=max(0.001, deadline_s),
+                deadline_s=read_within((new.end - new.first) * size, times.left()),
             )
             for block in range(new.first, new.first + read.blocks):
                 followed.arrived[block] = new.until

@@ -10,23 +10,32 @@ import asyncio
 import contextlib
 import time
 from collections import Counter, OrderedDict
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterable, Iterator
 from typing import TYPE_CHECKING, Final
 
 from kvstore.errors import Unavailable
 from transfer.offers import OfferInvalid, parse_offer
 
 if TYPE_CHECKING:
+    from kvstore.wire import framed
     from transfer.offers import Offer
     from transfer.paths import Connection
 
-__all__ = ["AVOID_S", "HOLDERS_MAX", "Holders"]
+__all__ = ["AVOID_S", "HOLDERS_MAX", "Holders", "read_within"]
 
 HOLDERS_MAX: Final = 64
 AVOID_S: Final = 2.0  # the client's node has found out by then whether it lives
 AVOIDED_MAX: Final = 256
+REACH_S: Final = 1.0
+READ_S: Final = 1.0  # of one read, and what its bytes take at READ_BYTES_PER_S: then it is slow, or gone
+READ_BYTES_PER_S: Final = 64 << 20
 
 Connect = Callable[["Offer", float], Awaitable["Connection"]]
+
+
+def read_within(moved: int, left_s: float) -> float:
+    """Seconds that so many bytes of a holder may take."""
+    return max(0.001, min(left_s, READ_S + moved / READ_BYTES_PER_S))
 
 
 class Holders:
@@ -59,6 +68,17 @@ class Holders:
                 del self._turns[incarnation]
         await self._make_way(incarnation)
         return known
+
+    async def granted(
+        self, incarnation: int, offer: bytes, grants: Iterable[framed.LeaseGrant], left_s: float
+    ) -> tuple[Connection, int, bytes]:
+        """The way to a holder, its carrier, and what it grants by that. Raises Unavailable, as `reach`."""
+        way = await self.reach(incarnation, offer, min(REACH_S, max(0.001, left_s)))
+        carrier = int(way.chosen.path.carrier)
+        for grant in grants:
+            if grant.carrier == carrier:
+                return way, carrier, grant.descriptor
+        raise Unavailable(f"the holder grants nothing by carrier {carrier}")
 
     async def _make_way(self, but: int) -> None:
         for one in tuple(self._known):

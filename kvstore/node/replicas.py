@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Final
 import numpy as np
 
 from kvstore import native
-from kvstore.client.holders import Holders
+from kvstore.client.holders import Holders, read_within
 from kvstore.client.landed import leading
 from kvstore.errors import KvStoreError, Rejected, Unavailable
 from kvstore.node.held_here import held_here
@@ -43,9 +43,6 @@ __all__ = ["Replicas"]
 log = logging.getLogger(__name__)
 
 TRIES: Final = 4  # holders of a stretch that lead nowhere
-REACH_S: Final = 1.0
-READ_S: Final = 1.0
-READ_BYTES_PER_S: Final = 64 << 20
 BRINGING_BYTES_MAX: Final = 1 << 30  # of all that is being brought at one time
 
 
@@ -191,11 +188,9 @@ class Replicas:
             raise Unavailable("the holder's answer does not fit the request")
         convert.check_metas("metas", told.metas, lent.blocks)
         section = told.sections[0]
-        way = await self._holders.reach(incarnation, section.offer, min(REACH_S, max(0.001, until - loop.time())))
-        carrier = int(way.chosen.path.carrier)
-        descriptor = next((grant.descriptor for grant in section.grants if grant.carrier == carrier), None)
-        if descriptor is None:
-            raise Unavailable(f"the holder grants nothing by carrier {carrier}")
+        way, carrier, descriptor = await self._holders.granted(
+            incarnation, section.offer, section.grants, until - loop.time()
+        )
         slots = Slots(self.host, opened, shard, self._allowance)
         try:
             slots.reserve(prefix, told.metas)
@@ -206,9 +201,9 @@ class Replicas:
                     raise Rejected("no room: only holds are left, or the chain's own beginning")
                 return here
             starts = np.array(told.offsets, np.uint64).astype(np.int64)[granted]
-            deadline_s = min(until - loop.time(), READ_S + len(granted) * slots.block_bytes / READ_BYTES_PER_S)
+            deadline_s = read_within(len(granted) * slots.block_bytes, until - loop.time())
             with self._holders.reading(incarnation):
-                arrived, sums, failure = await slots.read_from(way, descriptor, starts, max(0.001, deadline_s))
+                arrived, sums, failure = await slots.read_from(way, descriptor, starts, deadline_s)
             expected = np.frombuffer(told.checksums, "<u8").reshape(lent.blocks, parts)[granted]
             good = arrived & (sums == expected).all(axis=1)
             self._tell(lent, granted, arrived & ~good, failure, prefix, release)
