@@ -12,6 +12,7 @@
 #include <utility>
 #include <vector>
 
+#include "block_place.hpp"
 #include "node_core.hpp"
 
 namespace kvstore {
@@ -46,15 +47,6 @@ class ParkedFetches {
     std::vector<Key> missing;  // under which it was listed, each once
     std::size_t left = 0;      // of them, those that have not ended
   };
-  struct Place {
-    NsId ns;
-    std::uint16_t shard;
-    Key key;
-    friend bool operator==(const Place&, const Place&) = default;
-  };
-  struct PlaceHash {
-    std::size_t operator()(const Place& place) const noexcept { return place.key.word(0) ^ (place.ns * 64ull + place.shard); }
-  };
   struct Wanted {
     std::vector<Id> waiters;
     Nanos asked = 0;
@@ -65,7 +57,7 @@ class ParkedFetches {
 
   std::unordered_map<Id, Waiting> parked_;
   std::multimap<Nanos, Id> by_deadline_;
-  std::unordered_map<Place, Wanted, PlaceHash> wanted_;
+  std::unordered_map<BlockPlace, Wanted, BlockPlaceHash> wanted_;
   Id next_ = 1;
 };
 

@@ -11,6 +11,7 @@
 #include <unordered_map>
 #include <vector>
 
+#include "block_place.hpp"
 #include "slot_table.hpp"
 
 namespace kvstore {
@@ -31,15 +32,6 @@ class Watches {
   std::vector<Woken> take();  // in the order in which they were first told
 
  private:
-  struct Place {
-    NsId ns;
-    std::uint16_t shard;
-    Key key;
-    friend bool operator==(const Place&, const Place&) = default;
-  };
-  struct PlaceHash {
-    std::size_t operator()(const Place& place) const noexcept { return place.key.word(0) ^ (place.ns * 64ull + place.shard); }
-  };
   struct Watch {
     NsId ns;
     std::uint16_t shard;
@@ -49,7 +41,7 @@ class Watches {
   bool tell(std::uint64_t id, Watch& watch, bool abandoned);
 
   std::unordered_map<std::uint64_t, Watch> watches_;
-  std::unordered_map<Place, std::vector<std::uint64_t>, PlaceHash> by_place_;
+  std::unordered_map<BlockPlace, std::vector<std::uint64_t>, BlockPlaceHash> by_place_;
   std::vector<std::uint64_t> told_;
   std::uint64_t next_ = 1;
 };
