@@ -42,6 +42,7 @@ from kvstore.node.object_store import ObjectStore, url_of
 from kvstore.node.replicas import Replicas
 from kvstore.node.segments import Segments
 from kvstore.node.service import GrpcServer
+from kvstore.node.speeds import Speeds
 from kvstore.node.telemetry import Telemetry
 from kvstore.node.tls import Certificates
 from kvstore.node.visitors import Visitors
@@ -259,6 +260,7 @@ class Node:
 
     def _host(self, bridge: CoreBridge, namespaces: Namespaces) -> NodeHost:
         config, guard = self.config, self._guard
+        speeds = Speeds(config.cluster.far_bytes_per_s)
         return NodeHost(
             name=self.name,
             bridge=bridge,
@@ -278,7 +280,7 @@ class Node:
             far=FarLookup(
                 core=self.core,
                 cluster=self.cluster,
-                bytes_per_s=config.cluster.far_bytes_per_s,
+                speeds=speeds,
                 has_files=self.files is not None,
                 in_packs=self.objects.tier.lookup if self.objects is not None else None,
             ),
@@ -288,6 +290,7 @@ class Node:
                 config.limits,
                 has_files=self.files is not None,
                 wanted=Wanted(config.cluster.replica_window_s),
+                speeds=speeds,
             ),
             settings=self._told,
             readers=self._readers(),
