@@ -25,6 +25,7 @@ from typing import TYPE_CHECKING, Final
 import numpy as np
 from google.protobuf.message import DecodeError
 
+from kvstore.directory.base import distance
 from kvstore.errors import KvStoreError, Rejected
 from kvstore.node.crowding import Crowds, also, one_holder
 from kvstore.node.far_lookup import FAR
@@ -214,11 +215,11 @@ class Lender:
         if failed and member is not None:
             self._passed_over[member.incarnation] = now + PASS_OVER_S
 
-    def _distances(self, holders: Holders) -> dict[bytes, tuple[bool, float]]:
-        """Of living holders: another machine or not, and how soon they answer pings."""
+    def _distances(self, holders: Holders) -> dict[bytes, tuple[int, float]]:
+        """Of living holders: how far, and how soon they answer pings."""
         members = {node: self.cluster.living(node) for node in holders.nodes}
         return {
-            node: (member.host != self.cluster.me.host, self.cluster.rtt_s(member.address))
+            node: (distance(self.cluster.me, member), self.cluster.rtt_s(member.address))
             for node, member in members.items()
             if member is not None
         }

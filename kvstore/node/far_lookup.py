@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Final
 import numpy as np
 import numpy.typing as npt
 
+from kvstore.directory.base import distance
 from kvstore.directory.locating import Holders, longest_boundary
 from kvstore.native import NeedKind
 from kvstore.tiers.base import TierKind
@@ -41,6 +42,7 @@ SLOWER: Final = (
     TierKind.OBJECT,
 )
 
+FARTHEST: Final = 9
 RUNS_MAX: Final = 4_096  # holders that one answer names, a run each; what is behind them is found all the same
 Need = tuple[int, int, int]  # shard, kind, blocks
 Keys = npt.NDArray[np.uint8]
@@ -133,13 +135,13 @@ class FarLookup:
         return FarFound(blocks, slowest.astype(np.uint8).tobytes(), fetch_s, told)
 
     def _order(self, nodes: Sequence[bytes]) -> tuple[list[bytes], dict[bytes, float]]:
-        """Whom to name first of those that have the same: of this machine, then by how soon they answer pings."""
-        rtts, here = {}, {}
+        """Whom to name first of those that have the same: of this machine, by RDMA, then by how soon they answer."""
+        rtts, far = {}, {}
         for node in nodes:
             member = self.cluster.living(node)
-            here[node] = member is not None and member.host == self.cluster.me.host
+            far[node] = distance(self.cluster.me, member) if member is not None else FARTHEST
             rtts[node] = self.cluster.rtt_s(member.address) if member is not None else 0.0
-        return sorted(nodes, key=lambda node: (not here[node], rtts[node], node)), rtts
+        return sorted(nodes, key=lambda node: (far[node], rtts[node], node)), rtts
 
 
 def spread_out(found: Holders, asked: npt.NDArray[np.intp], count: int) -> Holders:

@@ -53,6 +53,7 @@ from kvstore.tiers.ladder import Ladder
 from kvstore.tiers.medium import CLOSE_MAX_S
 from kvstore.tiers.memory import MemoryTier
 from kvstore.transfers import Transfers
+from transfer.offers import Carrier
 
 log = logging.getLogger(__name__)
 
@@ -157,6 +158,7 @@ class Node:
 
     async def _join(self) -> None:
         """Last of all: others come in by the doors as soon as they can find this node."""
+        offer = self.transfers.connector.offer
         self.cluster.introduce(
             Member(
                 address=self._door.address,
@@ -164,7 +166,8 @@ class Node:
                 incarnation=self.core.incarnation,
                 name=self.name,
                 grpc=next((at for at in self.grpc.addresses if not at.startswith("unix:")), ""),
-                host=self.transfers.connector.offer.home.boot.hex(),
+                host=offer.home.boot.hex(),
+                fabrics=offer.fabrics if any(route.carrier is Carrier.RDMA for route in offer.routes) else (),
             ),
             self.core,
             self._namespaces,
