@@ -123,7 +123,7 @@ class Chaos:
             time.sleep(max(0.0, began + at - time.monotonic()))
             if fault in passed_over:
                 continue
-            if begins and fault.kind in PROCESSES and self._is_starting(fault.nodes[0]):
+            if begins and fault.kind in PROCESSES | {"drain"} and self._is_starting(fault.nodes[0]):
                 # Nobody waits for it here: what it waits for may be the end of another fault.
                 print(f"{fault}: is still starting, passed over", flush=True)
                 passed_over.append(fault)
