@@ -54,8 +54,9 @@ class ClusterConfig:
     the claims that a dead node kept are not moved. announce_ms: how long what came or went waits for more of it.
     digest_ms: how often homes are compared with what is held. hedge_ms: how long a lookup waits for a home before it
     asks the second one. locate_ms_max: and for all of them. far_bytes_per_s: taken for the speed of a fetch from
-    another node. replica_window_s: a family that is got from other nodes twice within it is copied here; 0: never.
-    leases_per_block_max: of other nodes, of one block at one time; beyond it they are sent to others that have it.
+    another node until it was measured. replica_window_s: a family that is got from other nodes twice within it is
+    copied here; 0: never. leases_per_block_max: of other nodes, of one block at one time; beyond it they are sent to
+    others that have it.
     """
 
     secret_file: Path | None = None

@@ -119,7 +119,10 @@ def nodes_(context: Context) -> None:
     seen = context.call("Nodes", admin.NodesRequest(), admin.NodesResponse)
     told = context.ask(admin.Question(status=admin.StatusRequest()))
     table = sums.room_of_nodes(told)
-    context.show("nodes", table, sums.ROOM_COLUMNS)
+    drains = ("drain",) if any(row["drain"] for row in table) else ()
+    context.show("nodes", table, (*sums.ROOM_COLUMNS, *drains))
+    if not context.as_json and len({row["clears"] for row in table} - {None}) > 1:
+        click.echo("not all nodes know of the same clears yet")
     if not context.as_json:
         click.echo(rows.discovery_told(seen))
         _missing(told)

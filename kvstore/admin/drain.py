@@ -13,6 +13,7 @@ import click
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn
 
+from kvstore.admin import rows
 from kvstore.allowed import human
 from kvstore.errors import Unavailable
 from kvstore.wire import admin
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
 __all__ = ["drain"]
 
 EXIT_LEFT: Final = 1
-STATES: Final = {admin.DRAIN_NONE: "not draining", admin.DRAIN_WORKING: "draining", admin.DRAIN_DONE: "drained"}
+STATES: Final[dict[int, str]] = {number: text or "not draining" for number, text in rows.DRAIN_STATES.items()}
 
 
 @click.command()

@@ -27,6 +27,7 @@ HIT_COLUMNS: Final = ("namespace", "tenant", "model", "asked", "hit_rate", "memo
 NAMESPACE_COLUMNS: Final = ("namespace", "tenant", "generation", "model", "revision", "dtype", "block_tokens")
 FAMILY_COLUMNS: Final = ("family", "tenant", "namespace", "asked", "hit_rate", "memory", "file", "object")
 NODE_STATES: Final = {0: "alive", 1: "suspect", 2: "dead"}
+DRAIN_STATES: Final = {0: None, 1: "draining", 2: "drained"}
 PLACES: Final = ("memory_shards", "file_shards", "object_shards")
 # What goes from a table into the next command line.
 COPIED: Final = frozenset({"namespace", "key", "pin", "family", "tier", "node", "name"})

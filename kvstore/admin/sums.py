@@ -118,6 +118,8 @@ def room_of_nodes(told: Sequence[admin.NodeAnswer]) -> list[Row]:
         row["claims"] = status.claims if has else None
         row["claims_bytes"] = status.claims_bytes if has else None
         row["stood_still"] = status.stood_still if has else None
+        row["drain"] = rows.DRAIN_STATES[status.drain] if has else None
+        row["clears"] = f"{status.clears:016x}" if has else None
         out.append(row)
     return out
 

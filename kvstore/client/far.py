@@ -237,7 +237,7 @@ def _ended(job: Job, sections: list[Section], came: list[Came], release: framed.
         read = one.read
         good = read.blocks if whole else 0
         told = release.reads.add(blocks=good if counts else 0, bytes=good * job.wanted_bytes)
-        told.carrier = one.by
+        told.carrier, told.elapsed_us = one.by, min(round(one.elapsed_s * 1e6), 2**32 - 1)
         if read.corrupt is not None:
             release.corrupt.append(section.first + read.corrupt)
             corrupt = corrupt or int(whole)

@@ -41,10 +41,11 @@ class Section:
 
 @dataclass(slots=True)
 class Came:
-    """Of one section. by: the carrier."""
+    """Of one section. by: the carrier. elapsed_s: that reading took."""
 
     read: Read
     by: int = 0
+    elapsed_s: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,6 +101,7 @@ async def _read(job: Job, section: Section) -> Came:
         return Came(Read(0, failure=str(error)))
     section.lease.descriptor = descriptor
     moved = (section.end - section.first) * job.wanted_bytes
+    began = time.monotonic()
     with holders.reading(section.incarnation):
         read = await job.mover.ways.read(
             Reached(way, way),
@@ -115,7 +117,7 @@ async def _read(job: Job, section: Section) -> Came:
         holders.avoid(section.incarnation, job.step.keys[section.first + read.corrupt].tobytes())
     elif read.failure:
         holders.avoid(section.incarnation)
-    return Came(read, carrier)
+    return Came(read, carrier, time.monotonic() - began)
 
 
 def sections_of(body: bytes, keys: int, parts: int) -> tuple[framed.LeaseResponse, list[Section]]:

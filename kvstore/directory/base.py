@@ -27,6 +27,7 @@ __all__ = [
     "Membership",
     "View",
     "decode_member",
+    "distance",
     "duplicate",
     "encode_member",
 ]
@@ -43,7 +44,8 @@ class Member:
     """A node as it introduces itself. Of one that was listed and never met only the address is known.
 
     address: of its framed door, HOST:PORT, as other nodes reach it. incarnation: another one at each start.
-    host: the same for nodes of one machine. grpc: its gRPC door, "" without one.
+    host: the same for nodes of one machine. grpc: its gRPC door, "" without one. fabrics: RDMA networks by which it can
+    be read from, as an offer names them.
     """
 
     address: str
@@ -53,6 +55,14 @@ class Member:
     grpc: str = ""
     host: str = ""
     version: str = ""
+    fabrics: tuple[str, ...] = ()
+
+
+def distance(one: Member, other: Member) -> int:
+    """0: of one machine. 1: RDMA may lead from one to the other. 2: neither."""
+    if one.host == other.host:
+        return 0
+    return 1 if set(one.fabrics) & set(other.fabrics) else 2
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,7 +150,7 @@ def decode_member(record: bytes) -> Member:
         raise ValueError(f"id, incarnation: {error}") from None
     if len(id_) != ID_BYTES or not 0 <= incarnation < 1 << 64 or not texts["address"]:
         raise ValueError("id: 16 bytes; incarnation: 8 bytes; address: needed")
-    return Member(id=id_, incarnation=incarnation, **texts)
+    return Member(id=id_, incarnation=incarnation, fabrics=(), **texts)
 
 
 async def already_has(greet: Greet, me: Member, there: Member) -> bool:

@@ -1,8 +1,9 @@
 """Whom to ask and whom to tell: homes among members, and when they move.
 
 A member that has just come is told at once and asked `settle_ms` later. One that died stays a home for `grace_ms`; its
-keys' second homes answer meanwhile. What was asked until now is told for another `settle_ms`, since others may see the
-change later. Pure: `now` is an argument, in nanoseconds.
+keys' second homes answer meanwhile. Where several homes are dead there are keys of which both are, and which nobody
+would find for so long: then they move after `settle_ms`, in which the new ones are told. What was asked until now is
+told for another `settle_ms`, since others may see the change later. Pure: `now` is an argument, in nanoseconds.
 """
 
 from __future__ import annotations
@@ -110,12 +111,12 @@ class SettledView:
     def tick(self, now: int) -> None:
         if now < self._idle_until:
             return
-        settle = self.settings.settle_ms * MS
-        grace = self.settings.grace_ms * MS
+        settle, grace = self.settings.settle_ms * MS, self._grace()
         members = set(self.asked.members)
         members |= {node for node in self.live if self.trusts(node, now)}
         members -= {node for node, died in self._died.items() if now - died >= grace}
-        self._died = {node: died for node, died in self._died.items() if now - died < grace}
+        remembered = self.settings.grace_ms * MS
+        self._died = {node: died for node, died in self._died.items() if now - died < max(grace, remembered)}
         self._former = [(places, until) for places, until in self._former if until > now]
         if members != self.asked.members:
             self._former.append((self.asked, now + settle))
@@ -126,6 +127,12 @@ class SettledView:
         self._tell([self.asked.members, frozenset(coming), *(places.members for places, _ in self._former)])
         change = self.next_change(now)
         self._idle_until = float("inf") if change is None else change
+
+    def _grace(self) -> int:
+        """How long a dead home stays one."""
+        dead = sum(node in self._died for node in self.asked.members)
+        least = min(self.settings.settle_ms, self.settings.grace_ms)
+        return (self.settings.grace_ms if dead < 2 else least) * MS
 
     def _tell(self, sets: list[frozenset[bytes]]) -> None:
         wanted = list(dict.fromkeys(sets))
@@ -157,9 +164,13 @@ class SettledView:
 
     def next_change(self, now: int) -> int | None:
         """When tick() may come to something new."""
-        settle = self.settings.settle_ms * MS
-        grace = self.settings.grace_ms * MS
+        settle, grace = self.settings.settle_ms * MS, self._grace()
         times = [since + settle for since in self._since.values() if since is not None]
-        times += [at for died in self._died.values() for at in (died + max(grace - settle, 0), died + grace)]
+        remembered = self.settings.grace_ms * MS
+        times += [
+            at
+            for died in self._died.values()
+            for at in (died + max(grace - settle, 0), died + grace, died + remembered)
+        ]
         times += [until for _, until in self._former]
         return min((at for at in times if at > now), default=None)

@@ -125,6 +125,10 @@ class Drain:
     def draining(self) -> bool:
         return self._state != admin.DRAIN_NONE
 
+    @property
+    def state(self) -> admin.DrainState.ValueType:
+        return self._state
+
     def resume(self) -> None:
         """At a start, once the doors are open."""
         if self.mark.exists():

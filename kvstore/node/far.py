@@ -26,11 +26,13 @@ import numpy as np
 from google.protobuf.message import DecodeError
 
 from kvstore.client.landed import leading
+from kvstore.directory.base import distance
 from kvstore.errors import KvStoreError, Rejected
 from kvstore.node.crowding import Crowds, also, one_holder
 from kvstore.node.far_lookup import FAR
 from kvstore.node.far_plan import Piece, demoted, is_cut, plan
 from kvstore.node.held_here import held_here
+from kvstore.node.speeds import Speeds
 from kvstore.node.wanted import Wanted, family_of
 from kvstore.tiers.base import TierKind
 from kvstore.wire import framed, store
@@ -56,6 +58,7 @@ ASK_S: Final = 0.4  # for a holder's answer, beyond what it may wait for blocks 
 RELEASE_S: Final = 2.0
 PASS_OVER_S: Final = 2.0  # its pings have decided by then whether it lives
 DEADLINE_S_MAX: Final = 60.0
+FAR_BYTES_PER_S: Final = 1 << 30  # as cluster.far_bytes_per_s, where nothing is said
 LEASES_MAX: Final = 256  # of one connection; their bytes are limited by the holders
 
 
@@ -126,6 +129,7 @@ class Lender:
     has_files: bool
     counts: FarCounts = field(default_factory=FarCounts)
     wanted: Wanted = field(default_factory=Wanted)
+    speeds: Speeds = field(default_factory=lambda: Speeds(FAR_BYTES_PER_S))
     _numbers: Iterator[int] = field(default_factory=lambda: itertools.count(1))
     _passed_over: dict[int, float] = field(default_factory=dict)  # by incarnation: until when
     _releasing: set[asyncio.Task[None]] = field(default_factory=set)
@@ -210,11 +214,11 @@ class Lender:
         if failed and member is not None:
             self._passed_over[member.incarnation] = now + PASS_OVER_S
 
-    def _distances(self, holders: Holders) -> dict[bytes, tuple[bool, float]]:
-        """Of living holders: another machine or not, and how soon they answer pings."""
+    def _distances(self, holders: Holders) -> dict[bytes, tuple[int, float]]:
+        """Of living holders: how far, and how soon they answer pings."""
         members = {node: self.cluster.living(node) for node in holders.nodes}
         return {
-            node: (member.host != self.cluster.me.host, self.cluster.rtt_s(member.address))
+            node: (distance(self.cluster.me, member), self.cluster.rtt_s(member.address))
             for node, member in members.items()
             if member is not None
         }
@@ -367,6 +371,7 @@ class FarLeases:
                 if tier in counts.blocks:
                     counts.blocks[tier] += 1
             counts.bytes += read.bytes
+            self.lender.speeds.read(lent.node.id, read.bytes, read.elapsed_us / 1e6)
             self.lender.give_back(lent, framed.ReleaseRequest(corrupt=corrupt, reads=[read]))
             first = end
         return True

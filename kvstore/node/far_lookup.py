@@ -3,8 +3,8 @@
 Rules
 - Homes are asked for what is not here in memory or files alone: at most `directory_width` messages.
 - A claim is a hint: a wrong one costs a miss of what is far.
-- The estimate speaks of what is far: bytes at `cluster.far_bytes_per_s`, and the longest of the holders' last pings.
-  All of them at one speed, since it is this node's own network that they share.
+- The estimate speaks of what is far: bytes at the speed measured of each holder (speeds.py), one after the other, since
+  it is this node's own network that they share, and the longest of the holders' last pings.
 - Tiers are told by the number of the holder's own, and FAR; slower ones count, in the order of SLOWER.
 """
 
@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Final
 import numpy as np
 import numpy.typing as npt
 
+from kvstore.directory.base import distance
 from kvstore.directory.locating import Holders, longest_boundary
 from kvstore.native import NeedKind
 from kvstore.tiers.base import TierKind
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
     from kvstore.node.cluster import Cluster
     from kvstore.node.handlers import InPacks
     from kvstore.node.namespaces import Opened
+    from kvstore.node.speeds import Speeds
 
 __all__ = ["FAR", "FarFound", "FarLookup"]
 
@@ -40,6 +42,7 @@ SLOWER: Final = (
     TierKind.OBJECT,
 )
 
+FARTHEST: Final = 9
 RUNS_MAX: Final = 4_096  # holders that one answer names, a run each; what is behind them is found all the same
 Need = tuple[int, int, int]  # shard, kind, blocks
 Keys = npt.NDArray[np.uint8]
@@ -66,7 +69,7 @@ class FarLookup:
 
     core: native.NodeCore
     cluster: Cluster
-    bytes_per_s: int
+    speeds: Speeds
     has_files: bool
     in_packs: InPacks | None
 
@@ -106,7 +109,7 @@ class FarLookup:
     ) -> FarFound:
         slowest = np.zeros(blocks, np.uint8)
         told: list[store.Holder] = []
-        far_bytes, pings = 0, [0.0]
+        moving_s, pings = 0.0, [0.0]
         order, rtts = self._order(holders.nodes)
         for shard, first in read.items():
             tiers = here[shard][:blocks].copy()
@@ -114,9 +117,9 @@ class FarLookup:
             slowest = np.where(_RANKS[tiers] > _RANKS[slowest], tiers, slowest)
             size = sum(opened.shards[shard].part_bytes)
             for begin, end in stretches(tiers > FAR):
-                far_bytes += (end - begin) * size
                 for run in holders.runs(shard, begin, end, order):
                     pings.append(rtts[run.node])
+                    moving_s += run.count * size / self.speeds.of(run.node)
                     member = self.cluster.living(run.node)
                     if member is not None and len(told) < RUNS_MAX:
                         told.append(
@@ -128,17 +131,17 @@ class FarLookup:
                                 count=run.count,
                             )
                         )
-        fetch_s = far_bytes / self.bytes_per_s + max(pings) if far_bytes else 0.0
+        fetch_s = moving_s + max(pings) if moving_s else 0.0
         return FarFound(blocks, slowest.astype(np.uint8).tobytes(), fetch_s, told)
 
     def _order(self, nodes: Sequence[bytes]) -> tuple[list[bytes], dict[bytes, float]]:
-        """Whom to name first of those that have the same: of this machine, then by how soon they answer pings."""
-        rtts, here = {}, {}
+        """Whom to name first of those that have the same: of this machine, by RDMA, then by how soon they answer."""
+        rtts, far = {}, {}
         for node in nodes:
             member = self.cluster.living(node)
-            here[node] = member is not None and member.host == self.cluster.me.host
+            far[node] = distance(self.cluster.me, member) if member is not None else FARTHEST
             rtts[node] = self.cluster.rtt_s(member.address) if member is not None else 0.0
-        return sorted(nodes, key=lambda node: (not here[node], rtts[node], node)), rtts
+        return sorted(nodes, key=lambda node: (far[node], rtts[node], node)), rtts
 
 
 def spread_out(found: Holders, asked: npt.NDArray[np.intp], count: int) -> Holders:

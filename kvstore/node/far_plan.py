@@ -34,9 +34,9 @@ class Piece:
     in_memory: bool
 
 
-def plan(holders: Holders, shard: int, distances: Mapping[bytes, tuple[bool, float]], block_bytes: int) -> list[Piece]:
-    """From the first block on, up to the first that nobody has. distances: of nodes that may be asked: on another
-    machine or not, and seconds.
+def plan(holders: Holders, shard: int, distances: Mapping[bytes, tuple[int, float]], block_bytes: int) -> list[Piece]:
+    """From the first block on, up to the first that nobody has. distances: of nodes that may be asked: how far,
+    and seconds.
     """
     asked = [i for i, node in enumerate(holders.nodes) if node in distances]
     if not asked or not holders.shards.shape[1]:

@@ -270,6 +270,11 @@ class Handlers:
         found = await self.host.far.find(opened, keys, convert.needs(request.needs, len(opened.shards)))
         if self.host.namespaces.find(opened.digest) is not opened:
             raise NotOpen
+        if self.host.find_packs is not None and found.blocks < len(keys):
+            # The core looks for packs where its own chain ends; this one ends behind what others have.
+            rest, position = keys[found.blocks :], request.chain.position + found.blocks
+            for shard in range(len(opened.shards)):
+                await self.host.find_packs(opened.handle, shard, rest, position, 0.0)
         return store.LookupResponse(
             blocks=found.blocks,
             tokens=found.blocks * opened.block_tokens,

@@ -22,6 +22,7 @@ from kvstore.directory.agreement import Settings, check_table, difference
 from kvstore.directory.base import ID_BYTES, TEXT_MAX, TEXTS, Member
 from kvstore.errors import Misconfigured
 from kvstore.wire import convert, peers
+from transfer.offers import FABRICS_MAX
 
 __all__ = ["NONCE_BYTES", "Introduction", "pass_token"]
 
@@ -101,6 +102,7 @@ def encode_node(member: Member) -> bytes:
         grpc=member.grpc,
         host=member.host,
         version=member.version,
+        fabrics=member.fabrics,
     ).SerializeToString()
 
 
@@ -118,4 +120,7 @@ def decode_node(raw: bytes) -> Member:
         texts[name] = text
     if len(node.id) != ID_BYTES or not node.address:
         raise ValueError(f"node.id: must have {ID_BYTES} bytes; node.address: needed")
-    return Member(id=node.id, incarnation=node.incarnation, **texts)
+    fabrics = tuple(node.fabrics)
+    if len(fabrics) > FABRICS_MAX or not all(0 < len(one) <= TEXT_MAX and one.isprintable() for one in fabrics):
+        raise ValueError(f"node.fabrics: at most {FABRICS_MAX} printable texts of at most {TEXT_MAX} characters")
+    return Member(id=node.id, incarnation=node.incarnation, fabrics=fabrics, **texts)

@@ -42,6 +42,7 @@ from kvstore.node.object_store import ObjectStore, url_of
 from kvstore.node.replicas import Replicas
 from kvstore.node.segments import Segments
 from kvstore.node.service import GrpcServer
+from kvstore.node.speeds import Speeds
 from kvstore.node.telemetry import Telemetry
 from kvstore.node.tls import Certificates
 from kvstore.node.visitors import Visitors
@@ -52,6 +53,7 @@ from kvstore.tiers.ladder import Ladder
 from kvstore.tiers.medium import CLOSE_MAX_S
 from kvstore.tiers.memory import MemoryTier
 from kvstore.transfers import Transfers
+from transfer.offers import Carrier
 
 log = logging.getLogger(__name__)
 
@@ -156,6 +158,7 @@ class Node:
 
     async def _join(self) -> None:
         """Last of all: others come in by the doors as soon as they can find this node."""
+        offer = self.transfers.connector.offer
         self.cluster.introduce(
             Member(
                 address=self._door.address,
@@ -163,7 +166,8 @@ class Node:
                 incarnation=self.core.incarnation,
                 name=self.name,
                 grpc=next((at for at in self.grpc.addresses if not at.startswith("unix:")), ""),
-                host=self.transfers.connector.offer.home.boot.hex(),
+                host=offer.home.boot.hex(),
+                fabrics=offer.fabrics if any(route.carrier is Carrier.RDMA for route in offer.routes) else (),
             ),
             self.core,
             self._namespaces,
@@ -259,6 +263,7 @@ class Node:
 
     def _host(self, bridge: CoreBridge, namespaces: Namespaces) -> NodeHost:
         config, guard = self.config, self._guard
+        speeds = Speeds(config.cluster.far_bytes_per_s)
         return NodeHost(
             name=self.name,
             bridge=bridge,
@@ -278,7 +283,7 @@ class Node:
             far=FarLookup(
                 core=self.core,
                 cluster=self.cluster,
-                bytes_per_s=config.cluster.far_bytes_per_s,
+                speeds=speeds,
                 has_files=self.files is not None,
                 in_packs=self.objects.tier.lookup if self.objects is not None else None,
             ),
@@ -288,6 +293,7 @@ class Node:
                 config.limits,
                 has_files=self.files is not None,
                 wanted=Wanted(config.cluster.replica_window_s),
+                speeds=speeds,
             ),
             settings=self._told,
             readers=self._readers(),

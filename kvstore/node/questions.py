@@ -85,6 +85,8 @@ class Questions:
             claims=locator.counts.claims if locator is not None else 0,
             claims_bytes=locator.counts.claims_bytes if locator is not None else 0,
             stood_still=not host.cluster.fit,
+            drain=self.handlers.copies.drain.state if self.handlers.copies is not None else admin.DRAIN_NONE,
+            clears=host.namespaces.generations.hash,
         )
 
     def tiers(self) -> admin.TiersResponse:

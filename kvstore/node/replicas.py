@@ -202,13 +202,16 @@ class Replicas:
                 return here
             starts = np.array(told.offsets, np.uint64).astype(np.int64)[granted]
             deadline_s = read_within(len(granted) * slots.block_bytes, until - loop.time())
+            began = loop.time()
             with self._holders.reading(incarnation):
                 arrived, sums, failure = await slots.read_from(way, descriptor, starts, deadline_s)
             expected = np.frombuffer(told.checksums, "<u8").reshape(lent.blocks, parts)[granted]
             good = arrived & (sums == expected).all(axis=1)
             self._tell(lent, granted, arrived & ~good, failure, prefix, release)
             slots.seal(good, sums, native.MovePath.HOLD_MEMORY)
-            release.reads.add(bytes=int(good.sum()) * slots.block_bytes, carrier=carrier)
+            moved = int(good.sum()) * slots.block_bytes
+            self.lender.speeds.read(lent.node.id, moved, loop.time() - began)
+            release.reads.add(bytes=moved, carrier=carrier)
         finally:
             slots.close()
         return self.here(opened, shard, prefix.keys)

@@ -257,6 +257,8 @@ class StatusResponse(_message.Message):
     CLAIMS_FIELD_NUMBER: _builtins.int
     CLAIMS_BYTES_FIELD_NUMBER: _builtins.int
     STOOD_STILL_FIELD_NUMBER: _builtins.int
+    DRAIN_FIELD_NUMBER: _builtins.int
+    CLEARS_FIELD_NUMBER: _builtins.int
     uptime_s: _builtins.float
     namespaces: _builtins.int
     connections: _builtins.int
@@ -273,6 +275,9 @@ class StatusResponse(_message.Message):
     claims_bytes: _builtins.int
     stood_still: _builtins.bool
     """and serves no other node until a majority of them answers"""
+    drain: Global___DrainState.ValueType
+    clears: _builtins.int
+    """the same at all nodes that know of the same clears"""
     @_builtins.property
     def node(self) -> _store_pb2.NodeInfo: ...
     @_builtins.property
@@ -300,10 +305,12 @@ class StatusResponse(_message.Message):
         claims: _builtins.int = ...,
         claims_bytes: _builtins.int = ...,
         stood_still: _builtins.bool = ...,
+        drain: Global___DrainState.ValueType = ...,
+        clears: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["node", b"node"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["claims", b"claims", "claims_bytes", b"claims_bytes", "connections", b"connections", "event_sequence", b"event_sequence", "holds", b"holds", "insecure", b"insecure", "listening", b"listening", "namespaces", b"namespaces", "node", b"node", "pinned_bytes", b"pinned_bytes", "stood_still", b"stood_still", "tiers", b"tiers", "tls", b"tls", "uptime_s", b"uptime_s"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["claims", b"claims", "claims_bytes", b"claims_bytes", "clears", b"clears", "connections", b"connections", "drain", b"drain", "event_sequence", b"event_sequence", "holds", b"holds", "insecure", b"insecure", "listening", b"listening", "namespaces", b"namespaces", "node", b"node", "pinned_bytes", b"pinned_bytes", "stood_still", b"stood_still", "tiers", b"tiers", "tls", b"tls", "uptime_s", b"uptime_s"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

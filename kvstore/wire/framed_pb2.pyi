@@ -281,21 +281,25 @@ class LeaseRead(_message.Message):
     BLOCKS_FIELD_NUMBER: _builtins.int
     BYTES_FIELD_NUMBER: _builtins.int
     CARRIER_FIELD_NUMBER: _builtins.int
+    ELAPSED_US_FIELD_NUMBER: _builtins.int
     blocks: _builtins.int
     """that arrived and verified, and are to be counted as found"""
     bytes: _builtins.int
     carrier: _builtins.int
     """by which they came"""
+    elapsed_us: _builtins.int
+    """and in which time; 0: not told"""
     def __init__(
         self,
         *,
         blocks: _builtins.int = ...,
         bytes: _builtins.int = ...,
         carrier: _builtins.int = ...,
+        elapsed_us: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["blocks", b"blocks", "bytes", b"bytes", "carrier", b"carrier"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["blocks", b"blocks", "bytes", b"bytes", "carrier", b"carrier", "elapsed_us", b"elapsed_us"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -93,6 +93,7 @@ class PeerNode(_message.Message):
     GRPC_FIELD_NUMBER: _builtins.int
     HOST_FIELD_NUMBER: _builtins.int
     VERSION_FIELD_NUMBER: _builtins.int
+    FABRICS_FIELD_NUMBER: _builtins.int
     id: _builtins.bytes
     """16 bytes, made at the first start"""
     incarnation: _builtins.int
@@ -105,6 +106,10 @@ class PeerNode(_message.Message):
     host: _builtins.str
     """nodes of one machine have the same"""
     version: _builtins.str
+    @_builtins.property
+    def fabrics(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """RDMA networks by which it can be read from (docs/format/offer.md); 16 at most"""
+
     def __init__(
         self,
         *,
@@ -115,10 +120,11 @@ class PeerNode(_message.Message):
         grpc: _builtins.str = ...,
         host: _builtins.str = ...,
         version: _builtins.str = ...,
+        fabrics: _abc.Iterable[_builtins.str] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["address", b"address", "grpc", b"grpc", "host", b"host", "id", b"id", "incarnation", b"incarnation", "name", b"name", "version", b"version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["address", b"address", "fabrics", b"fabrics", "grpc", b"grpc", "host", b"host", "id", b"id", "incarnation", b"incarnation", "name", b"name", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

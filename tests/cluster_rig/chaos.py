@@ -19,6 +19,10 @@ from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import grpc
+
+from kvstore.wire import admin
+from kvstore.wire.services import AdminStub
 from tests.cluster_rig.chaos_check import check
 from tests.cluster_rig.chaos_plan import ETCD, Fault, links, operations, plan
 from tests.cluster_rig.links import lacking
@@ -59,8 +63,9 @@ class Tally:
             self.counts["hits"] += told["blocks"]
             self.counts["far hits"] += sum(tier > 8 for tier in told["tiers"])
             self.counts["misses"] += blocks - told["blocks"]
-        elif verb == "put":
+        elif verb in {"put", "copy"}:
             self.counts["stored"] += told["stored"]
+            self.counts["copied"] += told["stored"] * (told.get("hosts", 1) > 1)
 
 
 class Chaos:
@@ -118,7 +123,7 @@ class Chaos:
             time.sleep(max(0.0, began + at - time.monotonic()))
             if fault in passed_over:
                 continue
-            if begins and fault.kind in PROCESSES and self._is_starting(fault.nodes[0]):
+            if begins and fault.kind in PROCESSES | {"drain"} and self._is_starting(fault.nodes[0]):
                 # Nobody waits for it here: what it waits for may be the end of another fault.
                 print(f"{fault}: is still starting, passed over", flush=True)
                 passed_over.append(fault)
@@ -131,6 +136,8 @@ class Chaos:
             if fault.kind in PROCESSES:
                 node = self.rig.nodes[self.rig.names.index(fault.nodes[0])]
                 (self._strike if begins else self._restore)(fault, node)
+            elif fault.kind == "drain":
+                self._drain(fault, over=not begins)
             elif fault.kind == "etcd-kill":
                 (self.rig.etcd.kill if begins else self.rig.etcd.spawn)()
             else:
@@ -145,6 +152,17 @@ class Chaos:
                 machine.slow(link.megabits)
             else:
                 machine.fast()
+
+    def _drain(self, fault: Fault, *, over: bool) -> None:
+        """Begun or taken back, as an operator on that machine does it; nobody waits for its end."""
+        name = fault.nodes[0]
+        self._started(name)
+        node = self.rig.nodes[self.rig.names.index(name)]
+        with grpc.insecure_channel(f"unix:{node.socket}.grpc") as channel:
+            try:
+                next(AdminStub(channel).Drain(admin.DrainRequest(cancel=over), timeout=LATE_S))
+            except grpc.RpcError as error:
+                self.problems.append(f"{fault}: {error}")
 
     def _strike(self, fault: Fault, node: NodeThere) -> None:
         self._started(fault.nodes[0])
@@ -217,7 +235,8 @@ class Chaos:
         verbs = sorted({verb for tally in self.tallies for verb in tally.took})
         lines = [
             f"{sum(counts[verb] for verb in verbs)} operations; {counts['hits']} blocks hit, {counts['far hits']} of "
-            f"them far, {counts['misses']} missed; {counts['stored']} stored",
+            f"them far, {counts['misses']} missed; {counts['stored']} stored, {counts['copied']} of "
+            "them on two machines",
             f"{len(self.faults)} faults: " + ", ".join(f"{count} {kind}" for kind, count in kinds.most_common()),
             "not served: " + (", ".join(f"{n} {what}" for what, n in sorted(counts.items()) if ": " in what) or "none"),
         ]

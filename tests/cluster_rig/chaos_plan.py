@@ -22,6 +22,7 @@ _KINDS: Final = {
     "lose": (1, 0.2, 2.0),  # -9, its memory and disk deleted: the machine is replaced by an empty one
     "restart": (2, 0.1, 0.5),  # in order
     "stop": (4, 0.3, 5.0),  # SIGSTOP
+    "drain": (1, 1.0, 6.0),  # and then it takes blocks again
     "vanish": (3, 1.0, 5.0),  # its packets do
     "one-way": (3, 1.0, 5.0),  # the second hears nothing of the first
     "split": (2, 1.0, 6.0),  # two or three against the others
@@ -30,8 +31,8 @@ _KINDS: Final = {
     "etcd-kill": (1, 0.5, 5.0),
     "etcd-vanish": (1, 0.5, 5.0),
 }
-_ONE: Final = {"kill", "lose", "restart", "stop", "vanish", "slow", "lossy"}
-_VERBS: Final = {"put": 30, "get": 40, "lookup": 20, "prefetch": 5, "hold": 5}
+_ONE: Final = {"kill", "lose", "restart", "stop", "drain", "vanish", "slow", "lossy"}
+_VERBS: Final = {"put": 30, "get": 40, "lookup": 20, "prefetch": 5, "hold": 5, "copy": 5, "clear": 0.2}
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,6 +5,7 @@ What a block holds follows from its key, so every byte that arrives is compared 
 
 from __future__ import annotations
 
+import contextlib
 import json
 import sys
 import time
@@ -35,6 +36,9 @@ class Child:
             if model not in self._spaces:
                 self._spaces[model] = self.client.namespace(layout(model))
             ns = self._spaces[model]
+            if verb == "survey":  # of what it is called since somebody cleared it
+                with contextlib.suppress(KvStoreError):
+                    ns.lookup(ns.chain(tokens(1, seed)), deadline_s=deadline_s)
             told: dict[str, Any] = getattr(self, verb)(ns, ns.chain(tokens(blocks, seed)), deadline_s)
         except KvStoreError as error:
             told = {"error": type(error).__name__, "why": str(error)}
@@ -45,6 +49,15 @@ class Child:
         began = time.monotonic()
         done = ns.put(chain, contents, deadline_s=deadline_s)
         return {"s": time.monotonic() - began, "stored": done.stored, "held": done.held, "rejected": done.rejected}
+
+    def copy(self, ns: Namespace, chain: np.ndarray, deadline_s: float) -> dict[str, Any]:
+        """A put that is to be on two machines."""
+        done = ns.put(chain, blocks_of(chain), replicas=2, deadline_s=deadline_s)
+        return {"stored": done.stored, "hosts": done.replicas}
+
+    def clear(self, ns: Namespace, chain: np.ndarray, deadline_s: float) -> dict[str, Any]:
+        told = ns.clear(deadline_s=deadline_s)
+        return {"nodes": told.nodes}
 
     def get(self, ns: Namespace, chain: np.ndarray, deadline_s: float) -> dict[str, Any]:
         into = np.zeros((len(chain), SIZE), np.uint8)

@@ -143,7 +143,8 @@ class Rig:
         home.mkdir()
         pair = self.pair(self.names[i], machine.address)
         name = f"node.name={self.names[i]}-{self.folder.name}"  # names the segments, which all share one /dev/shm
-        return NodeThere(machine, home, name, *self.settings(pair), *self.sealed(pair), *sets, memory=memory)
+        host = f"cluster.host={self.names[i]}"  # all of them are one kernel's
+        return NodeThere(machine, home, name, host, *self.settings(pair), *self.sealed(pair), *sets, memory=memory)
 
     def listed(self) -> list[str]:
         """What etcd has of nodes."""

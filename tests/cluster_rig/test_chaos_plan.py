@@ -11,7 +11,15 @@ NODES = [f"n{i}" for i in range(5)]
 
 def test_a_seed_has_one_plan_and_another_seed_another() -> None:
     assert plan(1, 600, NODES) == plan(1, 600, NODES) != plan(2, 600, NODES)
-    assert {fault.kind for fault in plan(1, 600, NODES)} >= {"kill", "lose", "stop", "split", "one-way", "etcd-kill"}
+    assert {fault.kind for fault in plan(1, 600, NODES)} >= {
+        "kill",
+        "lose",
+        "stop",
+        "drain",
+        "split",
+        "one-way",
+        "etcd-kill",
+    }
     assert len(plan(1, 60, NODES)) > 20
 
 
@@ -19,7 +27,8 @@ def test_a_client_asks_the_same_and_another_one_something_else() -> None:
     first, again, other = (list(itertools.islice(operations(seed, "n0"), 200)) for seed in (1, 1, 2))
     assert first == again != other
     assert first != list(itertools.islice(operations(1, "n1"), 200))
-    assert {one.verb for one in first} == {"put", "get", "lookup", "prefetch", "hold"}
+    assert {one.verb for one in first} >= {"put", "get", "lookup", "prefetch", "hold", "copy"}
+    assert any(one.verb == "clear" for one in itertools.islice(operations(1, "n0"), 5_000))
 
 
 def test_nobody_is_struck_twice_at_once_and_all_is_over_at_the_end() -> None:

@@ -90,6 +90,8 @@ def test_drained_stopped_and_wiped_nothing_is_lost(three: Cluster) -> None:
         told = json.loads(command(three.nodes[2], three.name(0), "--json").splitlines()[-1])  # from anywhere
         assert told["state"] == "drained" and told["node"] == three.name(0)
         assert (told["handed_on"], told["kept_by_others"], told["could_not_be"]) == (21, 7, 0)
+        with grpc.insecure_channel(f"unix:{three.nodes[0].socket}.grpc") as channel:
+            assert AdminStub(channel).Status(admin.StatusRequest(), timeout=5).drain == admin.DRAIN_DONE
         # It takes nothing new, says why, and goes on to be read.
         chain = here.chain(tokens(2, 99))
         with pytest.raises(Rejected, match="draining") as refused:

@@ -32,7 +32,7 @@ PART = SIZE // 4
 
 @pytest.fixture(scope="module")
 def three(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
-    sets = (f"cluster.settle_ms={SETTLE_MS}", "cluster.directory_width=2")
+    sets = (f"cluster.settle_ms={SETTLE_MS}", "cluster.directory_width=2", "cluster.far_bytes_per_s=1MiB")
     with running(Cluster(tmp_path_factory.mktemp("far"), 3, "", *sets)) as cluster:
         time.sleep(2 * SETTLE_MS / 1e3)
         yield cluster
@@ -71,6 +71,14 @@ def test_what_is_put_at_one_is_got_at_another(three: Cluster) -> None:
         eventually(lambda: metric(three.nodes[1], hit) == before[1] + BLOCKS)
         assert there.get(chain[:0], np.zeros((0, SIZE), np.uint8)).ended is Ended.COMPLETE
         quiet(three.nodes[0])
+
+
+def test_estimates_follow_what_was_measured(three: Cluster) -> None:
+    with At(three, 0, "speed") as here, At(three, 1, "speed") as there:
+        chains = [put_at(here, seed) for seed in (21, 22)]
+        found_within(there, chains[1], BLOCKS, 2)
+        assert got(there, chains[0]).blocks == BLOCKS
+        eventually(lambda: 0 < there.lookup(chains[1]).fetch_s < 0.5)  # by the setting it would take 1.5 s
 
 
 def test_by_tcp(three: Cluster) -> None:

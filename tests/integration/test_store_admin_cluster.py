@@ -119,6 +119,7 @@ def test_status_and_tiers_add_up(four: Cluster) -> None:
     told = named(four, at.json("nodes"), "name")
     assert told[1]["self"] and all(row["memory_free_bytes"] > 0 for row in told.values())
     assert sum(row["claims"] for row in told.values()) > 0
+    assert {row["drain"] for row in told.values()} == {None} and len({row["clears"] for row in told.values()}) == 1
 
 
 def test_what_is_claimed_is_asked_of_the_holders(four: Cluster, tmp_path: Path) -> None:

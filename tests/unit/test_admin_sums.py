@@ -82,6 +82,12 @@ def test_the_rows_are_alike_whether_a_node_answers_or_not() -> None:
         assert gone["problem"] and gone["state"] == "dead" and json.dumps(table)
 
 
+def test_nodes_say_whether_they_drain_and_what_they_know_of_clears() -> None:
+    status = admin.StatusResponse(drain=admin.DRAIN_WORKING, clears=0xAB)
+    (row,) = sums.room_of_nodes([told("a", status=status)])
+    assert (row["drain"], row["clears"]) == ("draining", "00000000000000ab")
+
+
 # ---- tiers ----------------------------------------------------------------------------------------------------------
 
 

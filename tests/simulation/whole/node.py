@@ -251,7 +251,7 @@ class Life:
             on_clear=self._cleared,
             transfers=self.transfers,
             cluster=self.cluster,
-            far=FarLookup(self.core, self.cluster, config.far_bytes_per_s, has_files=False, in_packs=None),
+            far=FarLookup(self.core, self.cluster, self.lender.speeds, has_files=False, in_packs=None),
             lender=self.lender,
             find_packs=None,
             in_packs=None,

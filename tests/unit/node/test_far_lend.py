@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from kvstore.config import LimitsConfig
+from kvstore.directory.base import Member
 from kvstore.directory.locating import Holders
 from kvstore.node.far import Lender
 from kvstore.node.streams import Prefix
@@ -36,11 +37,11 @@ class World:
         cluster: Any = SimpleNamespace(
             locator=self,
             peers=self,
-            me=SimpleNamespace(host="h"),
+            me=Member("me:1", host="h"),
             clearing=SimpleNamespace(namespaces=SimpleNamespace(clears_word=lambda _: 0)),
             rtt_s=lambda _: 0.001,
             incarnations=lambda: {A: 1, B: 2},
-            living=lambda node: SimpleNamespace(id=node, address=chr(node[0]), incarnation=node[0] - 96, host="other"),
+            living=lambda node: Member(chr(node[0]), node, node[0] - 96, host="other"),
         )
         core: Any = SimpleNamespace(find=lambda *_: np.zeros(BLOCKS, np.bool_))
         self.lender = Lender(cluster, core, LimitsConfig(), has_files=False)

@@ -15,6 +15,7 @@ from kvstore.directory.locating import Holders
 from kvstore.native import NeedKind
 from kvstore.node import far_lookup
 from kvstore.node.far_lookup import SLOWER, FarFound, FarLookup, stretches
+from kvstore.node.speeds import Speeds
 from kvstore.wire import store
 
 COUNT = 6
@@ -55,7 +56,7 @@ class World:
         )
         packs = (lambda _handle, _shard, keys: np.isin(np.arange(len(keys)), self.packs)) if self.packs else None
         core: Any = self
-        return asyncio.run(FarLookup(core, cluster, RATE, True, packs).find(OPENED, KEYS, needs))
+        return asyncio.run(FarLookup(core, cluster, Speeds(RATE), True, packs).find(OPENED, KEYS, needs))
 
 
 def run(holder: store.Holder) -> tuple[str, int, int, int]:

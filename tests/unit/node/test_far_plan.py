@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import numpy as np
 
+from kvstore.directory.base import Member, distance
 from kvstore.directory.locating import Holders
 from kvstore.node.far_plan import FILES_BYTES, PIECES_MAX, Piece, demoted, is_cut, plan
 
 A, B, C = (bytes([name]) * 16 for name in b"abc")
-NEAR, FAR_AWAY = (False, 0.001), (True, 0.001)
+NEAR, BY_RDMA, FAR_AWAY = (0, 0.001), (1, 0.001), (2, 0.001)
 MIB = 1 << 20
 
 
@@ -61,3 +62,16 @@ def test_who_has_it_in_memory_no_more_may_have_it_in_files() -> None:
     found = holders(a="1.1", b="112")
     assert demoted(found, {A}).tiers.tolist() == [[2, 0, 2], [1, 1, 2]]
     assert demoted(found, set()) is found and found.tiers.tolist() == [[1, 0, 1], [1, 1, 2]]
+
+
+def test_how_far_a_node_is() -> None:
+    me = Member("me:1", host="here", fabrics=("ib:1", "roce"))
+    assert distance(me, Member("a:1", host="here")) == 0
+    assert distance(me, Member("b:1", host="there", fabrics=("roce",))) == 1
+    assert distance(me, Member("c:1", host="there", fabrics=("ib:2",))) == 2
+    assert distance(me, Member("d:1", host="there")) == 2
+
+
+def test_whom_rdma_leads_to_comes_before_whom_it_does_not() -> None:
+    pieces = plan(holders(a="111", b="111"), 0, {A: FAR_AWAY, B: BY_RDMA}, MIB)
+    assert [(piece.node, piece.first, piece.end) for piece in pieces] == [(B, 0, 3)]

@@ -19,7 +19,7 @@ from kvstore.wire import peers, store
 
 SETTINGS = {"format": "1"}
 A = Member("a:1", b"a" * 16, 1, "a", version="0")
-B = Member("b:1", b"b" * 16, 2, "b", version="0")
+B = Member("b:1", b"b" * 16, 2, "b", version="0", fabrics=("ib:fe80:0:0:0", "roce"))
 SECRET = b"s" * 32
 NONCE, OTHER = b"1" * 32, b"2" * 32
 
@@ -154,3 +154,12 @@ def test_any_bytes_for_a_call_are_refused_by_name(raw: bytes, method: int) -> No
         pass
     else:
         assert method == store.METHOD_PEER_CHALLENGE
+
+
+@pytest.mark.parametrize("fabrics", [["x"] * 17, ["y" * 300], ["z\x1b"], [""]])
+def test_fabrics_that_are_none_are_refused(fabrics: list[str]) -> None:
+    node = peers.PeerNode.FromString(encode_node(B))
+    del node.fabrics[:]
+    node.fabrics.extend(fabrics)
+    with pytest.raises(ValueError, match="fabrics"):
+        decode_node(node.SerializeToString())
