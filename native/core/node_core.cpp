@@ -298,6 +298,7 @@ void NodeCore::Impl::stored(Tier tier, const SlotInfo& info) {
 }
 
 void NodeCore::Impl::removed(Tier tier, const SlotInfo& info) {
+  if (info.ns == kNoNamespace) return;  // what a process before this one left, and none has opened here: nobody was told of it
   // With its meta: whoever reads events knows blocks by that, and the slot is gone by then.
   events.push({0, Event::Kind::kRemoved, info.ns, info.shard, tier, info.key, info.parent, {info.meta.begin(), info.meta.end()}});
 }

@@ -18,12 +18,15 @@ KEYS = np.frombuffer(b"".join(hashlib.sha256(f"{n}".encode()).digest() for n in 
 
 
 class Node:
-    def __init__(self) -> None:
+    def __init__(self, left: Node | None = None, digest: bytes = DIGEST) -> None:
         memory = native.TableConfig(4 << 20, 1 << 20)
         file = native.TableConfig(8 << 20, 1 << 20, header_bytes=4096)
-        self.meta = aligned(native.NodeCore.meta_bytes(memory))
-        self.core = native.NodeCore(memory, file, meta=self.meta.ctypes.data, meta_bytes=self.meta.size, incarnation=1)
-        self.ns = self.core.open_namespace(DIGEST, 0, 16, [[4096]] * SHARDS)
+        self.meta = left.meta if left else aligned(native.NodeCore.meta_bytes(memory))
+        incarnation = 2 if left else 1
+        self.core = native.NodeCore(
+            memory, file, meta=self.meta.ctypes.data, meta_bytes=self.meta.size, incarnation=incarnation
+        )
+        self.ns = self.core.open_namespace(digest, 0, 16, [[4096]] * SHARDS)
         self.owner = self.core.new_owner()
 
     def put(self, tier: int, shard: int, keys: Keys) -> None:
@@ -86,3 +89,18 @@ def test_what_lay_there_before_is_told_when_its_namespace_opens() -> None:
     node.put(MEMORY, 0, KEYS[:9])
     (opened,) = CoreHoldings(node.core).changes().keys
     assert opened[0] == DIGEST and len(opened[1]) == 9
+
+
+def test_what_was_left_of_a_namespace_that_nobody_opened_goes_without_a_word() -> None:
+    before = Node()
+    before.put(MEMORY, 0, KEYS)
+    other = hashlib.sha256(b"another namespace").digest()
+    node = Node(before, other)
+    assert node.core.recovered == len(KEYS)
+    holdings = CoreHoldings(node.core)
+    many = np.random.default_rng(1).integers(0, 256, (1024, 32), np.uint8)  # all of memory
+    for at in range(0, len(many), 64):
+        node.put(MEMORY, 0, many[at : at + 64])
+    told = holdings.changes().keys
+    assert {digest for digest, _ in told} == {other}
+    assert {key.tobytes() for _, keys in told for key in keys} == {key.tobytes() for key in many}
