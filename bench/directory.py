@@ -17,7 +17,7 @@ import click
 import numpy as np
 
 from bench.harness import Row, Target, at_most, measure, median_of, no_target, row_of, show
-from bench.replay import Trace, load, synthetic
+from bench.replay import Trace, load, published, synthetic
 from kvstore.directory.directory import Directory
 from kvstore.directory.homes import Places
 from kvstore.directory.locating import longest_boundary
@@ -160,10 +160,12 @@ def _timed(cluster: Cluster) -> float:
 
 
 def rows(quick: bool) -> list[Row]:
-    """Of a synthetic trace: published ones are not part of the repository."""
-    trace = synthetic(seed=1, sessions=100 if quick else 2000)
+    """Shares of the published trace too, where it is at hand."""
     made = memory_rows(SIZES[:2] if quick else SIZES)
-    made += share_rows(trace, "synthetic trace")
+    made += share_rows(synthetic(seed=1, sessions=100 if quick else 2000), "synthetic trace")
+    path = published()
+    if path is not None:
+        made += share_rows(load(path), "Mooncake's conversation trace")
     return made + growth_rows(NODES[:3] if quick else NODES, 2 if quick else 7)
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import heapq
 import json
+import os
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -18,7 +19,9 @@ import numpy.typing as npt
 
 from kvstore.eviction import NO_PARENT, POLICIES, Hint
 
-__all__ = ["Trace", "belady", "infinite", "load", "replay", "session_ends", "synthetic"]
+__all__ = ["CONVERSATION", "Trace", "belady", "infinite", "load", "published", "replay", "session_ends", "synthetic"]
+
+CONVERSATION = "mooncake_conversation.jsonl"
 
 NEVER = 1 << 60
 
@@ -51,6 +54,12 @@ def load(path: Path) -> Trace:
                 raise ValueError(f"{path}:{number}: hash_ids must be a list of integers")
             chains.append(list(dict.fromkeys(ids)))
     return _dense(chains)
+
+
+def published() -> Path | None:
+    """Mooncake's conversations, where KVSTORE_TRACES names a folder that has them: they are not of the repository."""
+    path = Path(os.environ.get("KVSTORE_TRACES", "")) / CONVERSATION
+    return path if path.is_file() else None
 
 
 def synthetic(seed: int, sessions: int = 400) -> Trace:

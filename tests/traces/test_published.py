@@ -11,9 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from bench.replay import Trace, belady, infinite, load, replay
+from bench.replay import CONVERSATION, Trace, belady, infinite, load, replay
 
-CONVERSATION = "mooncake_conversation.jsonl"
 CAPACITIES = (1_000, 3_000, 10_000, 30_000, 100_000)
 # Percent of references that hit, partial last blocks counted, by another simulator of the same rules.
 PUBLISHED = {"optimum": (19.07, 29.45, 36.64, 36.64, 36.64), "leaf_lru": (4.45, 6.53, 21.16, 32.57, 36.37)}
