@@ -239,8 +239,7 @@ class ClusterSimulation:
                     node.heard[name] = (now, other.incarnation)
             alive = {n: inc for n, (when, inc) in node.heard.items() if now - when <= DEAD_AFTER_MS * MS}
             if not node.fit and 2 * len(alive) > len(self.nodes):
-                node.fit = True
-                node.directory.rejoined(now)
+                node.rejoined()
             asked = node.directory.view.asked.members
             node.see(alive | {node.name: node.incarnation})
             self.moved += node.directory.view.asked.members != asked
