@@ -16,7 +16,7 @@ from typing import Protocol, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
-from kvstore.directory.homes import Places, SettledView
+from kvstore.directory.homes import Places, SettledView, places_in
 from kvstore.directory.messages import (
     ALL_BUCKETS,
     Announce,
@@ -127,6 +127,7 @@ class Announcer:
         self._sequences: dict[bytes, int] = {}  # of homes that are gone for now: theirs go on when they are back
         self._told: tuple[Places, ...] = ()
         self._version = -1
+        self._live: dict[bytes, int] | None = None  # as it was followed: the view makes another of each change
         self._sweep: _Sweep | None = None
         self._read_at = 0
         self._unread = False  # somebody looked before that: there may be changes that nobody speaks of again
@@ -185,10 +186,7 @@ class Announcer:
 
     def next_poll(self, now: int) -> int:
         """When poll() has something to do, unless something is held, goes or is answered before."""
-        busy = self._sweep is not None or any(
-            self._waits(home) and home.retry_at <= now for home in self._homes.values()
-        )
-        if busy:
+        if self._sweep is not None:
             return now + MS
         times = [home.retry_at for home in self._homes.values() if self._waits(home)]
         times += [at for at in (self._digest_at,) if at is not None]
@@ -204,6 +202,9 @@ class Announcer:
 
     def _follow_view(self) -> None:
         live = self._view.live
+        if live is self._live and self._version == self._view.version:
+            return
+        self._live = live
         for node, home in list(self._homes.items()):
             if live.get(node) != home.incarnation:
                 self._sequences[node] = home.sequence
@@ -251,11 +252,10 @@ class Announcer:
         for places in told:
             homes = places.of(ns)
             first, second = homes.of(keys)
-            for place in np.unique(np.concatenate([first, second])):
-                if place >= 0:
-                    chosen = (first == place) | (second == place)
-                    node = homes.ids[place]
-                    out[node] = out[node] | chosen if node in out else chosen
+            for place in places_in(first, second):
+                chosen = (first == place) | (second == place)
+                node = homes.ids[place]
+                out[node] = out[node] | chosen if node in out else chosen
         return out
 
     def _queue(self, node: bytes, ns: bytes, keys: Bytes) -> None:
@@ -325,12 +325,14 @@ class Announcer:
         before = [self._keepers(ns, keys, told) for told in sweep.before]
         none = np.zeros(len(keys), np.bool_)
         for node in sorted(now.keys() | sweep.scratch.keys() | set().union(*before)):
-            kept, earlier = now.get(node, none), [each.get(node, none) for each in before]
+            kept = now.get(node, none)
+            ever, always = kept, kept
+            for each in before:
+                earlier = each.get(node, none)
+                ever, always = ever | earlier, always & earlier
             mask = sweep.scratch.get(node)
-            if mask is None:
-                due = np.logical_or.reduce([kept, *earlier]) & ~np.logical_and.reduce([kept, *earlier])
-            else:  # and what it was told since its beginning, under a view that is past
-                due = (kept & _in_buckets(keys, mask)) | (np.logical_or.reduce([none, *earlier]) & ~kept)
+            # From scratch: and what it was told since its beginning, under a view that is past.
+            due = ever & ~always if mask is None else (kept & _in_buckets(keys, mask)) | (ever & ~kept)
             self._queue(node, ns, keys[due])
         digests = sweep.digests or {}
         for node, chosen in now.items():
@@ -374,7 +376,9 @@ class Announcer:
 
     def _rows(self, node: bytes, ns: bytes, keys: Bytes) -> Rows:
         shards, tiers = self._holdings.held(ns, keys)
-        kept = np.logical_or.reduce([places.of(ns).kept_by(node, keys) for places in self._told])
+        kept = np.zeros(len(keys), np.bool_)
+        for places in self._told:
+            kept |= places.of(ns).kept_by(node, keys)
         return Rows(ns, np.ascontiguousarray(keys[:, :16]), np.where(kept, shards, np.uint64(0)), tiers)
 
 

@@ -80,7 +80,9 @@ class Directory:
         self.announcer.answered(to, message, answer, now)
 
     def wake_at(self, now: int) -> int:
-        """poll() is due then, or `announce_ms` after something came or went here."""
+        """poll() is due then, or `announce_ms` after something came or went here. At once after view_changed(),
+        rejoined() and answered(): what they bring is not in a time told before.
+        """
         changes = (self.view.next_change(now), self.claims.next_change())
         return min([self.announcer.next_poll(now), *(at for at in changes if at is not None)])
 

@@ -20,7 +20,7 @@ from kvstore.directory.messages import Bytes, Words
 from kvstore.directory.settings import MS, DirectorySettings
 from kvstore.native import homes_of, node_word, rendezvous
 
-__all__ = ["NamespaceHomes", "Places", "SettledView"]
+__all__ = ["NamespaceHomes", "Places", "SettledView", "places_in"]
 
 CACHED_MAX = 4_096  # namespaces
 
@@ -43,6 +43,13 @@ class NamespaceHomes:
         first, second = self.of(keys)
         kept: npt.NDArray[np.bool_] = (first == place) | (second == place)
         return kept
+
+
+def places_in(*homes: npt.NDArray[np.int32]) -> list[int]:
+    """Which places are among these, ascending; -1 is none."""
+    counts = np.bincount(np.concatenate(homes) + 1)
+    places: list[int] = np.flatnonzero(counts[1:]).tolist()
+    return places
 
 
 class Places:

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from kvstore.directory.homes import NamespaceHomes
+from kvstore.directory.homes import NamespaceHomes, places_in
 from kvstore.directory.messages import PUBLISHING, Bytes, Locate, LocateAnswer, Status, Words
 from kvstore.native import NeedKind
 
@@ -197,10 +197,10 @@ class Locating:
 
     def _ask(self, whom: npt.NDArray[np.int32], keys: Places, most: int | None = None) -> list[tuple[bytes, Locate]]:
         out: list[tuple[bytes, Locate]] = []
-        for place in np.unique(whom[keys])[:most]:
+        for place in places_in(whom[keys])[:most]:
             chosen = keys[whom[keys] == place]
             message = Locate(self._ns, self._keys[chosen], self._spread)
-            self._asked.append(_Asked(int(place), message, chosen))
+            self._asked.append(_Asked(place, message, chosen))
             out.append((self._homes.ids[place], message))
         self.messages += len(out)
         return out

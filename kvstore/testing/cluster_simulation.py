@@ -230,17 +230,18 @@ class ClusterSimulation:
 
     def _ping(self) -> None:
         """Each node's own view, by whom it has heard of lately."""
-        now = self.world.now
+        now, chance, loss, cut = self.world.now, self.world.rng.random, self.network.weather.loss, self.network.cut
+        there = [
+            (name, (now, node.incarnation)) for name, node in self.nodes.items() if node.running and not node.stopped
+        ]
         for node in self._up():
-            for name, other in self.nodes.items():
-                heard = other.running and not other.stopped and self.network.reaches(node.name, name)
-                heard = heard and self.network.reaches(name, node.name)
-                if heard and self.world.rng.random() >= self.network.weather.loss:
-                    node.heard[name] = (now, other.incarnation)
+            me = node.name
+            for name, heard in there:
+                if not (cut and ((me, name) in cut or (name, me) in cut)) and chance() >= loss:
+                    node.heard[name] = heard
             alive = {n: inc for n, (when, inc) in node.heard.items() if now - when <= DEAD_AFTER_MS * MS}
             if not node.fit and 2 * len(alive) > len(self.nodes):
-                node.fit = True
-                node.directory.rejoined(now)
+                node.rejoined()
             asked = node.directory.view.asked.members
             node.see(alive | {node.name: node.incarnation})
             self.moved += node.directory.view.asked.members != asked

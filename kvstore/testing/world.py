@@ -82,13 +82,14 @@ class World:
 
     def run(self, events_max: int, after_each: Callable[[], None]) -> None:
         """Until nothing is left to happen. Broken if that takes more than `events_max` events."""
-        while self._heap:
+        heap, clock, pop = self._heap, self.clock, heapq.heappop
+        while heap:
             self.events += 1
             if self.events > events_max:
                 raise Broken(f"hang: no end after {events_max} events")
-            when, _, call = heapq.heappop(self._heap)
-            if when > self.now:
-                self.clock.advance_to_ns(when)
+            when, _, call = pop(heap)
+            if when > clock.now_ns():
+                clock.advance_to_ns(when)
             call()
             after_each()
 

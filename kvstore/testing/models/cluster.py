@@ -123,6 +123,14 @@ class ClusterNode:
             self.directory.view_changed(live, self.world.now)
             self.poll()
 
+    def rejoined(self) -> None:
+        """It has heard a majority since it stood still. It looks at once, as a node does: where nobody seemed to come
+        or go meanwhile, nothing else makes it tell again those that have forgotten it.
+        """
+        self.fit = True
+        self.directory.rejoined(self.world.now)
+        self.poll()
+
     def changed(self) -> None:
         """Something came or went here."""
         self._wake_by(self.world.now + self._settings.announce_ms * MS)

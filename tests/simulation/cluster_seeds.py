@@ -1,0 +1,22 @@
+"""Seeds of the simulated cluster, in two halves: workers share files, and each plays one."""
+
+from __future__ import annotations
+
+import pytest
+
+from kvstore.testing.cluster_simulation import run_seed
+
+HALVES = 2
+SHARE = 16  # of the seeds of one node's simulation: one here takes as long as many there
+ENOUGH = 100  # seeds in which everything must have happened
+
+HAPPENS = ("calm", "got", "missed", "restarts", "moved", "hedged", "lost", "forgotten", "agreed")
+
+
+def play_half(half: int, request: pytest.FixtureRequest) -> None:
+    seeds = max(HALVES, request.config.getoption("--seeds") // SHARE)
+    results = [run_seed(seed) for seed in range(half, seeds, HALVES)]
+    if len(results) < ENOUGH:
+        return
+    for what in HAPPENS:
+        assert sum(getattr(result, what) for result in results) > len(results) // 20, f"{what}: hardly ever happens"
