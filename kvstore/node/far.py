@@ -28,7 +28,7 @@ from google.protobuf.message import DecodeError
 from kvstore.client.landed import leading
 from kvstore.directory.base import distance
 from kvstore.errors import KvStoreError, Rejected
-from kvstore.node.crowding import Crowds, also, one_holder
+from kvstore.node.crowding import BUSY_S, Crowds, also, one_holder
 from kvstore.node.far_lookup import FAR
 from kvstore.node.far_plan import Piece, demoted, is_cut, plan
 from kvstore.node.held_here import held_here
@@ -142,7 +142,9 @@ class Lender:
         """
         locator = self.cluster.locator
         loop = asyncio.get_running_loop()
-        until = loop.time() + min(request.deadline_ms / 1e3, DEADLINE_S_MAX)
+        began = loop.time()
+        until = began + min(request.deadline_ms / 1e3, DEADLINE_S_MAX)
+        patient_s = max(BUSY_S, min(request.wait_ms, self.limits.hold_wait_ms_max) / 1e3)
         block_bytes = sum(opened.shards[request.shard].part_bytes)
         keys = prefix.keys[: max(1, self.limits.window_bytes // block_bytes)]
         keys = keys[: self._absent(opened.handle, request.shard, keys)]
@@ -153,7 +155,7 @@ class Lender:
             holders = one_holder(source, request.shard, len(keys))
         else:
             holders = remembered or await locator.locate(opened.digest, keys)
-        search = _Search(holders, self._avoided(request.avoid, loop.time()), Crowds(loop.time(), until))
+        search = _Search(holders, self._avoided(request.avoid, began), Crowds(min(until, began + patient_s)))
         while (left_s := until - loop.time()) > 0:
             pieces = plan(search.left, request.shard, self._distances(search.holders), block_bytes)
             if not pieces and remembered is not None:
