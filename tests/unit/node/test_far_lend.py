@@ -31,7 +31,7 @@ def say(**tiers: int) -> Holders:
 
 class World:
     """has: each node's blocks, and in which tier: what is in files comes to those who may wait. crowded: how often
-    whoever is asked has too many readers.
+    whoever is asked has too many readers. here: whether the asking node has them; comes: whether it has, after that.
     """
 
     def __init__(self, claims: Holders, remembered: Holders | None = None, **has: tuple[int, int]) -> None:
@@ -39,6 +39,7 @@ class World:
         self.has = has
         self.asked: list[tuple[str, int]] = []
         self.crowded = 0
+        self.here = self.comes = False
         cluster: Any = SimpleNamespace(
             locator=self,
             peers=self,
@@ -48,7 +49,7 @@ class World:
             incarnations=lambda: {A: 1, B: 2},
             living=lambda node: Member(chr(node[0]), node, node[0] - 96, host="other"),
         )
-        core: Any = SimpleNamespace(find=lambda *_: np.zeros(BLOCKS, np.bool_))
+        core: Any = SimpleNamespace(find=lambda *asked: np.full(len(asked[-1]), self.here))
         self.lender = Lender(cluster, core, LimitsConfig(), has_files=False)
 
     def remembered(self, ns: bytes, keys: object) -> Holders | None:
@@ -67,6 +68,7 @@ class World:
         self.asked.append((address, asked.wait_ms))
         if self.crowded:
             self.crowded -= 1
+            self.here = self.comes and not self.crowded
             return framed.LeaseResponse(busy=True).SerializeToString()
         blocks, tier = self.has.get(address, (0, 0))
         blocks = min(blocks, len(asked.chain.keys) // 32) if tier == TierKind.MEMORY or asked.wait_ms else 0
@@ -126,3 +128,17 @@ async def test_a_crowd_is_waited_for_as_long_as_the_client_lets_its_node_wait(
     world = World(say(a=1), a=(BLOCKS, 1))
     world.crowded = 4  # pauses of 10, 20, 40 and 80 ms
     assert (await world.lend(wait_ms))[0] == blocks
+
+
+async def test_what_is_here_by_now_is_told_so_and_asked_of_nobody() -> None:
+    world = World(say(a=1), a=(BLOCKS, 1))
+    world.here = True
+    assert await world.lend() == (0, True)
+    assert not world.asked
+
+
+async def test_who_waits_behind_a_crowd_sees_what_came_here_meanwhile() -> None:
+    world = World(say(a=1), a=(BLOCKS, 1))
+    world.crowded, world.comes = 2, True
+    assert await world.lend() == (0, True)
+    assert len(world.asked) == 2
