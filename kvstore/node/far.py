@@ -155,7 +155,8 @@ class Lender:
         remembered = None if source is not None else locator.remembered(opened.digest, keys)
         named = one_holder(source, request.shard, len(keys)) if source is not None else remembered
         holders = named or await locator.locate(opened.digest, keys)
-        search = _Search(holders, self._avoided(request.avoid, began), Crowds(min(until, began + patient_s)))
+        avoided = self._avoided(request.avoid, began) - {source}  # who has just asked for this lives
+        search = _Search(holders, avoided, Crowds(min(until, began + patient_s)))
         while (left_s := until - loop.time()) > 0:
             pieces = plan(search.left, request.shard, self._distances(search.holders), block_bytes)
             if not pieces and remembered is not None:

@@ -78,10 +78,10 @@ class World:
             told.sections.add(blocks=blocks)
         return told.SerializeToString()
 
-    async def lend(self, wait_ms: int = 500) -> tuple[int, bool]:
+    async def lend(self, wait_ms: int = 500, source: bytes | None = None) -> tuple[int, bool]:
         opened: Any = SimpleNamespace(handle=0, digest=b"n" * 32, shards=[SimpleNamespace(part_bytes=[SIZE])])
         request = framed.LeaseRequest(carriers=[3], deadline_ms=2000, wait_ms=wait_ms)
-        lent, more = await self.lender.lend(opened, Prefix(KEYS, b"", NO_HINT), request)
+        lent, more = await self.lender.lend(opened, Prefix(KEYS, b"", NO_HINT), request, source)
         return sum(one.blocks for one in lent), more
 
 
@@ -142,3 +142,10 @@ async def test_who_waits_behind_a_crowd_sees_what_came_here_meanwhile() -> None:
     world.crowded, world.comes = 2, True
     assert await world.lend() == (0, True)
     assert len(world.asked) == 2
+
+
+async def test_who_has_just_asked_for_a_copy_is_not_passed_over() -> None:
+    world = World(say(a=1), a=(BLOCKS, 2))
+    world.lender._passed_over[1] = float("inf")
+    assert await world.lend() == (0, False) and not world.asked
+    assert await world.lend(source=A) == (BLOCKS, False)
