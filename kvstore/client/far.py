@@ -37,7 +37,9 @@ TRIES: Final = 4  # holders of a block that lead nowhere, one after the other
 
 
 def fetching_far(mover: Mover, space: Space, step: Fetch, times: Times) -> Conduct[Answer]:
-    """Window after window until the node has the next block itself, or nobody has, or one does not come."""
+    """Window after window until the node has the next block itself, or nobody has, or one does not come. Nothing, and
+    `window_full`: the node has the first one itself by now.
+    """
     corrupt = 0
     for _ in range(TRIES):
         answer, again = yield from _windows(mover, space, step, times)
@@ -77,7 +79,7 @@ def _windows(mover: Mover, space: Space, step: Fetch, times: Times) -> Conduct[t
                 return run.told(more=now.more or not whole), not whole
         if run.blocks:  # nothing more of others just now: the node may have it, or a while later another
             return run.told(more=True), False
-        return window.failed or Told(), False
+        return window.failed or Told(window_full=window.lease.window_full), False
     except NotTaken as error:
         return ended_by(error, "into"), False
     except STOPPED as error:

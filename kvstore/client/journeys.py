@@ -168,13 +168,14 @@ def getting(
 ) -> Journey[Got]:
     """Window after window until the chain ends, a block is missing, or something fails. Of blocks that are got by parts
     the first part is the one that counts them: once, however many calls bring the rest. clustered: what the node has
-    not is sought at others, hole after hole.
+    not is sought at others, hole after hole; what it has by the time that it looks there, at itself once more.
     """
     check_count(keys, shape.limits)
     walk = _Walk(keys.shape[0])
     tiers: list[bytes] = []
     moved = corrupt = 0
     far = was_far = False
+    came_here = -1  # a block that the node had not when it was asked, and then had
     while walk.ended is None:
         at = walk.at
         rest = keys[at:] if at else keys
@@ -186,8 +187,10 @@ def getting(
         tiers.append(answer.tiers[: answer.blocks])
         if answer.status == Status.OK:
             walk.ended = _ended_fetch(answer, walk)
+            turned = far and answer.window_full and not answer.blocks and came_here != at
+            came_here = at if turned else came_here
             far = clustered and not far and walk.ended is Ended.MISS
-            walk.ended = None if far else walk.ended
+            walk.ended = None if far or turned else walk.ended
         else:
             far = False
             yield from walk.recover(answer)

@@ -3,7 +3,8 @@
 Rules
 - A holder counts leases that other nodes have of each of its blocks. At `leases_per_block_max` the next one is answered
   `busy`, with nodes that may have the block as well: that claim it here, or that have copied it from here.
-- The asking node tries those, then the busy ones again for BUSY_S at most: then it is a miss.
+- The asking node tries those, then the busy ones again for as long as its client lets it wait, at least for BUSY_S:
+  then it is a miss. Whoever has waited has no turn before who has just come, so in a crowd it may take long.
 - Only what nodes lease is counted: their clients can go elsewhere, and this node's own cannot.
 """
 
@@ -22,7 +23,7 @@ from kvstore.tiers.base import TierKind
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-__all__ = ["Crowd", "Crowds", "Name", "also", "names_of", "one_holder"]
+__all__ = ["BUSY_S", "Crowd", "Crowds", "Name", "also", "names_of", "one_holder"]
 
 Name = tuple[int, int, bytes]  # namespace handle, shard, first half of the key
 
@@ -86,16 +87,15 @@ class Crowd:
 
 @dataclass(slots=True)
 class Crowds:
-    """Of one lease that is asked for: who was busy, and how long they are still asked."""
+    """Of one lease that is asked for: who was busy, and until when they are asked again."""
 
-    began: float
     until: float
     busy: set[bytes] = field(default_factory=set)
     _pause_s: float = PAUSE_S
 
     def pause_s(self, now: float) -> float | None:
         """Nobody else is left: how long to wait before the busy ones are asked again; None: not any more."""
-        if not self.busy or now + self._pause_s >= min(self.began + BUSY_S, self.until):
+        if not self.busy or now + self._pause_s >= self.until:
             return None
         self.busy.clear()
         pause_s, self._pause_s = self._pause_s, min(PAUSE_S_MAX, 2 * self._pause_s)

@@ -28,7 +28,7 @@ from google.protobuf.message import DecodeError
 from kvstore.client.landed import leading
 from kvstore.directory.base import distance
 from kvstore.errors import KvStoreError, Rejected
-from kvstore.node.crowding import Crowds, also, one_holder
+from kvstore.node.crowding import BUSY_S, Crowds, also, one_holder
 from kvstore.node.far_lookup import FAR
 from kvstore.node.far_plan import Piece, demoted, is_cut, plan
 from kvstore.node.held_here import held_here
@@ -137,23 +137,26 @@ class Lender:
     async def lend(
         self, opened: Opened, prefix: Prefix, request: framed.LeaseRequest, source: bytes | None = None
     ) -> tuple[list[Lent], bool]:
-        """Sections from the chain's first block on, and whether it is worth asking again from their end. source: a node
-        that has it, for all that is known; nobody else is asked then.
+        """Sections from the chain's first block on, and whether it is worth asking again from their end; none and so:
+        this node has that block by now. source: a node that has it, for all that is known; nobody else is asked then.
         """
         locator = self.cluster.locator
         loop = asyncio.get_running_loop()
-        until = loop.time() + min(request.deadline_ms / 1e3, DEADLINE_S_MAX)
+        began = loop.time()
+        until = began + min(request.deadline_ms / 1e3, DEADLINE_S_MAX)
+        patient_s = max(BUSY_S, min(request.wait_ms, self.limits.hold_wait_ms_max) / 1e3)
         block_bytes = sum(opened.shards[request.shard].part_bytes)
         keys = prefix.keys[: max(1, self.limits.window_bytes // block_bytes)]
-        keys = keys[: self._absent(opened.handle, request.shard, keys)]
         if locator is None or not len(keys) or not request.carriers:
             return [], False
+        keys = keys[: self._absent(opened.handle, request.shard, keys)]
+        if not len(keys):
+            return [], True
         remembered = None if source is not None else locator.remembered(opened.digest, keys)
-        if source is not None:
-            holders = one_holder(source, request.shard, len(keys))
-        else:
-            holders = remembered or await locator.locate(opened.digest, keys)
-        search = _Search(holders, self._avoided(request.avoid, loop.time()), Crowds(loop.time(), until))
+        named = one_holder(source, request.shard, len(keys)) if source is not None else remembered
+        holders = named or await locator.locate(opened.digest, keys)
+        avoided = self._avoided(request.avoid, began) - {source}  # who has just asked for this lives
+        search = _Search(holders, avoided, Crowds(min(until, began + patient_s)))
         while (left_s := until - loop.time()) > 0:
             pieces = plan(search.left, request.shard, self._distances(search.holders), block_bytes)
             if not pieces and remembered is not None:
@@ -162,7 +165,7 @@ class Lender:
             if not pieces:
                 # Those that are busy come last, again and again for a while: a lease takes milliseconds.
                 pause_s = search.crowds.pause_s(loop.time())
-                if pause_s is None:
+                if pause_s is None or not self._absent(opened.handle, request.shard, keys[:1]):
                     break
                 await asyncio.sleep(pause_s)
                 continue
@@ -180,7 +183,7 @@ class Lender:
                 cut = blocks < pieces[-1].end or is_cut(pieces, block_bytes) or search.narrowed
                 cut = cut or remembered is not None  # more may have come since
                 return whole, blocks < len(prefix.keys) and (blocks == len(keys) or cut)
-        return [], False
+        return [], not self._absent(opened.handle, request.shard, keys[:1])  # another reader's copy has come
 
     def _heard(self, search: _Search, piece: Piece, one: Lent | None, shard: int) -> None:
         """What a holder's answer says of whom to ask next."""
@@ -322,7 +325,9 @@ class FarLeases:
     _asking: dict[int, asyncio.Task[object]] = field(default_factory=dict)
 
     async def lease(self, opened: Opened, prefix: Prefix, request: framed.LeaseRequest) -> framed.LeaseResponse:
-        """Raises ValueError naming the field, Rejected. Nobody has it: no blocks, and no lease."""
+        """Raises ValueError naming the field, Rejected. No blocks and no lease: nobody has it, or (`window_full`) this
+        node has it itself by now.
+        """
         number = request.lease
         if number in self._asking or number in self._leases:
             raise ValueError(f"lease: {number} is the number of another one")
@@ -333,7 +338,7 @@ class FarLeases:
         with self.asking(number):
             lent, more = await self.lender.lend(opened, prefix, request)
         if not lent:
-            return framed.LeaseResponse()
+            return framed.LeaseResponse(window_full=more)
         self.lender.counts.leases += 1
         lease_ms = min(one.told.lease_ms for one in lent)
         lapse = asyncio.get_running_loop().call_later(lease_ms / 1e3, self._end, number)

@@ -86,6 +86,7 @@ class Replicas:
                 async with asyncio.timeout_at(until), turn:
                     came = self.here(opened, request.shard, prefix.keys[at:])
                     came = came or await self._window(opened, prefix.part(at), request, at, until, source)
+                    came = came or self.here(opened, request.shard, prefix.keys[at:])  # put here meanwhile
             except TimeoutError:
                 break
             except Rejected as error:

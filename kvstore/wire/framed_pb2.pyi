@@ -108,7 +108,7 @@ Global___LeaseRequest: _TypeAlias = LeaseRequest  # noqa: Y015
 
 @_typing.final
 class LeaseResponse(_message.Message):
-    """The longest run of the chain that is up. No blocks: nothing is, and there is no lease."""
+    """The longest run of the chain that is up. No blocks: nothing is, and there is no lease; far and window_full: this node has it itself by now."""
 
     DESCRIPTOR: _descriptor.Descriptor
 

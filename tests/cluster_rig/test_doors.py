@@ -115,7 +115,7 @@ def foreign(rig: Rig, *sets: str, etcd: Pair, **doors: str) -> NodeThere:
     """Of the right secret and etcd, on a machine of its own."""
     home = rig.folder / f"x{len(list(rig.folder.glob('x*')))}"
     home.mkdir()
-    sets = (*rig.settings(etcd), *sets, GONE, "cluster.join_ms=1000")
+    sets = (*rig.settings(etcd), *sets, GONE)
     return NodeThere(rig.network["x"], home, *sets, memory="4MiB", **doors)
 
 
@@ -138,7 +138,7 @@ def test_etcd_lets_nobody_in_without_its_own_certificate(rig: Rig, stranger: Aut
     pair = rig.pair("y", rig.network["x"].address)
     false = stranger.sign("at etcd")
     node = foreign(rig, *rig.sealed(pair), etcd=false)
-    assert "not joined within cluster.join_ms" in refusal(node)
+    assert "not joined within cluster.join_ms" in refusal(node, "cluster.join_ms=1000")
 
 
 @pytest.mark.parametrize("door", [*DOORS, "everywhere"])

@@ -100,9 +100,10 @@ class Cluster:
             node.close()
 
 
-def refusal(node: NodeProcess) -> str:
-    """Of one that does not start."""
-    process = node.spawn()
+def refusal(node: NodeProcess, *sets: str) -> str:
+    """Of one that does not start, with these settings, too."""
+    flags = [part for one in sets for part in ("--set", one)]
+    process = subprocess.Popen([*node.command(), *flags], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     try:
         out, err = process.communicate(timeout=40)
     except subprocess.TimeoutExpired:
@@ -301,13 +302,13 @@ def test_one_node_alone_is_a_cluster_of_one(tmp_path: Path) -> None:
 def test_nodes_that_meet_in_etcd_outlive_it(tmp_path: Path) -> None:
     with EtcdServer(tmp_path) as server:
         members = f"etcd://{server.endpoint}/test/cluster"
-        cluster = Cluster(tmp_path, 3, members, "cluster.etcd_ttl_s=2", "cluster.join_ms=1500")
+        cluster = Cluster(tmp_path, 3, members, "cluster.etcd_ttl_s=2")
         with running(cluster):
             server.kill()
             cluster.nodes[2].kill()  # dead by pings, whatever etcd says
             for node in cluster.nodes[:2]:
                 told_within(node, cluster.name(2), "dead", 3)
-            assert "not joined within cluster.join_ms" in refusal(cluster.nodes[2])
+            assert "not joined within cluster.join_ms" in refusal(cluster.nodes[2], "cluster.join_ms=1500")
             assert states(cluster.nodes[0])[cluster.name(1)] == "alive"
             assert "not to be reached for" in admin(cluster.nodes[0], "nodes")
             server.start()

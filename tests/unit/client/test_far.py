@@ -144,6 +144,11 @@ def test_sections_are_read_and_each_is_told_of(world: Far) -> None:
     assert release.lease == request.lease and not release.corrupt
 
 
+def test_what_the_node_has_itself_by_now_is_told_so(world: Far) -> None:
+    told = world.leased(lent(full=True))
+    assert (told.status, told.blocks, told.window_full) == (Status.OK, 0, True)
+
+
 def test_later_parts_are_not_counted_as_blocks(of_a_part: Far) -> None:
     world = of_a_part
     world.reads = [came(Read(BLOCKS))]

@@ -6,10 +6,12 @@ from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
+import pytest
 
 from kvstore.config import LimitsConfig
 from kvstore.directory.base import Member
 from kvstore.directory.locating import Holders
+from kvstore.node import far
 from kvstore.node.far import Lender
 from kvstore.node.streams import Prefix
 from kvstore.tiers.base import TierKind
@@ -18,7 +20,7 @@ from kvstore.wire import framed, store
 A, B = b"a" * 16, b"b" * 16
 BLOCKS, SIZE = 4, 64
 KEYS = np.random.default_rng(1).integers(0, 256, (BLOCKS, 32), np.uint8)
-NO_HINT: Any = lambda at: None  # noqa: E731 - of a prefix
+NO_HINT: Any = lambda at: SimpleNamespace(family=1)  # noqa: E731 - of a prefix
 
 
 def say(**tiers: int) -> Holders:
@@ -28,12 +30,16 @@ def say(**tiers: int) -> Holders:
 
 
 class World:
-    """has: each node's blocks, and in which tier: what is in files comes to those who may wait."""
+    """has: each node's blocks, and in which tier: what is in files comes to those who may wait. crowded: how often
+    whoever is asked has too many readers. here: whether the asking node has them; comes: whether it has, after that.
+    """
 
     def __init__(self, claims: Holders, remembered: Holders | None = None, **has: tuple[int, int]) -> None:
         self.claims, self.known, self.located = claims, remembered, 0
         self.has = has
         self.asked: list[tuple[str, int]] = []
+        self.crowded = 0
+        self.here = self.comes = False
         cluster: Any = SimpleNamespace(
             locator=self,
             peers=self,
@@ -43,7 +49,7 @@ class World:
             incarnations=lambda: {A: 1, B: 2},
             living=lambda node: Member(chr(node[0]), node, node[0] - 96, host="other"),
         )
-        core: Any = SimpleNamespace(find=lambda *_: np.zeros(BLOCKS, np.bool_))
+        core: Any = SimpleNamespace(find=lambda *asked: np.full(len(asked[-1]), self.here))
         self.lender = Lender(cluster, core, LimitsConfig(), has_files=False)
 
     def remembered(self, ns: bytes, keys: object) -> Holders | None:
@@ -60,6 +66,10 @@ class World:
         assert method == store.METHOD_PEER_LEASE
         asked = framed.LeaseRequest.FromString(body)
         self.asked.append((address, asked.wait_ms))
+        if self.crowded:
+            self.crowded -= 1
+            self.here = self.comes and not self.crowded
+            return framed.LeaseResponse(busy=True).SerializeToString()
         blocks, tier = self.has.get(address, (0, 0))
         blocks = min(blocks, len(asked.chain.keys) // 32) if tier == TierKind.MEMORY or asked.wait_ms else 0
         told = framed.LeaseResponse(offsets=[0] * blocks, tiers=bytes([tier]) * blocks, tickets=[0] * blocks)
@@ -68,10 +78,10 @@ class World:
             told.sections.add(blocks=blocks)
         return told.SerializeToString()
 
-    async def lend(self) -> tuple[int, bool]:
+    async def lend(self, wait_ms: int = 500, source: bytes | None = None) -> tuple[int, bool]:
         opened: Any = SimpleNamespace(handle=0, digest=b"n" * 32, shards=[SimpleNamespace(part_bytes=[SIZE])])
-        request = framed.LeaseRequest(carriers=[3], deadline_ms=2000, wait_ms=500)
-        lent, more = await self.lender.lend(opened, Prefix(KEYS, b"", NO_HINT), request)
+        request = framed.LeaseRequest(carriers=[3], deadline_ms=2000, wait_ms=wait_ms)
+        lent, more = await self.lender.lend(opened, Prefix(KEYS, b"", NO_HINT), request, source)
         return sum(one.blocks for one in lent), more
 
 
@@ -108,3 +118,34 @@ async def test_what_is_short_of_the_chain_by_an_old_answer_is_asked_about_again(
     old = Holders((A,), np.ones((1, BLOCKS), np.uint64), np.array([[1, 1, 0, 0]], np.uint8))
     assert await World(say(a=1), old, a=(BLOCKS, 1)).lend() == (2, True)
     assert await World(old, a=(BLOCKS, 1)).lend() == (2, False), "homes say so now"
+
+
+@pytest.mark.parametrize(("wait_ms", "blocks"), [(500, BLOCKS), (0, 0)])
+async def test_a_crowd_is_waited_for_as_long_as_the_client_lets_its_node_wait(
+    monkeypatch: pytest.MonkeyPatch, wait_ms: int, blocks: int
+) -> None:
+    monkeypatch.setattr(far, "BUSY_S", 0.05)
+    world = World(say(a=1), a=(BLOCKS, 1))
+    world.crowded = 4  # pauses of 10, 20, 40 and 80 ms
+    assert (await world.lend(wait_ms))[0] == blocks
+
+
+async def test_what_is_here_by_now_is_told_so_and_asked_of_nobody() -> None:
+    world = World(say(a=1), a=(BLOCKS, 1))
+    world.here = True
+    assert await world.lend() == (0, True)
+    assert not world.asked
+
+
+async def test_who_waits_behind_a_crowd_sees_what_came_here_meanwhile() -> None:
+    world = World(say(a=1), a=(BLOCKS, 1))
+    world.crowded, world.comes = 2, True
+    assert await world.lend() == (0, True)
+    assert len(world.asked) == 2
+
+
+async def test_who_has_just_asked_for_a_copy_is_not_passed_over() -> None:
+    world = World(say(a=1), a=(BLOCKS, 2))
+    world.lender._passed_over[1] = float("inf")
+    assert await world.lend() == (0, False) and not world.asked
+    assert await world.lend(source=A) == (BLOCKS, False)
