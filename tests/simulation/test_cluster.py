@@ -10,12 +10,13 @@ import sys
 
 import pytest
 
-from tests.simulation.cluster_seeds import play_half
+from tests.simulation.cluster_seeds import BATCHES, play
 
 
 @pytest.mark.timeout(900)
-def test_seeds_hold(request: pytest.FixtureRequest) -> None:
-    play_half(0, request)
+@pytest.mark.parametrize("batch", range(0, BATCHES, 2))
+def test_seeds_hold(batch: int, request: pytest.FixtureRequest) -> None:
+    play(batch, request)
 
 
 TRACES = """

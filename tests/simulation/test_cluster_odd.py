@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import pytest
 
-from tests.simulation.cluster_seeds import play_half
+from tests.simulation.cluster_seeds import BATCHES, play
 
 
 @pytest.mark.timeout(900)
-def test_odd_seeds_hold(request: pytest.FixtureRequest) -> None:
-    play_half(1, request)
+@pytest.mark.parametrize("batch", range(1, BATCHES, 2))
+def test_odd_seeds_hold(batch: int, request: pytest.FixtureRequest) -> None:
+    play(batch, request)
