@@ -139,6 +139,7 @@ class Claims:
             number = self.table.add_node()
             if number < 0:
                 return Status.FULL
+            self.table.name_node(number, node)
             teller = self.tellers[node] = Teller(number)
             self._ids[number] = node
         return teller

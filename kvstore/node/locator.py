@@ -103,7 +103,7 @@ class Locator:
 
     def stood_still(self) -> None:
         self._still = True
-        self.directory.stood_still()
+        self.directory.stood_still(self._clock.now_ns())
 
     def rejoined(self) -> None:
         self._still = False
@@ -174,6 +174,14 @@ class Locator:
         """Nodes that claim one of these blocks here, as far as this node is a home of it."""
         answer = self.directory.handle(Locate(ns, np.ascontiguousarray(keys[:, :16])), self._clock.now_ns())
         return answer.nodes if isinstance(answer, LocateAnswer) else ()
+
+    def answer_until(self, until: int) -> None:
+        """Until then the door answers by itself what other nodes ask of `claims`."""
+        self.directory.answer_until(until, self._clock.now_ns())
+
+    @property
+    def claims(self) -> ClaimTable:
+        return self.directory.claims.table
 
     # ---- asking ---------------------------------------------------------------------------------------------------
 
