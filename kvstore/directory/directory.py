@@ -46,12 +46,19 @@ class Directory:
 
     def view_changed(self, live: Mapping[bytes, int], now: int) -> None:
         """Who answers pings now, and as which incarnation; this node is among them."""
+        self.answer_until(0, now)
         self.view.update(live, now)
         self.claims.view_changed(now)
 
-    def stood_still(self) -> None:
+    def stood_still(self, now: int) -> None:
         """It was stopped for longer than others wait for a ping: what it knows is of another time."""
         self._away = True
+        self.answer_until(0, now)
+
+    def answer_until(self, until: int, now: int) -> None:
+        """Before `until`, and before the view changes, the table itself may answer who asks it, as handle() would."""
+        fit = not self._away and self.view.trusts(self.me, now)
+        self.claims.table.answer_until(until if fit else 0, self.view.live_word, self.settings.holders_max)
 
     def rejoined(self, now: int) -> None:
         """Others may have forgotten what it told them, and it may have seen nobody go: it tells them all again."""

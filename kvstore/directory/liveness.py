@@ -198,7 +198,12 @@ class Liveness:
 
     def overdue(self, now: int) -> bool:
         """Whether a tick would find that this process stood still: to be asked before others are believed."""
-        return now - self._ticked > self.rules.dead_after_ns // 2
+        return now > self.overdue_at
+
+    @property
+    def overdue_at(self) -> int:
+        """A tick after this would find that this process stood still."""
+        return self._ticked + self.rules.dead_after_ns // 2
 
     @property
     def settled(self) -> bool:

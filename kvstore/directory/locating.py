@@ -56,6 +56,8 @@ class Holders:
     def among(self, nodes: Collection[bytes]) -> Holders:
         """Of these nodes alone: a home may name one that the asking node knows to be dead, or itself."""
         chosen = [i for i, node in enumerate(self.nodes) if node in nodes]
+        if len(chosen) == len(self.nodes):
+            return self
         return Holders(tuple(self.nodes[i] for i in chosen), self.shards[chosen], self.tiers[chosen])
 
     def runs(self, shard: int, first: int, end: int, order: Sequence[bytes] = ()) -> list[Run]:
@@ -122,9 +124,12 @@ class Locating:
         self._ns, self._homes, self._spread, self._view = ns, homes, spread, view
         self._keys = np.ascontiguousarray(keys[:, :16])
         first, second = homes.of(keys)
-        good = np.array([standing(node) for node in homes.ids] + [0])  # the last: place -1
-        swap = good[second] > good[first]
-        self._first, self._second = np.where(swap, second, first), np.where(swap, first, second)
+        standings = [standing(node) for node in homes.ids]
+        good = np.array([*standings, 0])  # the last: place -1
+        if len(set(standings)) > 1:
+            swap = good[second] > good[first]
+            first, second = np.where(swap, second, first), np.where(swap, first, second)
+        self._first, self._second = first, second
         self._usable = good > 0
         self._open = np.ones(len(keys), np.bool_)
         self._asked: list[_Asked] = []
@@ -197,8 +202,9 @@ class Locating:
 
     def _ask(self, whom: npt.NDArray[np.int32], keys: Places, most: int | None = None) -> list[tuple[bytes, Locate]]:
         out: list[tuple[bytes, Locate]] = []
-        for place in places_in(whom[keys])[:most]:
-            chosen = keys[whom[keys] == place]
+        of = whom[keys]
+        for place in places_in(of)[:most]:
+            chosen = keys[of == place]
             message = Locate(self._ns, self._keys[chosen], self._spread)
             self._asked.append(_Asked(place, message, chosen))
             out.append((self._homes.ids[place], message))

@@ -255,6 +255,8 @@ class Cluster:
                 self.locator.stood_still()
         elif self.liveness.fit and not was_fit and self.locator is not None:
             self.locator.rejoined()
+        if self.locator is not None:
+            self.locator.answer_until(self.liveness.overdue_at if self.liveness.fit else 0)
         if self.liveness.settled and self.liveness.caught_up:
             self._met_all.set()
         if self._opened and self.liveness.caught_up:

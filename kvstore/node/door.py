@@ -278,7 +278,10 @@ class FramedDoor:
     async def _body(self, request: native.Request, peer: Peer) -> bytes:
         owner, method = request.owner, request.method
         if method in PEER_METHODS:
-            return self._desk.call(owner, method, request.body)
+            answer = self._desk.call(owner, method, request.body)
+            if method == store.METHOD_PEER_HELLO:
+                self._met(owner)
+            return answer
         if method == store.METHOD_PEER_ADMIN:
             self._desk.peer(owner)  # for operators whose rights the asking node has looked at
             return await self._handlers.asking.answered(request.body)
@@ -289,6 +292,12 @@ class FramedDoor:
         if method not in NAMELESS:
             await self._handlers.host.cluster.surely()
         return await self._handlers.call(peer, method, request.body, lambda ns: self._native.allow(owner, ns))
+
+    def _met(self, owner: int) -> None:
+        """A node that has introduced itself is told by the door's own thread who claims what."""
+        locator = self._handlers.host.cluster.locator
+        if locator is not None and self._desk.knows(owner):
+            self._native.answer_locates(owner, store.METHOD_PEER_LOCATE, locator.claims)
 
     async def _answer(self, request: native.Request) -> None:
         owner, number = request.owner, request.request

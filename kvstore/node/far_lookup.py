@@ -48,6 +48,8 @@ Need = tuple[int, int, int]  # shard, kind, blocks
 Keys = npt.NDArray[np.uint8]
 Tiers = npt.NDArray[np.uint8]
 
+_NEAR: Final = np.zeros(FAR + 8, np.bool_)  # by tier: it is here, and no other node need be asked
+_NEAR[[int(TierKind.MEMORY), int(TierKind.FILE)]] = True
 _RANKS: Final = np.zeros(FAR + 8, np.uint8)
 for _place, _tier in enumerate(SLOWER):
     _RANKS[int(_tier)] = _place + 1
@@ -77,15 +79,18 @@ class FarLookup:
         wanted = list(needs) or [(0, int(NeedKind.ALL), 0)]
         shards = sorted({shard for shard, _, _ in wanted})
         here = {shard: self._here(opened.handle, shard, keys) for shard in shards}
-        near = np.logical_and.reduce([(tiers == TierKind.MEMORY) | (tiers == TierKind.FILE) for tiers in here.values()])
+        near = np.logical_and.reduce([_NEAR[tiers] for tiers in here.values()])
         asked = np.flatnonzero(~near)
         locator = self.cluster.locator
         holders = Holders((), np.zeros((0, len(keys)), np.uint64), np.zeros((0, len(keys)), np.uint8))
         if locator is not None and len(asked):
-            holders = spread_out(await locator.locate(opened.digest, keys[asked]), asked, len(keys))
+            whole = len(asked) == len(keys)
+            holders = await locator.locate(opened.digest, keys if whole else keys[asked])
+            if not whole:
+                holders = spread_out(holders, asked, len(keys))
         for shard, tiers in here.items():
             claimed = nearest(holders, shard)
-            far = (claimed > 0) & (tiers != TierKind.MEMORY) & (tiers != TierKind.FILE)
+            far = (claimed > 0) & ~_NEAR[tiers]
             tiers[far] = claimed[far] + FAR
         bitmap = np.zeros(len(keys), np.uint64)
         for shard, tiers in here.items():

@@ -23,6 +23,7 @@ from kvstore.directory.messages import Announce, Answer, Bytes, Digest, Locate, 
 from kvstore.directory.settings import MS, DirectorySettings
 from kvstore.errors import KvStoreError
 from kvstore.native import ClaimTable, NodeCore
+from kvstore.node.locate_calls import LocateCalls
 from kvstore.node.recent import Recent
 from kvstore.wire import claims as wire
 
@@ -30,7 +31,7 @@ if TYPE_CHECKING:
     from kvstore.clock import Clock
     from kvstore.config import ClusterConfig
     from kvstore.directory.base import Member
-    from kvstore.directory.locating import Holders, Locating
+    from kvstore.directory.locating import Holders
     from kvstore.node.peers import Peers
 
 __all__ = ["Locator", "LocatorCounts"]
@@ -103,7 +104,7 @@ class Locator:
 
     def stood_still(self) -> None:
         self._still = True
-        self.directory.stood_still()
+        self.directory.stood_still(self._clock.now_ns())
 
     def rejoined(self) -> None:
         self._still = False
@@ -175,6 +176,14 @@ class Locator:
         answer = self.directory.handle(Locate(ns, np.ascontiguousarray(keys[:, :16])), self._clock.now_ns())
         return answer.nodes if isinstance(answer, LocateAnswer) else ()
 
+    def answer_until(self, until: int) -> None:
+        """Until then the door answers by itself what other nodes ask of `claims`."""
+        self.directory.answer_until(until, self._clock.now_ns())
+
+    @property
+    def claims(self) -> ClaimTable:
+        return self.directory.claims.table
+
     # ---- asking ---------------------------------------------------------------------------------------------------
 
     async def locate(self, ns: bytes, keys: Bytes, *, publishing: bool = False) -> Holders:
@@ -193,51 +202,27 @@ class Locator:
 
     async def _located(self, ns: bytes, keys: Bytes) -> Holders:
         locating = self.directory.locate(ns, keys, self._clock.now_ns())
-        waiting: dict[asyncio.Task[Answer | None], Locate] = {}
-        try:
-            self._put(locating, locating.start(), waiting)
-            while waiting and not locating.done:
-                now = self._clock.now_ns()
-                until = locating.hedge_at if now < locating.hedge_at else locating.ends_at
-                done, _ = await asyncio.wait(
-                    waiting, timeout=max(0.0, (until - now) / 1e9), return_when=asyncio.FIRST_COMPLETED
-                )
-                for task in done:
-                    message, answer = waiting.pop(task), task.result()
-                    more = locating.answered(message, answer if isinstance(answer, LocateAnswer) else None)
-                    self._put(locating, more, waiting)
-                if not done:
-                    self._put(locating, locating.timer(self._clock.now_ns()), waiting)
-        finally:
-            for task in waiting:
-                task.cancel()
+        calls = LocateCalls(locating, self.directory.me, self._begin, self._clock)
+        await calls.over()
         self.counts.lookups += 1
         self.counts.asked += locating.messages
         self.counts.hedged += locating.hedges
+        self.counts.unanswered += calls.unanswered
         return locating.holders().among(self.directory.view.live.keys())
+
+    def _begin(self, to: bytes, message: Locate, deadline_s: float) -> asyncio.Future[bytes] | LocateAnswer | None:
+        if to == self.directory.me:
+            answer = self.directory.handle(message, self._clock.now_ns())
+            assert isinstance(answer, LocateAnswer)
+            return answer
+        node = self._living(to)
+        if node is None:
+            return None
+        return self._peers.begin(node.address, wire.method_of(message), wire.message_bytes(message), deadline_s)
 
     def remembered(self, ns: bytes, keys: Bytes) -> Holders | None:
         """What `locate` answered of these a moment ago, of nodes that may have died since."""
         return self._recent.find(ns, keys, self._clock.now_ns() / 1e9)
-
-    def _put(
-        self,
-        locating: Locating,
-        asked: list[tuple[bytes, Locate]],
-        waiting: dict[asyncio.Task[Answer | None], Locate],
-    ) -> None:
-        """Asks, this node itself at once."""
-        asked = list(asked)
-        while asked:
-            to, message = asked.pop()
-            now = self._clock.now_ns()
-            if to == self.directory.me:
-                answer = self.directory.handle(message, now)
-                assert isinstance(answer, LocateAnswer)
-                asked += locating.answered(message, answer)
-                continue
-            left_s = max(0.001, (locating.ends_at - now) / 1e9)
-            waiting[asyncio.ensure_future(self._ask(to, message, left_s))] = message
 
 
 def directory_settings(config: ClusterConfig) -> DirectorySettings:

@@ -57,6 +57,10 @@ class PeerDesk:
             raise Denied("peer: only nodes of this cluster may ask this", known=False)
         return member
 
+    def knows(self, connection: int) -> bool:
+        """Whether a node has introduced itself there."""
+        return connection in self._peers
+
     def introduced(self) -> list[Member]:
         """Who has introduced himself, and is connected still."""
         return list(self._peers.values())

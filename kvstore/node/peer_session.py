@@ -16,7 +16,7 @@ from functools import partial
 from kvstore import native
 from kvstore.client.address import TcpAddress
 from kvstore.client.calls import body_of
-from kvstore.errors import Unavailable
+from kvstore.errors import KvStoreError, Unavailable
 
 __all__ = ["NotLetIn", "NotListening", "PeerSession"]
 
@@ -35,7 +35,7 @@ class PeerSession:
     def __init__(self, session: native.Session) -> None:
         self._session = session
         self._tokens = itertools.count(1)
-        self._waiting: dict[int, asyncio.Future[native.Result]] = {}
+        self._waiting: dict[int, asyncio.Future[bytes]] = {}
         self._loop = asyncio.get_running_loop()
         self._loop.add_reader(session.completion_fd, self._complete)
 
@@ -68,21 +68,28 @@ class PeerSession:
     def _complete(self) -> None:
         for result in self._session.take_completions():
             future = self._waiting.pop(result.token, None)
-            if future is not None and not future.done():
-                future.set_result(result)
+            if future is None or future.done():
+                continue
+            try:
+                future.set_result(body_of(result))
+            except (KvStoreError, ValueError) as error:
+                future.set_exception(error)
+
+    def begin(self, method: int, body: bytes, deadline_s: float) -> asyncio.Future[bytes]:
+        """What call() returns or raises, to come; cancelled, the call is given up. It may come a moment too late."""
+        token, future = next(self._tokens), self._loop.create_future()
+        self._waiting[token] = future
+        future.add_done_callback(partial(self._over, token))
+        self._session.submit_call(token, method, body, deadline_s)
+        return future
+
+    def _over(self, token: int, future: asyncio.Future[bytes]) -> None:
+        if future.cancelled() and self._waiting.pop(token, None) is not None:
+            self._session.cancel(token)
 
     async def call(self, method: int, body: bytes, deadline_s: float) -> bytes:
         """Raises what the answer says: Unavailable where none comes in time, Rejected, ValueError."""
-        token, future = next(self._tokens), self._loop.create_future()
-        self._waiting[token] = future
-        self._session.submit_call(token, method, body, deadline_s)
-        try:
-            return body_of(await future)
-        except asyncio.CancelledError:
-            self._session.cancel(token)
-            raise
-        finally:
-            self._waiting.pop(token, None)
+        return await self.begin(method, body, deadline_s)
 
     def close(self, executor: Executor) -> None:
         """Calls in flight end Unavailable. Its threads end beside the loop."""

@@ -98,6 +98,15 @@ class Peers:
             session, _ = await self._connected(address, until)
             return await session.call(method, body, max(0.001, until - time.monotonic()))
 
+    def begin(self, address: str, method: int, body: bytes, deadline_s: float) -> asyncio.Future[bytes]:
+        """As call, to come: over a connection that there is, without a task. Whoever waits minds the deadline himself;
+        cancelled, it is given up.
+        """
+        line = self._lines.get(address)
+        if line is not None and line.session is not None and line.member is not None and not line.session.closed:
+            return line.session.begin(method, body, deadline_s)
+        return asyncio.ensure_future(self.call(address, method, body, deadline_s))
+
     def connected(self, address: str) -> bool:
         line = self._lines.get(address)
         return line is not None and line.session is not None and not line.session.closed

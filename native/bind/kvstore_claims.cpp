@@ -7,13 +7,16 @@
 //   claim_buckets(keys) -> u8 array; claim_digests(ns_word, keys, shards, tiers) -> u64[64]
 //   class ClaimTable: see native/directory/claims.hpp
 //     locate(ns_word, keys, holders_max, spread) -> (counts u8, nodes u16, shards u64, tiers u8)
+//     name_node(node, id: bytes); answer_until(until_ns, view, holders_max); answer(message: bytes) -> bytes | None  # as the door does
 //     apply(node, ns_word, keys, shards, tiers) -> (added, changed, withdrawn, unknown, evicted)
 //   NodeCore.held(ns, keys) -> (shards u64, tiers u8); held_in(tier, ns, keys) -> shards u64
 //   NodeCore.scan_held(after, max, ns=-1) -> (after, keys, ns u32, shards, tiers)
 //   NodeCore.begun_since(sequence, max) -> (sequence, keys, ns u32); begun_sequence
 //   NodeCore.watch(ns, shard, keys) -> int (0: too many, or not open); unwatch(watch); watch_fd; take_woken() -> list[(watch, abandoned)]
 //   NodeCore.changes_since(sequence, max) -> (sequence, gap, keys, ns u32, cleared u32); namespace_digest(ns); namespaces_end
-#include "directory/claims.hpp"
+#include <nanobind/stl/optional.h>
+
+#include "kvstore_claims.hpp"
 #include "kvstore_core_class.hpp"
 #include "kvstore_core_types.hpp"
 
@@ -43,13 +46,17 @@ ClaimRows claims_of(std::uint32_t ns, const RowsIn& keys, const WordsIn& shards,
   return {ns, rows_of(keys), words_of(shards), {tiers.data(), tiers.shape(0)}};
 }
 
-struct Claims : ClaimTable {
-  using ClaimTable::ClaimTable;
-  NodeNumber checked(std::uint32_t node) const {
-    if (!known(node)) throw nb::value_error("node: no such number");
-    return static_cast<NodeNumber>(node);
-  }
-};
+NodeNumber checked(const ClaimTable& table, std::uint32_t node) {
+  if (!table.known(node)) throw nb::value_error("node: no such number");
+  return static_cast<NodeNumber>(node);
+}
+
+ClaimsDesk::NodeId id_of(const nb::bytes& id) {
+  ClaimsDesk::NodeId out;
+  if (id.size() != out.size()) throw nb::value_error("id: 16 bytes");
+  std::memcpy(out.data(), id.c_str(), out.size());
+  return out;
+}
 
 void bind_functions(nb::module_& m) {
   m.def("namespace_word", [](const nb::bytes& digest) { return namespace_word(long_enough(digest, "digest")); }, "digest"_a);
@@ -80,39 +87,64 @@ void bind_functions(nb::module_& m) {
 }
 
 void bind_table(nb::module_& m) {
-  nb::class_<Claims>(m, "ClaimTable", "What nodes say that they hold. Not thread-safe. See native/directory/claims.hpp.")
+  nb::class_<Claims>(m, "ClaimTable", "What nodes say that they hold. See native/directory/claims.hpp, claims_desk.hpp.")
       .def("__init__", [](Claims* self, std::uint32_t claims_max, std::uint64_t hash_seed) {
-             new (self) Claims(ClaimConfig{claims_max, hash_seed});
+             new (self) Claims{std::make_shared<ClaimsDesk>(ClaimConfig{claims_max, hash_seed})};
            }, "claims_max"_a = ClaimConfig{}.claims_max, "hash_seed"_a = ClaimConfig{}.hash_seed)
-      .def("add_node", [](Claims& self) { return self.add_node(); })
-      .def("drop_node", [](Claims& self, std::uint32_t node) { return self.drop_node(self.checked(node)); }, "node"_a)
-      .def("set_named", [](Claims& self, std::uint32_t node, bool named) { self.set_named(self.checked(node), named); }, "node"_a, "named"_a)
+      .def("add_node", [](Claims& self) { return self.with([](ClaimTable& table) { return table.add_node(); }); })
+      .def("name_node", [](Claims& self, std::uint32_t node, const nb::bytes& id) {
+             const NodeNumber number = self.with([&](ClaimTable& table) { return checked(table, node); });
+             self.desk->name(number, id_of(id));
+           }, "node"_a, "id"_a)
+      .def("answer_until", [](Claims& self, std::int64_t until, std::uint64_t view, std::uint32_t holders_max) {
+             self.desk->answer_until(until, view, holders_max);
+           }, "until"_a, "view"_a, "holders_max"_a)
+      .def("answer", [](Claims& self, const nb::bytes& message) -> std::optional<nb::bytes> {
+             std::vector<std::uint8_t> out;
+             if (!self.desk->answer(span_of(message), out)) return std::nullopt;
+             return bytes_of(out);
+           }, "message"_a)
+      .def("drop_node", [](Claims& self, std::uint32_t node) {
+             return self.with([&](ClaimTable& table) { return table.drop_node(checked(table, node)); });
+           }, "node"_a)
+      .def("set_named", [](Claims& self, std::uint32_t node, bool named) {
+             self.with([&](ClaimTable& table) { table.set_named(checked(table, node), named); });
+           }, "node"_a, "named"_a)
       .def("apply", [](Claims& self, std::uint32_t node, std::uint32_t ns, const RowsIn& keys, const WordsIn& shards, const BytesIn& tiers) {
-             const NodeNumber number = self.checked(node);
              const ClaimRows rows = claims_of(ns, keys, shards, tiers);
-             const Applied done = self.apply(number, rows);
+             const Applied done = self.with([&](ClaimTable& table) { return table.apply(checked(table, node), rows); });
              return std::tuple(done.added, done.changed, done.withdrawn, done.unknown, done.evicted);
            }, "node"_a, "ns_word"_a, "keys"_a, "shards"_a, "tiers"_a)
-      .def("drop_namespace", [](Claims& self, std::uint32_t node, std::uint32_t ns) { return self.drop_namespace(self.checked(node), ns); },
-           "node"_a, "ns_word"_a)
-      .def("begin", [](Claims& self, std::uint32_t node, std::uint64_t buckets) { self.begin(self.checked(node), buckets); }, "node"_a, "buckets"_a)
-      .def("end", [](Claims& self, std::uint32_t node, std::uint64_t buckets) { return self.end(self.checked(node), buckets); }, "node"_a, "buckets"_a)
-      .def("locate", [](const Claims& self, std::uint32_t ns, const RowsIn& keys, std::uint32_t holders_max, std::uint32_t spread) {
+      .def("drop_namespace", [](Claims& self, std::uint32_t node, std::uint32_t ns) {
+             return self.with([&](ClaimTable& table) { return table.drop_namespace(checked(table, node), ns); });
+           }, "node"_a, "ns_word"_a)
+      .def("begin", [](Claims& self, std::uint32_t node, std::uint64_t buckets) {
+             self.with([&](ClaimTable& table) { table.begin(checked(table, node), buckets); });
+           }, "node"_a, "buckets"_a)
+      .def("end", [](Claims& self, std::uint32_t node, std::uint64_t buckets) {
+             return self.with([&](ClaimTable& table) { return table.end(checked(table, node), buckets); });
+           }, "node"_a, "buckets"_a)
+      .def("locate", [](Claims& self, std::uint32_t ns, const RowsIn& keys, std::uint32_t holders_max, std::uint32_t spread) {
              Located out;
-             self.locate(ns, rows_of(keys), holders_max, spread, out);
+             const KeyRows rows = rows_of(keys);
+             self.with([&](ClaimTable& table) { table.locate(ns, rows, holders_max, spread, out); });
              return std::tuple(array_of(std::move(out.counts)), array_of(std::move(out.nodes)), array_of(std::move(out.shards)),
                                array_of(std::move(out.tiers)));
            }, "ns_word"_a, "keys"_a, "holders_max"_a, "spread"_a)
-      .def("digests", [](const Claims& self, std::uint32_t node) {
-             const Digests& digests = self.digests(self.checked(node));
+      .def("digests", [](Claims& self, std::uint32_t node) {
+             const Digests digests = self.with([&](ClaimTable& table) { return table.digests(checked(table, node)); });
              return array_of(std::vector<std::uint64_t>(digests.begin(), digests.end()));
            }, "node"_a)
-      .def("claims_of", [](const Claims& self, std::uint32_t node) { return self.claims_of(self.checked(node)); }, "node"_a)
-      .def("evicted_of", [](const Claims& self, std::uint32_t node) { return self.evicted_of(self.checked(node)); }, "node"_a)
-      .def("__len__", [](const Claims& self) { return self.size(); })
-      .def_prop_ro("claims_max", [](const Claims& self) { return self.claims_max(); })
-      .def_prop_ro("memory_bytes", [](const Claims& self) { return self.memory_bytes(); })
-      .def("check_integrity", [](const Claims& self) { self.check_integrity(); });
+      .def("claims_of", [](Claims& self, std::uint32_t node) {
+             return self.with([&](ClaimTable& table) { return table.claims_of(checked(table, node)); });
+           }, "node"_a)
+      .def("evicted_of", [](Claims& self, std::uint32_t node) {
+             return self.with([&](ClaimTable& table) { return table.evicted_of(checked(table, node)); });
+           }, "node"_a)
+      .def("__len__", [](Claims& self) { return self.with([](ClaimTable& table) { return table.size(); }); })
+      .def_prop_ro("claims_max", [](Claims& self) { return self.with([](ClaimTable& table) { return table.claims_max(); }); })
+      .def_prop_ro("memory_bytes", [](Claims& self) { return self.with([](ClaimTable& table) { return table.memory_bytes(); }); })
+      .def("check_integrity", [](Claims& self) { self.with([](ClaimTable& table) { table.check_integrity(); }); });
 }
 
 }  // namespace

@@ -11,6 +11,7 @@
 //                                                    # SHA-256 of each token, name in each certificate, and the number that requests
 //                                                    # of their bearers carry; ends the connections of numbers that are gone
 //     allow(owner, ns) -> bool; disallow(ns); set_draining(bool)
+//     answer_locates(owner, method, claims: ClaimTable)   # of this connection, as far as claims.answer() does
 //     request_fd: int; take_requests(max) -> list[Request]
 //         # Request: owner request method trusted unanswered gone remote (by TCP: uid says nothing) uid token (-1: none) names (of the
 //         # certificate it showed) body: bytes
@@ -23,12 +24,13 @@
 //     def __init__(self, certificate: str = "", key: str = "", ca: str = "") -> None
 //         # RuntimeError names the file at fault, or what is not installed. ca "": a client believes whom the system trusts,
 //         # and a server asks for no certificate
-//   Methods of CALL are numbers Python agrees on with itself (kvstore/wire); the door does not look at them.
+//   Methods of CALL are numbers Python agrees on with itself (kvstore/wire); the door does not look at them, but for the one of answer_locates.
 #include <nanobind/stl/optional.h>
 #include <nanobind/stl/string.h>
 
 #include "buffers.hpp"
 #include "door/server.hpp"
+#include "kvstore_claims.hpp"
 #include "kvstore_core_class.hpp"
 #include "kvstore_core_types.hpp"
 #include "kvstore_tls.hpp"
@@ -90,7 +92,7 @@ nb::dict stats_of(const door::DoorStats& s) {
   const std::pair<const char*, std::uint64_t> rows[] = {
       {"connections", s.connections}, {"trusted", s.trusted}, {"remote", s.remote}, {"accepted", s.accepted}, {"refused_full", s.refused_full},
       {"refused_token", s.refused_token}, {"cut_token", s.cut_token}, {"cut_malformed", s.cut_malformed}, {"cut_slow", s.cut_slow}, {"cut_hello", s.cut_hello}, {"cut_tls", s.cut_tls},
-      {"frames", s.frames}, {"bytes_in", s.bytes_in}, {"bytes_out", s.bytes_out}, {"requests_dropped", s.requests_dropped}};
+      {"frames", s.frames}, {"located", s.located}, {"bytes_in", s.bytes_in}, {"bytes_out", s.bytes_out}, {"requests_dropped", s.requests_dropped}};
   for (const auto& [name, value] : rows) d[name] = value;
   return d;
 }
@@ -131,6 +133,9 @@ void bind_door(nb::module_& m) {
       .def("set_bearers", &set_bearers, "tokens"_a, "certificates"_a = std::vector<std::pair<std::string, std::int64_t>>{})
       .def("allow", &Door::allow, "owner"_a, "ns"_a)
       .def("disallow", &Door::disallow, "ns"_a)
+      .def("answer_locates", [](Door& self, OwnerId owner, std::uint32_t method, const Claims& claims) {
+             self.answer_locates(owner, method, claims.desk);
+           }, "owner"_a, "method"_a, "claims"_a)
       .def("set_draining", &Door::set_draining, "draining"_a)
       .def_prop_ro("request_fd", &Door::request_fd)
       .def("take_requests", &Door::take_requests, "max"_a)

@@ -96,6 +96,19 @@ Status Channel::send(std::span<const std::uint8_t> frames, Nanos deadline) {
   return Status::kOk;
 }
 
+Status Channel::send_at_once(std::span<const std::uint8_t> frames) {
+  const std::unique_lock lock(sending_, std::try_to_lock);
+  if (!lock || waits_ || broken_ || wire_->sealed()) return Status::kLate;
+  const ssize_t sent = wire_->send_at_once(frames);
+  if (sent <= 0) return Status::kLate;  // no room, or an end: send() finds out
+  const auto rest = frames.subspan(static_cast<std::size_t>(sent));
+  if (!rest.empty()) {
+    going_.append(rest.data(), rest.size());
+    waits_ = true;
+  }
+  return Status::kOk;
+}
+
 bool Channel::take(std::uint64_t request, Answer& out) {
   std::lock_guard lock(mutex_);
   const auto found = pending_.find(request);

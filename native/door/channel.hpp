@@ -42,6 +42,9 @@ class Channel {
   void abandon(std::uint64_t request);  // idempotent
   // Sends whole frames, and before them what waits. kOk, kLate (then the channel is broken if bytes had gone) or kUnavailable.
   Status send(std::span<const std::uint8_t> frames, Nanos deadline);
+  // As send(), without ever waiting. kLate: nothing has gone, it is for send(). kOk, and waiting(): it has gone in part, and the rest
+  // is for flush(). Not over TLS, which has work to do before it sends.
+  Status send_at_once(std::span<const std::uint8_t> frames);
   // Keeps a frame that is not answered until the next send.
   void later(Verb verb, std::span<const std::uint8_t> body);
   Status flush(Nanos deadline) { return send({}, deadline); }

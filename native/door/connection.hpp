@@ -8,6 +8,7 @@
 #include <string>
 #include <vector>
 
+#include "directory/claims_desk.hpp"
 #include "frame.hpp"
 #include "tcp/tls.hpp"
 
@@ -39,6 +40,9 @@ struct Connection {
 
   std::vector<NsId> allowed;  // sorted
   std::uint32_t requests = 0;  // rare verbs that Python has not answered
+
+  std::shared_ptr<ClaimsDesk> claims;  // of a node that has introduced itself: its questions of this method are answered from them
+  std::uint32_t locate_method = 0;
 
   bool handshaking() const noexcept { return tls != nullptr && state == State::kHello; }
   bool holds_input() const noexcept { return stream != nullptr && stream->holds_input(); }

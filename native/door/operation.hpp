@@ -37,6 +37,8 @@ class Operation {
   Next step(Link& link, const Answer* answer, FrameWriter& request);
   // The node refused, is gone, is late, or the caller has given up: undo what an earlier step has got.
   virtual void refused(Link&) {}
+  // Its steps take next to no time, may be begun twice, and leave nothing to be sent: worth no other thread's waking.
+  virtual bool small() const noexcept { return false; }
 
   Result result;
   std::atomic<bool> cancelled{false};
@@ -84,8 +86,10 @@ class LookupOperation final : public Operation {
 class CallOperation final : public Operation {
  public:
   CallOperation(std::uint32_t method, std::span<const std::uint8_t> body);
+  bool small() const noexcept override { return body_.size() <= kSmallBytes; }
 
  private:
+  static constexpr std::size_t kSmallBytes = 64u << 10;
   Next advance(Link& link, const Answer* answer, FrameWriter& request) override;
   std::uint32_t method_;
   std::vector<std::uint8_t> body_;

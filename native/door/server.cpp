@@ -398,6 +398,11 @@ void Door::Impl::take_inbox(Nanos now) {
       if (Connection* peer = find(allow_->owner)) peer->allow(allow_->ns);
     } else if (const auto* disallow_ = std::get_if<Inbox::Disallow>(&item)) {
       for (auto& [owner, peer] : peers) peer->disallow(disallow_->ns);
+    } else if (auto* locates = std::get_if<Inbox::Locates>(&item)) {
+      Connection* peer = find(locates->owner);
+      if (peer == nullptr) continue;
+      peer->locate_method = locates->method;
+      peer->claims = std::move(locates->claims);
     } else {
       end_withdrawn();
     }

@@ -26,6 +26,10 @@
 #include "core/superblock.hpp"
 #include "frame.hpp"
 
+namespace kvstore {
+class ClaimsDesk;  // directory/claims_desk.hpp
+}
+
 namespace kvstore::tcp {
 class TlsContext;
 }
@@ -75,7 +79,7 @@ struct CertificateName {
 
 struct DoorStats {
   std::uint64_t connections = 0, trusted = 0, remote = 0;  // now
-  std::uint64_t accepted = 0, refused_full = 0, refused_token = 0, cut_token = 0, cut_malformed = 0, cut_slow = 0, cut_hello = 0, cut_tls = 0, frames = 0,
+  std::uint64_t accepted = 0, refused_full = 0, refused_token = 0, cut_token = 0, cut_malformed = 0, cut_slow = 0, cut_hello = 0, cut_tls = 0, frames = 0, located = 0 /* answered from claims */,
                 bytes_in = 0, bytes_out = 0, requests_dropped = 0;  // ever
 };
 
@@ -94,6 +98,9 @@ class Door {
   void set_bearers(std::vector<TokenDigest> tokens, std::vector<CertificateName> certificates);
   bool allow(OwnerId owner, NsId ns);  // false: that connection is gone
   void disallow(NsId ns);              // from everybody: the namespace was cleared
+  // Of a connection whose other end has introduced itself as a node: CALLs of this method are answered from these claims, as far
+  // as those answer; the rest is Python's.
+  void answer_locates(OwnerId owner, std::uint32_t method, std::shared_ptr<ClaimsDesk> claims);
   void set_draining(bool draining);    // while it is, RESERVE is refused; all else goes on
 
   int request_fd() const;  // readable when take_requests() has something

@@ -38,8 +38,13 @@ struct Inbox {
   struct Disallow {
     NsId ns;
   };
+  struct Locates {
+    OwnerId owner;
+    std::uint32_t method;
+    std::shared_ptr<ClaimsDesk> claims;
+  };
   struct Judge {};  // the tokens are others now
-  using Item = std::variant<Frame, Fetched, Allow, Disallow, Judge>;
+  using Item = std::variant<Frame, Fetched, Allow, Disallow, Locates, Judge>;
 
   explicit Inbox(int event) : wake_event(event) {}
   ~Inbox();
@@ -114,6 +119,7 @@ struct Door::Impl {
   bool fetched(Connection& peer, const FrameHeader& header, Reader body);
   bool quiet(Connection& peer, const FrameHeader& header, Reader body);
   bool call(Connection& peer, const FrameHeader& header, std::span<const std::uint8_t> body);
+  bool locate(Connection& peer, const FrameHeader& header, std::span<const std::uint8_t> message);  // false: Python's
   void refuse(Connection& peer, const FrameHeader& header, Status status, std::string_view field, std::string_view reason,
               std::uint64_t limit = 0);
   bool malformed(Connection& peer, const FrameHeader& header, std::string_view field, std::string_view reason,

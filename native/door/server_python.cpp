@@ -32,6 +32,9 @@ bool Door::allow(OwnerId owner, NsId ns) {
 }
 
 void Door::disallow(NsId ns) { impl_->inbox->push(Inbox::Disallow{ns}); }
+void Door::answer_locates(OwnerId owner, std::uint32_t method, std::shared_ptr<ClaimsDesk> claims) {
+  impl_->inbox->push(Inbox::Locates{owner, method, std::move(claims)});
+}
 void Door::set_draining(bool draining) { impl_->draining.store(draining, std::memory_order_relaxed); }
 
 int Door::request_fd() const { return impl_->request_event; }

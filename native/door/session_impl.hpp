@@ -43,7 +43,9 @@ struct Session::Impl {
   void stop_threads();
   void read_for_all();
   void work();
-  void advance(std::unique_lock<std::mutex>& lock, const std::shared_ptr<Job>& job);
+  // at_once: in the thread of who submits, or who reads; never waits, and leaves to a worker what would.
+  void advance(std::unique_lock<std::mutex>& lock, const std::shared_ptr<Job>& job, bool at_once = false);
+  void enqueue(const std::shared_ptr<Job>& job);  // for a worker, with the lock
   void answer_came(const std::weak_ptr<Job>& job);
   void complete(const std::shared_ptr<Job>& job);  // with the lock
   void give_up(std::unique_lock<std::mutex>& lock, const std::shared_ptr<Job>& job, Status status);

@@ -373,6 +373,7 @@ bool Door::Impl::call(Connection& peer, const FrameHeader& header, std::span<con
   std::span<const std::uint8_t> message;
   if (!reader.read(asked)) return malformed(peer, header, "call", "too short");
   reader.bytes(reader.left(), message);
+  if (peer.claims != nullptr && asked.method == peer.locate_method && locate(peer, header, message)) return true;
   if (peer.requests >= config.requests_per_connection_max) {
     refuse(peer, header, Status::kRejected, "requests_per_connection_max", "too many are waiting", config.requests_per_connection_max);
     return true;
@@ -400,6 +401,18 @@ bool Door::Impl::call(Connection& peer, const FrameHeader& header, std::span<con
   }
   tally.requests_dropped += 1;
   refuse(peer, header, Status::kRejected, "requests_max", "too many are waiting", config.requests_max);
+  return true;
+}
+
+bool Door::Impl::locate(Connection& peer, const FrameHeader& header, std::span<const std::uint8_t> message) {
+  if ((header.flags & kNoAnswer) != 0) return false;
+  const std::size_t start = peer.out.begin(Verb::kCall, kAnswer, header.request);
+  if (!peer.claims->answer(message, peer.out.bytes)) {
+    peer.out.bytes.resize(start);
+    return false;
+  }
+  peer.out.finish(start);
+  tally.located += 1;
   return true;
 }
 

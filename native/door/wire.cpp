@@ -62,6 +62,10 @@ ssize_t Wire::send(std::span<iovec> pieces) {
   return moved(sealed_->write(pieces));
 }
 
+ssize_t Wire::send_at_once(std::span<const std::uint8_t> bytes) {
+  return ::send(fd_, bytes.data(), bytes.size(), MSG_NOSIGNAL | MSG_DONTWAIT);
+}
+
 ssize_t Wire::try_receive(void* into, std::size_t bytes) {
   if (!sealed_) return recv(fd_, into, bytes, MSG_DONTWAIT);
   const iovec piece{into, bytes};

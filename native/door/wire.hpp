@@ -32,6 +32,7 @@ class Wire {
   // Sealed: what could not be sent is half sent all the same, and nothing else may be sent before it.
   bool sealed() const noexcept { return sealed_ != nullptr; }
   ssize_t send(std::span<iovec> pieces);  // waits
+  ssize_t send_at_once(std::span<const std::uint8_t> bytes);  // of a wire that is not sealed: what there is room for
   ssize_t receive(void* into, std::size_t bytes, bool waits);
   bool readable(Nanos within);  // whether receive() has something to say
   std::string trouble();        // why a sealed stream failed, for people; else ""

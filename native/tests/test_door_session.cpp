@@ -332,6 +332,33 @@ void late_answers(bool by_tcp) {
   CHECK(answered.status == Status::kOk && answered.body == timely);
 }
 
+// Calls that are submitted faster than the node takes them: what a socket has no room for follows in order, and whole.
+void small_calls_in_a_row(bool by_tcp) {
+  constexpr std::uint64_t kCalls = 400;
+  DoorConfig doors;
+  doors.requests_per_connection_max = doors.requests_max = kCalls;
+  Rig rig(64ull << 20, {}, doors);
+  rig.by_tcp = by_tcp;
+  auto session = rig.connect();
+  const auto body_of = [](std::uint64_t i) { return std::vector<std::uint8_t>(60'000 - i, static_cast<std::uint8_t>(i)); };
+  for (std::uint64_t i = 0; i < kCalls; ++i) {
+    const auto body = body_of(i);
+    auto call = std::make_unique<CallOperation>(static_cast<std::uint32_t>(i), body);
+    CHECK(call->small());
+    session->submit(i, std::move(call), in_ms(9'000));
+  }
+  const auto asked = requests_of(rig, kCalls);
+  CHECK(asked.size() == kCalls);
+  for (const Request& request : asked) {
+    CHECK(request.body == body_of(request.method));
+    CHECK(rig.door->answer(request.owner, request.request, std::vector<std::uint8_t>(8, static_cast<std::uint8_t>(request.method))));
+  }
+  const auto done = completions(*session, kCalls);
+  CHECK(done.size() == kCalls);
+  for (const Result& one : done)
+    CHECK(one.status == Status::kOk && one.body == std::vector<std::uint8_t>(8, static_cast<std::uint8_t>(one.token)));
+}
+
 // Who maps nothing puts and gets nothing here, and sends nothing in vain: it moves bytes by transfers.
 void unmapped(bool by_tcp) {
   Rig rig;
@@ -471,6 +498,7 @@ int main() {
   for (const bool by_tcp : {false, true}) {
     node_gone(by_tcp);
     late_answers(by_tcp);
+    small_calls_in_a_row(by_tcp);
     unmapped(by_tcp);
   }
   a_far_peer_is_never_trusted();

@@ -19,6 +19,7 @@ import pytest
 from cryptography import x509
 
 from kvstore import native
+from kvstore.wire import peers
 from tests.certificates import Authority, Pair
 from tests.integration.test_door import (
     ANSWER,
@@ -427,6 +428,37 @@ def test_a_door_that_stops_ends_whoever_is_there(tmp_path: Path, authority: Auth
     rig.stop()
     with pytest.raises(ConnectionError):
         rig.far()
+
+
+def test_what_a_node_asks_of_claims_is_answered_from_them_while_they_answer(tmp_path: Path) -> None:
+    method, ns, key = 37, b"n" * 32, b"k" * 16
+    question = peers.PeerLocateRequest(namespace=ns, keys=key, spread=1).SerializeToString()
+    table = native.ClaimTable(100, 1)
+    number = table.add_node()
+    table.name_node(number, b"holder".ljust(16, b"."))
+    row = np.frombuffer(key, np.uint8).reshape(1, 16), np.ones(1, np.uint64), np.ones(1, np.uint8)
+    table.apply(number, native.namespace_word(ns), *row)
+    table.answer_until(time.monotonic_ns() + 60 * 10**9, 7, 4)
+    with door(tmp_path / "door", anonymous_over_tcp=True) as rig:
+        node, stranger = rig.far(), rig.far()
+        rig.door.answer_locates(node.info.session, method, table)
+        told = peers.PeerLocateResponse.FromString(node.call(method, question, 5.0).body)
+        assert (list(told.nodes), told.counts, told.tiers, told.view) == ([b"holder".ljust(16, b".")], b"\1", b"\1", 7)
+        eventually(lambda: rig.door.stats()["located"] == 1)
+
+        def python(session: native.Session, method: int, body: bytes) -> None:
+            """It is Python's to answer."""
+            with ThreadPoolExecutor(1) as pool:
+                answer = pool.submit(session.call, method, body, 5.0)
+                echo(rig, 1)
+                assert answer.result().body == body[::-1]
+
+        python(stranger, method, question)
+        python(node, method + 1, question)
+        python(node, method, question + b"\x48\x01")
+        table.answer_until(0, 7, 4)
+        python(node, method, question)
+        assert rig.door.stats()["located"] == 1
 
 
 def hang_up(listener: socket.socket) -> None:

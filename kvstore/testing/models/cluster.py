@@ -103,7 +103,7 @@ class ClusterNode:
             return
         self.stopped, self.fit = False, False
         self.world.note(str(self), "goes on")
-        self.directory.stood_still()
+        self.directory.stood_still(self.world.now)
         kept, self._kept = self._kept, []
         for call in kept:
             call()

@@ -169,6 +169,10 @@ class Session:
         """As kvstore.node.peer_session.PeerSession.call."""
         return body_of(await self.ask(method, body, deadline_s))  # type: ignore[arg-type]
 
+    def begin(self, method: int, body: bytes, deadline_s: float) -> asyncio.Future[bytes]:
+        """As kvstore.node.peer_session.PeerSession.begin."""
+        return asyncio.ensure_future(self.call(method, body, deadline_s))
+
     async def ask(self, method: int, body: bytes, deadline_s: float) -> SimpleNamespace:
         """The Result. Late is unavailable."""
         if self.closed:

@@ -103,3 +103,18 @@ def test_whoever_stood_still_takes_no_word_before_a_majority_has_answered(looked
     assert not world.directory.view.trusts(ME.id, world.clock.now_ns()), "its own claims are of another time"
     keys = np.zeros((1, 32), np.uint8)
     assert world.directory.locate(b"s" * 32, keys, world.clock.now_ns()).start()
+
+
+def test_the_door_answers_for_the_directory_until_a_pause_would_be_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
+    world, until = World(), [-1]
+    monkeypatch.setattr(world.directory, "answer_until", lambda at, now: until.append(at))
+    world.answered(A, B)
+    assert until[-1] == 0, "by the view before, or by none"
+    world.look()
+    assert until[-1] == world.liveness.overdue_at > world.clock.now_ns()
+    assert not world.liveness.overdue(until[-1]) and world.liveness.overdue(until[-1] + 1)
+    world.look(world.cluster._config.dead_after_ms)  # it stood still
+    assert not world.cluster.fit and until[-1] == 0
+    world.answered(A, B)
+    world.look()
+    assert world.cluster.fit and until[-1] == world.liveness.overdue_at

@@ -13,10 +13,12 @@ from kvstore import native
 from kvstore.config import LimitsConfig
 from kvstore.errors import Misconfigured
 from kvstore.node.auth import TRUSTED, Denied, Guard, Peer
-from kvstore.node.door import Bearers, FramedDoor, listen
+from kvstore.node.door import NODE, Bearers, FramedDoor, listen
+from kvstore.node.handlers import Handlers
 from kvstore.node.peer_desk import PeerDesk
 from kvstore.node.tls import Certificates
 from kvstore.security import SecurityConfig
+from kvstore.wire import store
 
 
 def test_only_its_user_may_connect_unless_others_are_allowed(tmp_path: Path) -> None:
@@ -124,3 +126,18 @@ def test_who_a_request_is_from(tmp_path: Path) -> None:
         with pytest.raises(Denied, match=f"uid {stranger} may not use this node") as refused:
             peer(stranger)
         assert not refused.value.known
+
+
+async def test_only_a_node_that_has_introduced_itself_is_told_of_claims_by_the_door_itself() -> None:
+    known, told = {2}, []
+    desk = SimpleNamespace(call=lambda owner, method, body: body[::-1], knows=lambda owner: owner in known)
+    door = object.__new__(FramedDoor)
+    door._desk = cast(PeerDesk, desk)
+    door._native = cast(native.Door, SimpleNamespace(answer_locates=lambda *what: told.append(what)))
+    cluster = SimpleNamespace(locator=SimpleNamespace(claims="claims"))
+    door._handlers = cast(Handlers, SimpleNamespace(host=SimpleNamespace(cluster=cluster)))
+    for owner in (1, 2):
+        for method in (store.METHOD_PEER_CHALLENGE, store.METHOD_PEER_HELLO, store.METHOD_PEER_PING):
+            request = cast(native.Request, SimpleNamespace(owner=owner, method=method, body=b"ab"))
+            assert await door._body(request, NODE) == b"ba"
+    assert told == [(2, store.METHOD_PEER_LOCATE, "claims")]
