@@ -57,8 +57,8 @@ def load(path: Path) -> Trace:
 
 
 def published() -> Path | None:
-    """Mooncake's conversations, where KVSTORE_TRACES names a folder that has them: they are not of the repository."""
-    path = Path(os.environ.get("KVSTORE_TRACES", "")) / CONVERSATION
+    """Mooncake's conversations, where TRACES names a folder that has them: they are not of the repository."""
+    path = Path(os.environ.get("TRACES", "")) / CONVERSATION
     return path if path.is_file() else None
 
 

@@ -30,9 +30,7 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--seeds", type=int, default=500, help="simulation seeds to run")
-    # Taken out of the environment: to a node that a test starts it would be a setting that nothing reads.
-    traces = os.environ.pop("KVSTORE_TRACES", None)
-    parser.addoption("--traces", default=traces, help="a folder of published traces (or KVSTORE_TRACES)")
+    parser.addoption("--traces", default=os.environ.get("TRACES"), help="a folder of published traces (or TRACES)")
 
 
 @pytest.hookimpl(trylast=True)

@@ -1,6 +1,7 @@
 // A node's core and door over a small memory, in this process, for tests and fuzz targets.
 #pragma once
 #include <netinet/in.h>
+#include <poll.h>
 #include <sys/mman.h>
 #include <sys/socket.h>
 #include <sys/un.h>
@@ -184,6 +185,25 @@ inline Result fetch(Session& session, NsId ns, const std::vector<Key>& keys, con
 inline Result lookup(Session& session, NsId ns, const std::vector<Key>& keys, std::vector<Need> needs = {}) {
   LookupOperation operation(ns, keys, needs);
   return session.run(operation, in_ms(5'000));
+}
+
+inline std::vector<Result> completions(Session& session, std::size_t count) {
+  std::vector<Result> all;
+  for (int i = 0; i < 100 && all.size() < count; ++i) {
+    pollfd one{session.completion_fd(), POLLIN, 0};
+    poll(&one, 1, 100);
+    for (Result& result : session.take_completions()) all.push_back(std::move(result));
+  }
+  return all;
+}
+
+inline std::vector<Request> requests_of(Rig& rig, std::size_t count) {
+  std::vector<Request> all;
+  for (int i = 0; i < 400 && all.size() < count; ++i) {
+    usleep(5'000);
+    for (Request& request : rig.door->take_requests(count)) all.push_back(std::move(request));
+  }
+  return all;
 }
 
 }  // namespace kvstore::test

@@ -1,5 +1,4 @@
 // A session against a real door: what is put comes back, from one thread and from many; who maps nothing is refused, and asks the rest.
-#include <poll.h>
 #include <sys/wait.h>
 
 #include <thread>
@@ -154,16 +153,6 @@ void many_threads() {
   rig.core->with_memory([](SlotTable& table) { table.check_integrity(); });
 }
 
-std::vector<Result> completions(Session& session, std::size_t count) {
-  std::vector<Result> all;
-  for (int i = 0; i < 100 && all.size() < count; ++i) {
-    pollfd one{session.completion_fd(), POLLIN, 0};
-    poll(&one, 1, 100);
-    for (Result& result : session.take_completions()) all.push_back(std::move(result));
-  }
-  return all;
-}
-
 void submitted() {
   Rig rig(64ull << 20, {}, trusting());
   const NsId ns = rig.core->open_namespace(spec_of(1, {4096, 4096}));
@@ -297,66 +286,6 @@ void given_up() {
     rig.core->with_memory([&](SlotTable& table) { holds = table.stats().holds; });
   }
   CHECK(holds == 0);
-}
-
-std::vector<Request> requests_of(Rig& rig, std::size_t count) {
-  std::vector<Request> all;
-  for (int i = 0; i < 400 && all.size() < count; ++i) {
-    usleep(5'000);
-    for (Request& request : rig.door->take_requests(count)) all.push_back(std::move(request));
-  }
-  return all;
-}
-
-// An answer that comes when nobody waits any more is passed over, and the next call gets its own.
-void late_answers(bool by_tcp) {
-  Rig rig;
-  rig.by_tcp = by_tcp;
-  auto session = rig.connect();
-  CallOperation first(1, {});
-  CHECK(session->run(first, in_ms(50)).status == Status::kLate);
-  session->submit(1, std::make_unique<CallOperation>(2, std::span<const std::uint8_t>()), in_ms(4'000));
-  const auto asked = requests_of(rig, 2);
-  CHECK(asked.size() == 2);
-  session->cancel(1);
-  const auto done = completions(*session, 1);
-  CHECK(done.size() == 1 && done[0].status == Status::kCancelled);
-  const std::vector<std::uint8_t> late{1, 2, 3}, timely{4, 5};
-  for (const Request& request : asked) CHECK(rig.door->answer(request.owner, request.request, late));
-  std::thread node([&] {
-    for (const Request& request : requests_of(rig, 1)) rig.door->answer(request.owner, request.request, timely);
-  });
-  CallOperation third(3, {});
-  const Result answered = session->run(third, in_ms(4'000));
-  node.join();
-  CHECK(answered.status == Status::kOk && answered.body == timely);
-}
-
-// Calls that are submitted faster than the node takes them: what a socket has no room for follows in order, and whole.
-void small_calls_in_a_row(bool by_tcp) {
-  constexpr std::uint64_t kCalls = 400;
-  DoorConfig doors;
-  doors.requests_per_connection_max = doors.requests_max = kCalls;
-  Rig rig(64ull << 20, {}, doors);
-  rig.by_tcp = by_tcp;
-  auto session = rig.connect();
-  const auto body_of = [](std::uint64_t i) { return std::vector<std::uint8_t>(60'000 - i, static_cast<std::uint8_t>(i)); };
-  for (std::uint64_t i = 0; i < kCalls; ++i) {
-    const auto body = body_of(i);
-    auto call = std::make_unique<CallOperation>(static_cast<std::uint32_t>(i), body);
-    CHECK(call->small());
-    session->submit(i, std::move(call), in_ms(9'000));
-  }
-  const auto asked = requests_of(rig, kCalls);
-  CHECK(asked.size() == kCalls);
-  for (const Request& request : asked) {
-    CHECK(request.body == body_of(request.method));
-    CHECK(rig.door->answer(request.owner, request.request, std::vector<std::uint8_t>(8, static_cast<std::uint8_t>(request.method))));
-  }
-  const auto done = completions(*session, kCalls);
-  CHECK(done.size() == kCalls);
-  for (const Result& one : done)
-    CHECK(one.status == Status::kOk && one.body == std::vector<std::uint8_t>(8, static_cast<std::uint8_t>(one.token)));
 }
 
 // Who maps nothing puts and gets nothing here, and sends nothing in vain: it moves bytes by transfers.
@@ -497,8 +426,6 @@ int main() {
   given_up();
   for (const bool by_tcp : {false, true}) {
     node_gone(by_tcp);
-    late_answers(by_tcp);
-    small_calls_in_a_row(by_tcp);
     unmapped(by_tcp);
   }
   a_far_peer_is_never_trusted();

@@ -1,4 +1,4 @@
-"""The replay of a published trace against published figures, where the trace is at hand (KVSTORE_TRACES, or --traces
+"""The replay of a published trace against published figures, where the trace is at hand (TRACES, or --traces
 FOLDER).
 
 Not among what CI must run: the trace is other people's and megabytes long. That the replay is exact is held without it,
@@ -22,7 +22,7 @@ PUBLISHED = {"optimum": (19.07, 29.45, 36.64, 36.64, 36.64), "leaf_lru": (4.45, 
 def conversation(request: pytest.FixtureRequest) -> Trace:
     folder = request.config.getoption("--traces")
     if folder is None:
-        pytest.skip(f"no traces: KVSTORE_TRACES or --traces names a folder with {CONVERSATION}")
+        pytest.skip(f"no traces: TRACES or --traces names a folder with {CONVERSATION}")
     path = Path(folder) / CONVERSATION
     if not path.exists():
         pytest.skip(f"no trace: {path} is not there")
