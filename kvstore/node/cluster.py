@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Final
 
@@ -45,6 +45,7 @@ log = logging.getLogger(__name__)
 TICK_S: Final = 0.05
 GREET_S: Final = 2.0
 MILLIS: Final = 1_000_000
+FOREVER: Final = 2**63 - 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,6 +94,7 @@ class Cluster:
         self.locator: Locator | None = None  # in a cluster, from `introduce` on
         self.clearing: Clearing  # from `introduce` on
         self.doubt = Doubt()
+        self.looked: Callable[[int], object] = lambda _until: None  # told when, at the latest, it looks again
         self._met_all = asyncio.Event()  # for the first time, whoever could be met
         self.desk = PeerDesk(
             introduction,
@@ -190,6 +192,7 @@ class Cluster:
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
+        self.looked(FOREVER)  # not any more; who is served until the door is closed is not to ask again and again
         if self.locator is not None:
             await self.locator.stop()
         await self._membership.leave()
@@ -257,6 +260,7 @@ class Cluster:
             self.locator.rejoined()
         if self.locator is not None:
             self.locator.answer_until(self.liveness.overdue_at if self.liveness.fit else 0)
+        self.looked(self.liveness.overdue_at)
         if self.liveness.settled and self.liveness.caught_up:
             self._met_all.set()
         if self._opened and self.liveness.caught_up:

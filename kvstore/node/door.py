@@ -248,6 +248,10 @@ class FramedDoor:
         """Whoever has it open asks for its namespace again."""
         self._native.disallow(handle)
 
+    def trust_until(self, until: int) -> None:
+        """Past this time all ask for their namespaces again. On the monotonic clock, ns."""
+        self._native.trust_until(until)
+
     def stats(self) -> dict[str, int]:
         return self._native.stats()
 

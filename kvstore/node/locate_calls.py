@@ -55,9 +55,8 @@ class LocateCalls:
                 future.cancel()
 
     def _send(self, asked: Asked) -> None:
-        asked = sorted(
-            asked, key=lambda one: one[0] != self._me
-        )  # while others work on theirs, this node does on its own
+        # Taken from its end, so this node's own comes last: others work on theirs meanwhile.
+        asked = sorted(asked, key=lambda one: one[0] != self._me)
         while asked:
             to, message = asked.pop()
             left_s = max(0.001, (self._locating.ends_at - self._clock.now_ns()) / 1e9)

@@ -259,6 +259,7 @@ class Node:
         exits.push_async_callback(self._door.stop)
         namespaces.on_cleared = self._cleared
         self.cluster.doubt.raised = self._ask_again
+        self.cluster.looked = self._door.trust_until
         exits.push_async_callback(copies.drain.close)
 
     def _host(self, bridge: CoreBridge, namespaces: Namespaces) -> NodeHost:

@@ -10,7 +10,7 @@
 //     set_bearers(tokens: list[tuple[bytes, int]], certificates: list[tuple[str, int]] = [])
 //                                                    # SHA-256 of each token, name in each certificate, and the number that requests
 //                                                    # of their bearers carry; ends the connections of numbers that are gone
-//     allow(owner, ns) -> bool; disallow(ns); set_draining(bool)
+//     allow(owner, ns) -> bool; disallow(ns); trust_until(until); set_draining(bool)
 //     answer_locates(owner, method, claims: ClaimTable)   # of this connection, as far as claims.answer() does
 //     request_fd: int; take_requests(max) -> list[Request]
 //         # Request: owner request method trusted unanswered gone remote (by TCP: uid says nothing) uid token (-1: none) names (of the
@@ -133,6 +133,7 @@ void bind_door(nb::module_& m) {
       .def("set_bearers", &set_bearers, "tokens"_a, "certificates"_a = std::vector<std::pair<std::string, std::int64_t>>{})
       .def("allow", &Door::allow, "owner"_a, "ns"_a)
       .def("disallow", &Door::disallow, "ns"_a)
+      .def("trust_until", &Door::trust_until, "until"_a)
       .def("answer_locates", [](Door& self, OwnerId owner, std::uint32_t method, const Claims& claims) {
              self.answer_locates(owner, method, claims.desk);
            }, "owner"_a, "method"_a, "claims"_a)

@@ -60,6 +60,7 @@ struct Connection {
     const auto at = std::lower_bound(allowed.begin(), allowed.end(), ns);
     if (at != allowed.end() && *at == ns) allowed.erase(at);
   }
+  void disallow_all() noexcept { allowed.clear(); }
 };
 
 }  // namespace kvstore::door

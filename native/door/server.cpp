@@ -126,6 +126,9 @@ void Door::Impl::run() {
     int handshakes = 0;
     // First, so that what Python has allowed holds for every frame that was sent after it.
     if (inbox->filled) take_inbox(now);
+    // After it: whoever allows anything anew has moved the time on before.
+    if (now > trusted_until.load(std::memory_order_relaxed))
+      for (auto& [owner, peer] : peers) peer->disallow_all();
     for (int i = 0; i < ready; ++i) {
       const std::uint64_t tag = events[static_cast<std::size_t>(i)].data.u64;
       if (tag == kWakeTag) {

@@ -98,6 +98,9 @@ class Door {
   void set_bearers(std::vector<TokenDigest> tokens, std::vector<CertificateName> certificates);
   bool allow(OwnerId owner, NsId ns);  // false: that connection is gone
   void disallow(NsId ns);              // from everybody: the namespace was cleared
+  // Once the monotonic clock is past `until`, nobody may use what was allowed before: this process may have stood still, and others
+  // may have cleared it meanwhile. Who moves it on in time is never noticed. Until it is called the first time: for ever.
+  void trust_until(Nanos until);
   // Of a connection whose other end has introduced itself as a node: CALLs of this method are answered from these claims, as far
   // as those answer; the rest is Python's.
   void answer_locates(OwnerId owner, std::uint32_t method, std::shared_ptr<ClaimsDesk> claims);

@@ -5,6 +5,7 @@
 #include <atomic>
 #include <deque>
 #include <functional>
+#include <limits>
 #include <mutex>
 #include <thread>
 #include <unordered_map>
@@ -145,6 +146,7 @@ struct Door::Impl {
   std::thread thread;
   std::atomic<bool> stopping{false};
   std::atomic<bool> draining{false};  // RESERVE is refused
+  std::atomic<Nanos> trusted_until{std::numeric_limits<Nanos>::max()};
   Nanos next_housekeeping = 0;
   Nanos next_census = 0;  // of former clients
   SpinWindow spin{Nanos{config.spin_us_max} * 1'000};

@@ -288,6 +288,23 @@ void given_up() {
   CHECK(holds == 0);
 }
 
+// Past the time that Python has to move on, all that it allowed is asked for again; what it allows after moving it on holds.
+void trusted_for_a_time() {
+  Rig rig(64ull << 20, {}, trusting());
+  const NsId ns = rig.core->open_namespace(spec_of(1, {4096}));
+  auto session = rig.connect(ns);
+  const auto keys = chain_of(1, 2);
+  CHECK(put(*session, ns, keys, Bytes(2, 4096).whole()).blocks == 2);
+  rig.door->trust_until(monotonic_now() + 60'000'000'000);
+  CHECK(lookup(*session, ns, keys).blocks == 2);
+  rig.door->trust_until(monotonic_now() - 1);
+  CHECK(lookup(*session, ns, keys).status == Status::kStaleNamespace);
+  rig.door->trust_until(monotonic_now() + 60'000'000'000);
+  CHECK(lookup(*session, ns, keys).status == Status::kStaleNamespace);
+  rig.permit(*session, ns);
+  CHECK(lookup(*session, ns, keys).blocks == 2);
+}
+
 // Who maps nothing puts and gets nothing here, and sends nothing in vain: it moves bytes by transfers.
 void unmapped(bool by_tcp) {
   Rig rig;
@@ -424,6 +441,7 @@ int main() {
   a_wait_ends_with_what_there_is();
   many_threads();
   given_up();
+  trusted_for_a_time();
   for (const bool by_tcp : {false, true}) {
     node_gone(by_tcp);
     unmapped(by_tcp);
