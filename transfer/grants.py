@@ -216,6 +216,10 @@ class GrantBook:
             if grant.generation < GENERATION_MAX:  # else the slot has served
                 self._free.append(grant.slot)
 
+    def is_ending(self, grant: Grant) -> bool:
+        """It has ended, and was not found quiet yet."""
+        return self._ending.get(grant.slot) == grant
+
     def _take_slot(self, now_ns: int) -> int:
         while self._expiries and self._expiries[0][0] <= now_ns:
             _, slot, generation = heapq.heappop(self._expiries)

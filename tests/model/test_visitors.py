@@ -308,6 +308,18 @@ def test_as_many_holds_as_a_connection_may_have_are_no_miss() -> None:
     run.close()
 
 
+def test_a_lease_that_was_quiet_is_not_kept_for_who_touches_its_slot_next() -> None:
+    run = Run(seed=0, clients=2)
+    rig, (first, second) = run.rig, run.rig.clients
+    run(rig.pull(first, CHAINS[0], "", DEADLINE_S, 1.0))
+    run(rig.lease(first, CHAINS[0][:1]))
+    at_once(run, lambda: rig.hang_up(first))
+    run(rig.lease(second, CHAINS[0][:1]))
+    (lease,) = second.leases.values()
+    rig.stick(second, lease)
+    run.close()
+
+
 @pytest.mark.parametrize("what", ["clear", "jump", "hang up"])
 def test_a_pull_that_is_overtaken(what: str) -> None:
     for seed in range(12):
