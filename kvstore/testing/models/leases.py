@@ -48,10 +48,14 @@ class Holds:
         return [number for number, hold in self.by_id.items() if hold.owner == owner]
 
     def fitting(self, owner: int, run: list[Slot], open_max: int) -> list[Slot]:
-        """As much of the run as the owner may hold open beside what it does: each slot once, in whole pages."""
+        """As much of the run as the owner may hold open beside what it does: each slot once, in whole pages; what it
+        holds open already costs nothing.
+        """
         counted = [hold for hold in self.by_id.values() if hold.owner == owner and hold.counted]
         taken = {slot.ticket.slot: slot.payload_bytes for hold in counted for slot in hold.slots}
         for at, slot in enumerate(run):
+            if slot.ticket.slot in taken:
+                continue
             taken[slot.ticket.slot] = slot.payload_bytes
             if sum(-(-size // PAGE) * PAGE for size in taken.values()) > open_max:
                 return run[:at]
