@@ -72,7 +72,10 @@ class LocateCalls:
 
     def _came(self, message: Locate, future: asyncio.Future[bytes]) -> None:
         self._under_way.discard(future)
-        if future.cancelled() or self._ended.done():
+        if future.cancelled():
+            return
+        if self._ended.done():
+            future.exception()  # looked at: it is of no use any more, and asyncio would log it
             return
         answer: LocateAnswer | None = None
         try:

@@ -84,7 +84,9 @@ class PeerSession:
         return future
 
     def _over(self, token: int, future: asyncio.Future[bytes]) -> None:
-        if future.cancelled() and self._waiting.pop(token, None) is not None:
+        if not future.cancelled():
+            future.exception()  # looked at: whoever waited may have been cancelled meanwhile, and asyncio would log it
+        elif self._waiting.pop(token, None) is not None:
             self._session.cancel(token)
 
     async def call(self, method: int, body: bytes, deadline_s: float) -> bytes:
