@@ -40,7 +40,7 @@ check: setup     ## format, lint, types, import contracts
 	.venv/bin/lint-imports
 
 test: setup      ## everything but the heavy suites; under 15 minutes on 2 cores
-	@sh deploy/dev/setup.sh torch etcd
+	@sh deploy/dev/setup.sh torch routers etcd
 	@$(PY) -m tests.run --seeds $(SEEDS)
 
 test-s3: setup   ## the object tier against a real S3 server (Ceph), which is installed where that is allowed

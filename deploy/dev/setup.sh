@@ -1,6 +1,6 @@
 #!/bin/sh
 # Everything `make` needs, on a fresh Debian machine with Python 3.11, gcc and make. Safe to run again: it does only what
-# is missing. Usage: setup.sh [extra...], where extra is one of: torch bench clang etcd rdma rdma-vm
+# is missing. Usage: setup.sh [extra...], where extra is one of: torch routers bench clang etcd rdma rdma-vm
 # Prints what it is about to download. Without the right to install system packages it names them and goes on without.
 set -eu
 cd "$(dirname "$0")/../.."
@@ -123,6 +123,11 @@ import tomllib
 print("\n".join(tomllib.load(open("pyproject.toml", "rb"))["project"]["optional-dependencies"]["torch"]))
 PYEOF
       "$PY" -m pip install -q --disable-pip-version-check -r "$STAMP/torch.txt" ;;
+    routers)
+      "$PY" -c 'import dynamo._core' 2>/dev/null && continue
+      say "installing a router of another project, for the tests of KV events (75 MB to download, 240 MB on disk)"
+      "$PY" -m pip install -q --disable-pip-version-check --group routers ||
+        say "went on without it (its test is skipped)" ;;
     etcd)
       # Unpacked, not installed: Debian's package would start a service, and no right to install is needed.
       { command -v etcd || [ -x build/etcd/usr/bin/etcd ]; } >/dev/null && continue

@@ -1,6 +1,6 @@
 """Dynamo's own router, as its package has it, fed by a real node: it counts as many blocks as the node's lookups find.
 
-Skipped where `ai-dynamo-runtime` (75 MB) is not installed.
+Skipped where `ai-dynamo-runtime` is not installed; `make test` installs it.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from tests.integration.event_router import BLOCK_TOKENS
 from tests.integration.nodes import NodeProcess, layout, tokens
 from tests.integration.test_kv_events import endpoints, free_ports, put
 
-dynamo = pytest.importorskip("dynamo._core", reason="a real router: pip install ai-dynamo-runtime")
+dynamo = pytest.importorskip("dynamo._core", reason="a real router: pip install --group routers")
 
 
 class Dynamo:
