@@ -71,11 +71,14 @@ class TierReport:
 
 @dataclass(frozen=True, slots=True)
 class DoorsReport:
-    """Where a node listens, and how safely. connections: of the framed door; refused: who had no or a wrong token."""
+    """Where a node listens, and how safely. Of the framed door: connections; refused: who had no or a wrong
+    token; located: questions of other nodes' lookups that it answered by itself, from the claims that this node keeps.
+    """
 
     addresses: tuple[str, ...]
     connections: int
     refused: int
+    located: int
     tls: bool
     insecure: bool
 

@@ -44,8 +44,9 @@ TELL_S: Final = 2.0  # for a batch to be answered; it is sent again after that
 @dataclass(slots=True)
 class LocatorCounts:
     """Since the start. told: rows of batches that homes took. asked, hedged: messages of lookups, and how many of them
-    went to second homes. unanswered: messages of either kind that came to nothing. claims: that this node keeps, and
-    their memory, as of the last turn.
+    went to second homes. unanswered: messages of either kind that came to nothing. answered: what lookups of other
+    nodes asked, as far as the door did not answer it by itself. claims: that this node keeps, and their memory, as of
+    the last turn.
     """
 
     told: int = 0
@@ -54,6 +55,7 @@ class LocatorCounts:
     asked: int = 0
     hedged: int = 0
     unanswered: int = 0
+    answered: int = 0
     claims: int = 0
     claims_bytes: int = 0
 
@@ -169,6 +171,7 @@ class Locator:
     def handle(self, node: Member, method: int, body: bytes) -> bytes:
         """What another node tells or asks. Raises ValueError naming the field."""
         message = wire.message_of(method, body, node.id, node.incarnation)
+        self.counts.answered += isinstance(message, Locate)
         return wire.answer_bytes(self.directory.handle(message, self._clock.now_ns()))
 
     def claimed_here(self, ns: bytes, keys: Bytes) -> tuple[bytes, ...]:

@@ -383,6 +383,7 @@ class Node:
             addresses=tuple(address for _, address in self.listening()),
             connections=framed["connections"],
             refused=framed["refused_token"],
+            located=framed["located"],
             tls=self.config.security.tls,
             insecure=bool(self.said_aloud),
         )

@@ -93,6 +93,7 @@ class Telemetry:
             asked=counts.asked,
             hedged=counts.hedged,
             unanswered=counts.unanswered,
+            answered=counts.answered + self._host.doors().located,
             far=self._host.lender.counts,
         )
 

@@ -74,6 +74,7 @@ class ClusterSample:
     asked: int = 0
     hedged: int = 0
     unanswered: int = 0
+    answered: int = 0
     far: FarSample | None = None
 
 
@@ -324,6 +325,9 @@ def cluster(sample: ClusterSample) -> Iterator[Metric]:
         "kvstore_locate_unanswered",
         "Messages to homes, of lookups and of announcements, without an answer.",
         sample.unanswered,
+    )
+    yield _counter(
+        "kvstore_locate_answered", "What lookups of other nodes asked this one as a home of theirs.", sample.answered
     )
     if sample.far is not None:
         yield from far(sample.far)

@@ -60,8 +60,8 @@ def metric(node: NodeProcess, name: str) -> float:
 class Cluster:
     """Nodes n0, n1, ... with one secret, each with a port of its own."""
 
-    def __init__(self, folder: Path, count: int, members: str = "", *sets: str) -> None:
-        self.folder, self._sets = folder, sets
+    def __init__(self, folder: Path, count: int, members: str = "", *sets: str, memory: str = "4MiB") -> None:
+        self.folder, self._sets, self._memory = folder, sets, memory
         self.secret = folder / "secret"
         self.secret.write_bytes(b"of this cluster!" * 2)
         self.secret.chmod(0o600)
@@ -77,7 +77,7 @@ class Cluster:
         folder.mkdir(exist_ok=True)
         said = (f"cluster.members={self.members}", f"cluster.secret_file={self.secret}", f"node.name=n{i}-{id(self)}")
         at = address or self.at(i)
-        return NodeProcess(folder, *said, *self._sets, *sets, memory="4MiB", address=at, metrics="127.0.0.1:0")
+        return NodeProcess(folder, *said, *self._sets, *sets, memory=self._memory, address=at, metrics="127.0.0.1:0")
 
     def name(self, i: int) -> str:
         return f"n{i}-{id(self)}"

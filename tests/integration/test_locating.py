@@ -62,6 +62,10 @@ def found_within(ns: Namespace, chain: np.ndarray, blocks: int, within_s: float)
     return found
 
 
+def answered(cluster: Cluster) -> float:
+    return sum(metric(node, "kvstore_locate_answered_total") for node in cluster.nodes)
+
+
 def test_what_is_put_at_one_is_found_at_the_others(three: Cluster) -> None:
     with At(three, 0, "found") as here, At(three, 1, "found") as there:
         chain = here.chain(tokens(BLOCKS))
@@ -71,6 +75,9 @@ def test_what_is_put_at_one_is_found_at_the_others(three: Cluster) -> None:
         assert (found.tokens, found.tiers.tolist()) == (8 * BLOCK_TOKENS, [FAR_MEMORY] * 8)
         assert found.holders == (Holder(three.name(0), three.at(0), shard=0, first=0, count=8),)
         assert 0 < found.fetch_s < 1
+        before = answered(three)
+        assert there.lookup(chain).blocks == 8
+        eventually(lambda: answered(three) > before)
         assert here.lookup(chain).holders == () and here.lookup(chain).tiers.tolist() == [1] * 8
         # What is here is named as here, and what is far behind it as far.
         assert there.put(chain[:3], blocks_of(chain[:3])).stored == 3
