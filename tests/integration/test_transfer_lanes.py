@@ -30,6 +30,8 @@ class Proxy:
         self._server: asyncio.Server | None = None
         self.lanes: list[tuple[asyncio.StreamWriter, asyncio.StreamWriter]] = []
         self.hold_after = 0  # bytes from the peer, then a lane passes nothing on; 0: never
+        self.passing = asyncio.Event()  # while it is not set, no lane passes anything on
+        self.passing.set()
 
     async def start(self) -> str:
         self._server = await asyncio.start_server(self._lane, "127.0.0.1", 0, limit=4 * MIB)
@@ -44,6 +46,7 @@ class Proxy:
         passed = 0
         with contextlib.suppress(ConnectionError):
             while data := await reader.read(MIB):
+                await self.passing.wait()
                 writer.write(data)
                 await writer.drain()
                 passed += len(data)
@@ -206,7 +209,7 @@ def test_reads_in_the_calling_thread() -> None:
 
 def test_reads_at_once_by_a_grant_that_was_never_presented() -> None:
     async def main() -> None:
-        async with proxied(2) as (pair, _, endpoint):
+        async with proxied(2) as (pair, proxy, endpoint):
             owner = pair.owner
             await owner.memory("m", SIZE, seed=3)
             descriptor = await owner.grant("m", [(0, MIB)], rights=Rights.READ, lifetime_s=60.0)
@@ -227,8 +230,10 @@ def test_reads_at_once_by_a_grant_that_was_never_presented() -> None:
                 await read([(0, half - 1, 0)])
             with pytest.raises(TransferFailed, match="out_of_bounds"):
                 await read([(0, 0, MIB)])
+            proxy.passing.clear()
             with pytest.raises(TransferLate):
-                await read([(0, 0, 0)] * 64, deadline_s=0.0)
+                await read([(0, 0, 0)] * 64, deadline_s=0.1)
+            proxy.passing.set()
             await owner.revoke(descriptor)
             with pytest.raises(TransferFailed, match="revoked"):
                 await read([(0, 0, 0)])
