@@ -89,5 +89,8 @@ async def read(rig: Rig, client: Client, descriptor: bytes, rows: list[tuple[int
 
 async def leave(rig: Rig, client: Client, one: Follow) -> None:
     client.follows.pop(one.number, None)
-    await client.ask(store.METHOD_RELEASE, framed.ReleaseRequest(lease=one.number))
+    try:
+        await client.ask(store.METHOD_RELEASE, framed.ReleaseRequest(lease=one.number))
+    except REFUSALS:  # its connection ended meanwhile, and all follows with it
+        rig.refused += 1
     assert one.number not in client.visitor.follows._open, "left, and followed"
