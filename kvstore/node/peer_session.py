@@ -9,8 +9,8 @@ import asyncio
 import errno
 import itertools
 import os
-from collections.abc import Callable
-from concurrent.futures import Executor
+import time
+from concurrent.futures import Executor, Future
 from functools import partial
 
 from kvstore import native
@@ -44,13 +44,17 @@ class PeerSession:
         at: TcpAddress, token: bytes, tls: native.Tls | None, connect_s: float, executor: Executor
     ) -> PeerSession:
         """Raises NotListening, NotLetIn, Unavailable."""
-        connect = partial(native.Session, "", token, connect_s, 1, True, host=at.host, port=at.port, tls=tls)
-        loop = asyncio.get_running_loop()
-        connecting = loop.run_in_executor(executor, connect)
+        until = time.monotonic() + connect_s
+
+        def connect() -> native.Session:
+            left_s = max(0.001, until - time.monotonic())  # where many hosts are silent its turn comes late
+            return native.Session("", token, left_s, 1, True, host=at.host, port=at.port, tls=tls)
+
+        connecting = executor.submit(connect)
         try:
-            session = await asyncio.shield(connecting)
-        except asyncio.CancelledError:
-            connecting.add_done_callback(partial(_let_go, executor))
+            session = await asyncio.wrap_future(connecting)
+        except asyncio.CancelledError:  # one that has not begun never will
+            connecting.add_done_callback(_let_go)
             raise
         except PermissionError as error:
             raise NotLetIn(f"{at}: {error}") from error
@@ -103,8 +107,7 @@ class PeerSession:
         executor.submit(self._session.close)
 
 
-def _let_go(executor: Executor, connecting: asyncio.Future[native.Session]) -> None:
-    """Of a connection that nobody waits for any more."""
+def _let_go(connecting: Future[native.Session]) -> None:
+    """Of a connection that nobody waits for any more, mostly in the thread that made it."""
     if not connecting.cancelled() and connecting.exception() is None:
-        close: Callable[[], None] = connecting.result().close
-        executor.submit(close)
+        connecting.result().close()
