@@ -39,6 +39,7 @@ log = logging.getLogger(__name__)
 
 BACKLOG: Final = 128
 REQUESTS_MAX: Final = 256  # taken from the door at once
+WAITING_MAX: Final = 256  # requests of one connection that Python has not answered; a node's clients share one here
 MODE: Final = 0o600
 MODE_FOR_OTHERS: Final = 0o666
 
@@ -196,6 +197,7 @@ class FramedDoor:
                 certified_over_tcp=security.client_ca is not None and security.access_file is None,
                 connections_max=limits.connections_max,
                 frame_bytes_max=limits.frame_bytes_max,
+                requests_per_connection_max=WAITING_MAX,
                 hold_wait_ms_max=limits.hold_wait_ms_max,
                 spin_us_max=limits.door_spin_us_max,
             )

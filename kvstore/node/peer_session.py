@@ -12,13 +12,18 @@ import os
 import time
 from concurrent.futures import Executor, Future
 from functools import partial
+from typing import Final
 
 from kvstore import native
 from kvstore.client.address import TcpAddress
 from kvstore.client.calls import body_of
-from kvstore.errors import KvStoreError, Unavailable
+from kvstore.errors import KvStoreError, Rejected, Unavailable
+from kvstore.wire import store
 
-__all__ = ["NotLetIn", "NotListening", "PeerSession"]
+__all__ = ["CALLS_MAX", "NotLetIn", "NotListening", "PeerSession"]
+
+CALLS_MAX: Final = 240  # under way; fewer than the door lets wait (door.py), so that there is room for what is VITAL
+VITAL: Final = frozenset({store.METHOD_PEER_PING, store.METHOD_PEER_GENERATIONS})
 
 
 class NotListening(Unavailable):
@@ -82,6 +87,11 @@ class PeerSession:
     def begin(self, method: int, body: bytes, deadline_s: float) -> asyncio.Future[bytes]:
         """What call() returns or raises, to come; cancelled, the call is given up. It may come a moment too late."""
         token, future = next(self._tokens), self._loop.create_future()
+        if len(self._waiting) >= CALLS_MAX and method not in VITAL:
+            reason = f"peer_calls_max: {CALLS_MAX} calls to that node are under way"
+            future.set_exception(Rejected(reason, limit="peer_calls_max"))
+            future.exception()  # looked at, as in _over
+            return future
         self._waiting[token] = future
         future.add_done_callback(partial(self._over, token))
         self._session.submit_call(token, method, body, deadline_s)
