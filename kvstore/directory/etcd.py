@@ -182,7 +182,7 @@ class Etcd:
 
     async def _keep(self, greet: Greet) -> None:
         """The lease, and our record under it."""
-        pause = 0.0
+        pause, refused = 0.0, ""
         while True:
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(pause or self._ttl_s / 3):
@@ -197,15 +197,16 @@ class Etcd:
                     log.warning("etcd: this node's record was gone and is written again")
                 pause = 0.0
                 self._is_back()
-            except Misconfigured as error:
-                log.error("etcd: %s; this node goes on and is not listed", error)
-                pause = PAUSE_S_MAX
-            except Unavailable as error:
+                refused = ""
+            except (Misconfigured, Unavailable) as error:
+                pause = min(PAUSE_S_MAX, max(PAUSE_S_MIN, 2 * pause))
+                if isinstance(error, Unavailable):
+                    self._is_away(error)
+                elif str(error) != refused:
+                    refused = str(error)
+                    log.error("etcd: %s; this node goes on and is not listed", error)
                 if lost:
                     self._gone.set()
-                self._is_away(error)
-                pause = min(PAUSE_S_MAX, max(PAUSE_S_MIN, 2 * pause))
-                if lost:
                     await asyncio.sleep(pause)
 
     async def _watch(self) -> None:
@@ -230,7 +231,7 @@ class Etcd:
     async def _list_anew(self) -> None:
         try:
             await self._list()
-        except Unavailable as error:
+        except (Misconfigured, Unavailable) as error:
             self._is_away(error)
             await asyncio.sleep(PAUSE_S_MAX)
 
