@@ -277,8 +277,9 @@ class Cluster:
         """A namespace was cleared here: how many nodes know it, of how many that there are. Waits for TELL_S at most
         (clearing.py).
         """
-        alive = {member.address for member in self._living.values()} | {one.address for one in self.desk.introduced()}
-        alive -= {self.me.address, *self._own}
+        introduced = {(one.id, one.incarnation): one.address for one in self.desk.introduced()}
+        found = {(one.id, one.incarnation): one.address for one in self._living.values()}
+        alive = {*(introduced | found).values()} - {self.me.address, *self._own}  # each once, whatever it calls itself
         alive = {address for address in alive if self.liveness.state(address) is not State.DEAD}
         return 1 + await self.clearing.tell(origin, sorted(alive)), max(len(self.nodes()), 1 + len(alive))
 

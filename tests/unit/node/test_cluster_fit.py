@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
@@ -118,3 +119,19 @@ def test_the_door_answers_for_the_directory_until_a_pause_would_be_noticed(monke
     world.answered(A, B)
     world.look()
     assert world.cluster.fit and until[-1] == world.liveness.overdue_at
+
+
+async def test_a_clear_is_told_once_to_a_node_that_the_list_calls_otherwise_than_itself() -> None:
+    world, told = World(), []
+    cluster = world.cluster
+
+    async def tell(origin: bytes, addresses: list[str]) -> int:
+        told.extend(addresses)
+        return len(addresses)
+
+    cluster.clearing = SimpleNamespace(tell=tell, hash=0)  # type: ignore[assignment]
+    world.answered(A, B)
+    new = replace(B, incarnation=B.incarnation + 1, address="127.0.0.1:4")  # started again, and not met yet
+    cluster.desk._peers = {1: replace(A, address="a.example:2"), 2: new}
+    assert await cluster.cleared(bytes(32)) == (4, 4)
+    assert told == [A.address, B.address, new.address]
