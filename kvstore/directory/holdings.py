@@ -49,18 +49,18 @@ class CoreHoldings:
         return after, out
 
     def _opened(self) -> list[Keys]:
-        """Opening a namespace lists what was recovered of it, of which no event tells."""
+        """Opening a namespace lists what was recovered of it, of which no event tells. A pass looks at every slot, so
+        there is one for all that were opened since; for a single one the core passes over the others.
+        """
+        begin, self._namespaces = self._namespaces, self._core.namespaces_end
         out: list[Keys] = []
-        end = self._core.namespaces_end
-        for handle in range(self._namespaces, end):
-            after = 0
-            while True:
-                after, keys, *_ = self._core.scan_held(after, SCAN_SLOTS, handle)
-                if len(keys):
-                    out.append((self._digest(handle), keys))
-                if not after:
-                    break
-        self._namespaces = end
+        after, more = 0, begin < self._namespaces
+        while more:
+            only = begin if begin + 1 == self._namespaces else -1
+            after, keys, handles, *_ = self._core.scan_held(after, SCAN_SLOTS, only)
+            new = np.unique(handles[(handles >= begin) & (handles < self._namespaces)])
+            out += [(self._digest(int(handle)), keys[handles == handle]) for handle in new]
+            more = after > 0
         return out
 
     def _digest(self, handle: int) -> bytes:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from typing import Any
 
 import numpy as np
 
@@ -35,6 +36,20 @@ class Node:
         )
         assert status == 0 and not statuses.any()
         assert not self.core.seal(tier, self.owner, tickets, np.full(len(tickets), 7, np.uint64), 0).any()
+
+
+class Counted:
+    """A core, and how often all of it was looked at."""
+
+    def __init__(self, core: native.NodeCore) -> None:
+        self._core, self.scans = core, 0
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._core, name)
+
+    def scan_held(self, after: int, *rest: int) -> Any:
+        self.scans += after == 0
+        return self._core.scan_held(after, *rest)
 
 
 def scanned(holdings: CoreHoldings, slots: int = 7) -> dict[bytes, tuple[int, int]]:
@@ -89,6 +104,22 @@ def test_what_lay_there_before_is_told_when_its_namespace_opens() -> None:
     node.put(MEMORY, 0, KEYS[:9])
     (opened,) = CoreHoldings(node.core).changes().keys
     assert opened[0] == DIGEST and len(opened[1]) == 9
+
+
+def test_what_lay_there_of_many_namespaces_is_looked_for_in_one_pass() -> None:
+    node = Node()
+    node.put(MEMORY, 0, KEYS[:5])
+    digests = [hashlib.sha256(bytes([n])).digest() for n in range(8)]
+    for n, digest in enumerate(digests):
+        node.ns = node.core.open_namespace(digest, 0, 16, [[4096]] * SHARDS)
+        node.put(FILE if n % 2 else MEMORY, 0, KEYS[n : n + 3])
+    core: Any = Counted(node.core)
+    told = dict(CoreHoldings(core).changes().keys)
+    want = {DIGEST: KEYS[:5], **{digest: KEYS[n : n + 3] for n, digest in enumerate(digests)}}
+    assert {ns: {key.tobytes() for key in keys} for ns, keys in told.items()} == {
+        ns: {key.tobytes() for key in keys} for ns, keys in want.items()
+    }
+    assert core.scans == 1
 
 
 def test_what_was_left_of_a_namespace_that_nobody_opened_goes_without_a_word() -> None:
