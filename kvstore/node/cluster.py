@@ -43,6 +43,7 @@ __all__ = ["Cluster", "ClusterCounts", "NodeSeen"]
 log = logging.getLogger(__name__)
 
 TICK_S: Final = 0.05
+TICKS: Final = 4  # at least, in the shortest pause that is noticed: half of dead_after_ms
 GREET_S: Final = 2.0
 MILLIS: Final = 1_000_000
 FOREVER: Final = 2**63 - 1
@@ -119,6 +120,7 @@ class Cluster:
             pings_per_second_max=config.pings_per_second_max,
         )
         self.liveness = Liveness(rules, clock.now_ns())
+        self._tick_s = min(TICK_S, config.dead_after_ms / 2e3 / TICKS)
         self._membership = make_membership(config, self._at, insecure=security.insecure)
         self._known: dict[str, Member] = {}  # by address: who was met there, or who is listed
         self._met: dict[str, Member] = {}
@@ -245,7 +247,7 @@ class Cluster:
             self._forget()
             self._see()
             self._states = self._count()
-            await asyncio.sleep(TICK_S)
+            await asyncio.sleep(self._tick_s)
 
     def _look(self, now: int) -> None:
         was_fit = self.liveness.fit

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
@@ -9,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+import kvstore.node.cluster
 from kvstore.config import ClusterConfig
 from kvstore.directory.base import Member
 from kvstore.directory.generations import Generations
@@ -25,11 +27,11 @@ B = Member("127.0.0.1:3", b"b" * 16, 7, "b")
 
 
 class World:
-    def __init__(self) -> None:
+    def __init__(self, **settings: int) -> None:
         self.clock = VirtualClock(1_000 * MS)
         members = ",".join(member.address for member in (ME, A, B))
         certificates: Any = SimpleNamespace(framed=lambda: None)
-        config = ClusterConfig(members=members)
+        config = ClusterConfig(members=members, **settings)  # type: ignore[arg-type]
         self.cluster = Cluster(config, SecurityConfig(), certificates, self.clock, b"s" * 32, None)
         core: Any = SimpleNamespace(incarnation=ME.incarnation, event_sequence=0, begun_sequence=0, namespaces_end=0)
         self.namespaces: Any = SimpleNamespace(generations=Generations())
@@ -119,6 +121,28 @@ def test_the_door_answers_for_the_directory_until_a_pause_would_be_noticed(monke
     world.answered(A, B)
     world.look()
     assert world.cluster.fit and until[-1] == world.liveness.overdue_at
+
+
+async def test_no_tick_is_taken_for_a_pause_whatever_the_settings(monkeypatch: pytest.MonkeyPatch) -> None:
+    world = World(dead_after_ms=100, ping_ms=50)
+    members = {A.address: A, B.address: B}
+    sleep, fit = asyncio.sleep, []
+
+    async def ping(address: str, _: float) -> tuple[Member, int]:
+        return members[address], 0
+
+    async def a_little_longer(seconds: float) -> None:
+        fit.append(world.cluster.fit)
+        world.clock.advance_ns(int(seconds * 1e9) + MS)
+        await sleep(0)
+        if len(fit) == 20:
+            raise asyncio.CancelledError
+
+    world.cluster.peers = SimpleNamespace(ping=ping, connected=lambda _: True)  # type: ignore[assignment]
+    monkeypatch.setattr(kvstore.node.cluster.asyncio, "sleep", a_little_longer)
+    with pytest.raises(asyncio.CancelledError):
+        await world.cluster._tick()
+    assert all(fit) and set(world.directory.view.live) == {ME.id, A.id, B.id}
 
 
 async def test_a_clear_is_told_once_to_a_node_that_the_list_calls_otherwise_than_itself() -> None:
