@@ -199,8 +199,8 @@ class EtcdClient:
         create = etcd.rpc.WatchCreateRequest(
             key=prefix, range_end=range_end(prefix), start_revision=after + 1, progress_notify=True
         )
+        channel = self._open()
         try:
-            channel = self._open()
             metadata = await self._signed(channel)
             stub: Any = etcd.WatchStub(channel)  # whose types do not know that one may write by and by
             call = stub.Watch(metadata=metadata)
@@ -221,10 +221,10 @@ class EtcdClient:
             if error.code() is grpc.StatusCode.UNAUTHENTICATED:
                 self._token = ""
             else:
-                self._next()
+                await self._let_down_by(channel)
             raise _translated(error, self._endpoints) from error
         except (TimeoutError, asyncio.InvalidStateError) as error:
-            self._next()
+            await self._let_down_by(channel)
             raise Unavailable("etcd: a watch was not answered") from error
         except asyncio.CancelledError as error:
             if _is_cancelled():
@@ -248,6 +248,13 @@ class EtcdClient:
         channel, self._channel = self._channel, None
         if channel is not None:
             self._left.append(channel)
+
+    async def _let_down_by(self, channel: grpc.aio.Channel) -> None:
+        """The next endpoint is asked from now on, unless somebody has gone on from that channel already."""
+        if channel is self._channel:
+            self._next()
+        with contextlib.suppress(Exception):
+            await self._tidy()
 
     async def _tidy(self) -> None:
         left, self._left = self._left, []
@@ -283,10 +290,7 @@ class EtcdClient:
                 if error.code() not in ELSEWHERE or NO_SUCH_LEASE in (error.details() or ""):
                     break
                 tries -= 1
-                if channel is self._channel:  # nobody else has gone on already
-                    self._next()
-                with contextlib.suppress(Exception):
-                    await self._tidy()
+                await self._let_down_by(channel)
             except asyncio.CancelledError as error:
                 if _is_cancelled():
                     raise
