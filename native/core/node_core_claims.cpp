@@ -19,6 +19,19 @@ Here here(const NodeCore::Impl& core, NsId ns, const Key& key) {
   return found;
 }
 
+// Where scan_held() is: at a slot of memory, or from 2^32 on of files.
+constexpr std::uint64_t kFiles = 1ull << 32, kNowhere = ~0ull;
+
+std::uint64_t next_used(const NodeCore::Impl& core, std::uint64_t at) {
+  if (at < kFiles) {
+    if (const SlotId slot = core.memory.next_used(static_cast<SlotId>(at)); slot != kNoSlot) return slot;
+    at = kFiles;
+  }
+  if (!core.file) return kNowhere;
+  const SlotId slot = core.file->next_used(static_cast<SlotId>(at - kFiles));
+  return slot != kNoSlot ? kFiles + slot : kNowhere;
+}
+
 }  // namespace
 
 void NodeCore::held(NsId ns, std::span<const Key> keys, std::span<std::uint64_t> shards, std::span<std::uint8_t> tiers) const {
@@ -37,15 +50,13 @@ void NodeCore::held_in(Tier tier, NsId ns, std::span<const Key> keys, std::span<
   for (std::size_t i = 0; i < keys.size(); ++i) shards[i] = open ? impl_->table(tier).shards_of(ns, keys[i]) : 0;
 }
 
-// A position is a slot of memory, or 2^32 and above: of files.
 std::uint64_t NodeCore::scan_held(std::uint64_t after, std::size_t max, NsId ns, HeldKeys& out) const {
-  constexpr std::uint64_t kFiles = 1ull << 32;
   std::lock_guard lock(impl_->mutex);
   std::uint64_t at = after;
   for (std::size_t looked = 0; looked < max; ++looked, ++at) {
-    if (at < kFiles && at >= impl_->memory.slots_end()) at = kFiles;
+    at = next_used(*impl_, at);
+    if (at == kNowhere) return 0;
     const bool in_files = at >= kFiles;
-    if (in_files && (!impl_->file || at - kFiles >= impl_->file->slots_end())) return 0;
     const SlotInfo info = impl_->table(in_files ? Tier::kFile : Tier::kMemory).info(static_cast<SlotId>(at));
     const bool publishing = !in_files && info.state == SlotState::kReserved && info.parts_ready > 0;
     if ((info.state != SlotState::kSealed && !publishing) || (ns != kNoNamespace && info.ns != ns) || impl_->open_row(info.ns) == nullptr) continue;

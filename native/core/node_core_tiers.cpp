@@ -5,6 +5,11 @@
 #include "slot_header.hpp"
 
 namespace kvstore {
+namespace {
+
+constexpr std::size_t kLookedPerRow = 16;  // slots looked at under one lock, for each that may be found
+
+}  // namespace
 
 bool NodeCore::has(Tier tier) const noexcept {
   return tier == Tier::kMemory || (tier == Tier::kFile && impl_->file.has_value());
@@ -23,7 +28,6 @@ bool NodeCore::with_file(const std::function<void(SlotTable&)>& use) {
 }
 
 SlotInfo NodeCore::Impl::live(const SlotTable& of, Ticket ticket) const {
-  if (ticket.slot >= of.slots_end()) return {};
   SlotInfo info = of.info(ticket.slot);
   if (info.ticket.tenancy != ticket.tenancy) info.state = SlotState::kFree;
   return info;
@@ -86,10 +90,10 @@ SlotId NodeCore::scan(Tier tier, SlotId after, std::size_t max, SlotRows& out) {
   if (!has(tier)) return kNoSlot;
   std::lock_guard lock(impl_->mutex);
   const SlotTable& table = impl_->table(tier);
-  SlotId at = after;
-  for (; at < table.slots_end() && out.tickets.size() < max; ++at)
+  SlotId at = table.next_used(after);
+  for (std::size_t left = kLookedPerRow * max; at != kNoSlot && left > 0 && out.tickets.size() < max; --left, at = table.next_used(at + 1))
     if (const SlotInfo info = table.info(at); info.state == SlotState::kSealed) out.add(info);
-  return at < table.slots_end() ? at : kNoSlot;
+  return at;
 }
 
 std::size_t NodeCore::retire(Tier tier, std::span<const Ticket> tickets, bool corrupt) {

@@ -283,6 +283,16 @@ SlotId SlotTable::slots_end() const {
   return 0;
 }
 
+// An empty slab has none of its ids in use, and one of large blocks few of hundreds: they are jumped over.
+SlotId SlotTable::next_used(SlotId from) const {
+  const Slabs& slabs = impl_->slabs;
+  for (std::uint32_t slab = slabs.slab_of(from); slab < slabs.count(); ++slab) {
+    const SlotId first = slabs.first_of(slab), slot = std::max(from, first);
+    if (slot < first + slabs.filled(slab)) return slot;
+  }
+  return kNoSlot;
+}
+
 void SlotTable::for_each_sealed(const std::function<void(const SlotInfo&)>& visit) const {
   const Impl& t = *impl_;
   for (std::uint32_t slab = 0; slab < t.slabs.count(); ++slab) {

@@ -156,7 +156,8 @@ class SlotTable {
   std::uint64_t shards_of(NsId ns, const Key& key) const;      // bitmap of sealed shards
   std::uint64_t publishing_of(NsId ns, const Key& key) const;  // of those reserved, with parts to be followed
   SlotInfo info(SlotId slot) const;  // state kFree for an id that is not in use
-  SlotId slots_end() const;          // every id in use is below it
+  SlotId slots_end() const;          // every id in use is below it; costs a look at each empty slab behind them
+  SlotId next_used(SlotId from) const;  // the first id from there on that may be in use; kNoSlot: there is none
   // The row and header (record.hpp) that a RESERVED slot will have once sealed with these checksums; of a SEALED slot,
   // what it has (checksums empty). Appended. Sequences order two claims on the same bytes: the greater is the later.
   Outcome record(Ticket ticket, std::span<const std::uint64_t> checksums, std::vector<std::uint8_t>& out) const;

@@ -19,7 +19,7 @@ KEYS = np.frombuffer(b"".join(hashlib.sha256(f"{n}".encode()).digest() for n in 
 
 
 class Node:
-    def __init__(self, left: Node | None = None, digest: bytes = DIGEST) -> None:
+    def __init__(self, left: Node | None = None, digest: bytes = DIGEST, part_bytes: int = 4096) -> None:
         memory = native.TableConfig(4 << 20, 1 << 20)
         file = native.TableConfig(8 << 20, 1 << 20, header_bytes=4096)
         self.meta = left.meta if left else aligned(native.NodeCore.meta_bytes(memory))
@@ -27,7 +27,7 @@ class Node:
         self.core = native.NodeCore(
             memory, file, meta=self.meta.ctypes.data, meta_bytes=self.meta.size, incarnation=incarnation
         )
-        self.ns = self.core.open_namespace(digest, 0, 16, [[4096]] * SHARDS)
+        self.ns = self.core.open_namespace(digest, 0, 16, [[part_bytes]] * SHARDS)
         self.owner = self.core.new_owner()
 
     def put(self, tier: int, shard: int, keys: Keys) -> None:
@@ -80,6 +80,24 @@ def test_both_tiers_are_one_claim() -> None:
     shards, tiers = holdings.held(DIGEST, KEYS)
     assert [(int(s), int(t)) for s, t in zip(shards, tiers, strict=True)] == [*want.values(), *[(0, 0)] * 20]
     assert not holdings.held(bytes(32), KEYS)[0].any()
+
+
+def test_what_was_never_used_costs_no_step() -> None:
+    """An id stands for 4 KiB, so a tier of large blocks has hundreds of them for each block, and many empty slabs."""
+    node = Node(part_bytes=512 << 10)
+    holdings = CoreHoldings(node.core)
+    assert holdings.scan(0, 1) == (0, [])
+    node.put(MEMORY, 0, KEYS[:5])
+    node.put(FILE, 0, KEYS[5:8])
+    steps, after, found = 0, 0, 0
+    while steps == 0 or after:
+        after, pages = holdings.scan(after, 4)
+        steps, found = steps + 1, found + sum(len(keys) for _, keys, *_ in pages)
+    assert (found, steps) == (8, 3)
+    rows, after = node.core.scan(MEMORY, 0, 4)
+    assert (len(rows.tickets), after >= 0) == (4, True)
+    rows, after = node.core.scan(MEMORY, after, 4)
+    assert (len(rows.tickets), after) == (1, -1)
 
 
 def test_changes_are_told_once_and_a_clear_is_the_last() -> None:
