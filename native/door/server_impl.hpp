@@ -85,6 +85,7 @@ struct Door::Impl {
   void on_event(Connection& peer, std::uint32_t events, Nanos now);
   void take(Connection& peer, Nanos now);
   bool receive(Connection& peer);  // false: the peer has closed
+  void doubt(Connection& peer, Nanos now);
   bool listens_to(const Connection& peer) const;
   void work_off(Connection& peer, Nanos now);
   void flush(Connection& peer, Nanos now);

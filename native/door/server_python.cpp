@@ -32,7 +32,7 @@ bool Door::allow(OwnerId owner, NsId ns) {
 }
 
 void Door::disallow(NsId ns) { impl_->inbox->push(Inbox::Disallow{ns}); }
-void Door::trust_until(Nanos until) { impl_->trusted_until.store(until, std::memory_order_relaxed); }
+void Door::trust_until(Nanos until) { impl_->trusted_until.store(until, std::memory_order_release); }
 void Door::answer_locates(OwnerId owner, std::uint32_t method, std::shared_ptr<ClaimsDesk> claims) {
   impl_->inbox->push(Inbox::Locates{owner, method, std::move(claims)});
 }
