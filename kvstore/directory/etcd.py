@@ -7,7 +7,7 @@ Rules
 - What etcd says is a hint about whom to ask; it never takes away a node that answers pings. While etcd is away the last
   view stays, nothing ends, and only joining waits.
 - An own record that is gone (the lease ran out while etcd or this node was away, somebody deleted it) is written again
-  under a new lease.
+  under a new lease, and the settings where they are gone, too.
 - A record of our own id at another address is another node if somebody with that id answers there, else an earlier
   life of ours, whose place is taken.
 """
@@ -81,6 +81,7 @@ class Etcd:
         base = prefix.strip("/").encode()
         self._settings_key, self._nodes = base + b"/settings", base + b"/nodes/"
         self._me = Member("")
+        self._settings: Settings = {}
         self._key = b""
         self._lease = 0
         self._records = _Records()
@@ -100,11 +101,11 @@ class Etcd:
     # ---- joining and leaving --------------------------------------------------------------------------------------
 
     async def join(self, me: Member, settings: Settings, greet: Greet) -> None:
-        self._me, self._key = me, self._nodes + me.id.hex().encode()
+        self._me, self._key, self._settings = me, self._nodes + me.id.hex().encode(), settings
         until, pause = time.monotonic() + self._join_s, PAUSE_S_MIN
         while True:
             try:
-                await self._agree(settings)
+                await self._agree()
                 await self._enter(greet)
                 await self._list()
                 break
@@ -137,9 +138,9 @@ class Etcd:
             await self._news.wait()
         return self.view
 
-    async def _agree(self, settings: Settings) -> None:
+    async def _agree(self) -> None:
         """Raises Misconfigured where the cluster's settings are others."""
-        found = await self._client.swap(self._settings_key, json.dumps(dict(settings)).encode())
+        found = await self._client.swap(self._settings_key, json.dumps(dict(self._settings)).encode())
         if found is None:
             return
         where = f"{self._settings_key.decode()} in etcd"
@@ -150,7 +151,7 @@ class Etcd:
             theirs = check_table(told)
         except (ValueError, RecursionError) as error:
             raise Misconfigured(f"cluster.members: {where}: {error}") from None
-        differs = difference(settings, theirs, where)
+        differs = difference(self._settings, theirs, where)
         if differs is not None:
             raise Misconfigured(f"{differs}; to change it, stop every node and delete that key")
 
@@ -193,6 +194,7 @@ class Etcd:
                 if not self._lease or not await self._client.keep_alive(self._lease):
                     self._lease, lost = 0, True
                 if lost:
+                    await self._agree()  # gone as well, perhaps: who came next would make his own everybody's
                     await self._enter(greet)
                     log.warning("etcd: this node's record was gone and is written again")
                 pause = 0.0

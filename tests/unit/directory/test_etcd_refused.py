@@ -1,4 +1,6 @@
-"""An etcd that refuses this node for a while, as while its users are being changed, has lost it for no longer."""
+"""An etcd that refuses this node for a while, as while its users are being changed, has lost it for no longer; and one
+that has lost everything is told all of it again.
+"""
 
 from __future__ import annotations
 
@@ -111,4 +113,17 @@ async def test_a_record_that_was_refused_is_written_in_the_end(client: Client) -
         while key not in client.records:
             await asyncio.sleep(0)
     assert not client.refused
+    await one.leave()
+
+
+async def test_an_etcd_that_lost_everything_is_told_the_settings_again(client: Client) -> None:
+    one = await joined(client)
+    before = {key: kv.value for key, kv in client.records.items()}
+    assert len(before) == 2
+    client.records.clear()
+    client.lives = False
+    async with asyncio.timeout(LATEST_S):
+        while client.records.keys() != before.keys():
+            await asyncio.sleep(0)
+    assert {key: kv.value for key, kv in client.records.items()} == before
     await one.leave()
