@@ -164,7 +164,9 @@ class Locator:
         except (KvStoreError, ValueError) as error:  # pings will tell whether it lives
             self.counts.unanswered += 1
             log.debug("%s: %s", node.address, error)
-            return None
+        except Exception:  # ours; without an end of this message its home would be told nothing any more
+            log.exception("%s: was not told", node.address)
+        return None
 
     # ---- answering ------------------------------------------------------------------------------------------------
 

@@ -123,6 +123,22 @@ def test_the_door_answers_for_the_directory_until_a_pause_would_be_noticed(monke
     assert world.cluster.fit and until[-1] == world.liveness.overdue_at
 
 
+async def test_a_home_that_could_not_be_told_for_whatever_reason_is_told_again() -> None:
+    world, told = World(), []
+    locator = world.cluster.locator
+    assert locator is not None
+    message = Announce(ME.id, ME.incarnation, 1)
+
+    async def call(*_: object) -> bytes:
+        raise RuntimeError("can't start new thread")
+
+    world.answered(A, B)
+    locator._peers = SimpleNamespace(call=call)  # type: ignore[assignment]
+    locator.directory.answered = lambda to, said, answer, now: told.append((to, said, answer))  # type: ignore[method-assign]
+    await locator._tell(A.id, message)
+    assert told == [(A.id, message, None)]
+
+
 async def test_no_tick_is_taken_for_a_pause_whatever_the_settings(monkeypatch: pytest.MonkeyPatch) -> None:
     world = World(dead_after_ms=100, ping_ms=50)
     members = {A.address: A, B.address: B}
