@@ -7,10 +7,10 @@ Rules
 - The view (where blocks are placed) lags: the dead leave it after `dead_after` more, and not at all for `mass_hold`
   where more than half of the known nodes, this one among them, died within `dead_after`: then it is rather our own
   network. Being dead and being out of the view are two things: whoever is dead is asked for nothing, at once.
-- Who stood still (nobody looked for half of `dead_after`: a stopped process, a suspended machine) counts nobody's
-  silence meanwhile, and is not `fit` until a majority of those it knew has answered pings sent since. Until then it
-  may be the one that the others have given up: their silence began with their last ping before it stopped, so a pause
-  that is shorter than `dead_after` is enough for that.
+- Who stood still (nobody looked for half of `dead_after`: a stopped process) counts nobody's silence meanwhile, and is
+  not `fit` until a majority of those it knew has answered pings sent since. Until then it may be the one that the
+  others have given up: their silence began with their last ping before it stopped, so a pause that is shorter than
+  `dead_after` is enough for that. Where the clock stands still as well (a suspended machine) no pause is seen.
 """
 
 from __future__ import annotations
