@@ -5,7 +5,6 @@ on a machine of a network made by the test (tests/cluster_rig/links.py).
 from __future__ import annotations
 
 import base64
-import contextlib
 import json
 import shutil
 import signal
@@ -21,30 +20,20 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import pytest
 
 from tests.certificates import Pair
+from tests.ports import free_ports
 
 if TYPE_CHECKING:
     from tests.cluster_rig.links import Machine
 
 T = TypeVar("T")
 
-START_MAX_S = 20.0
+START_MAX_S = 60.0
 # The system's, or the one that deploy/dev/setup.sh has unpacked.
 ETCD = shutil.which("etcd") or shutil.which("etcd", path=Path(__file__).resolve().parents[1] / "build/etcd/usr/bin")
 
 needs_etcd = pytest.mark.skipif(
     ETCD is None, reason="no etcd (deploy/dev/setup.sh etcd, or apt-get install etcd-server)"
 )
-
-
-def free_ports(count: int) -> list[int]:
-    """Of loopback, that nobody has now."""
-    with contextlib.ExitStack() as stack:
-        found = []
-        for _ in range(count):
-            one = stack.enter_context(socket.socket())
-            one.bind(("127.0.0.1", 0))
-            found.append(one.getsockname()[1])
-        return found
 
 
 class EtcdServer:

@@ -12,6 +12,8 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
+from tests.ports import free_ports
+
 START_MAX_S = 60.0
 BUSY = b"HTTP/1.1 503 Slow Down\r\nContent-Length: 0\r\nConnection: close\r\n\r\n"
 
@@ -87,15 +89,10 @@ class Relay:
             target.shutdown(socket.SHUT_WR)
 
 
-def free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as taken:
-        return int(taken.getsockname()[1])
-
-
 @contextlib.contextmanager
 def moto_server() -> Iterator[int]:
     """moto's S3 in a process of its own, with a bucket `kvpacks`; yields the port."""
-    port = free_port()
+    (port,) = free_ports(1)
     command = [sys.executable, "-W", "ignore", "-m", "moto.server", "-H", "127.0.0.1", "-p", str(port)]
     with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
         try:

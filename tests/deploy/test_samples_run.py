@@ -23,10 +23,11 @@ from kvstore import Client
 from kvstore.client.tls import Tls
 from tests.certificates import Pair
 from tests.deploy.shipped import DEPLOY, certificates
-from tests.etcd_server import EtcdServer, free_ports, needs_etcd
+from tests.etcd_server import EtcdServer, needs_etcd
 from tests.integration.nodes import NodeProcess, blocks_of, eventually, layout, tokens
 from tests.integration.test_cluster import seen
 from tests.integration.test_locating import found_within
+from tests.ports import free_ports
 
 BLOCKS = 6
 PORTS = ("7400", "7401", "7402", "9464")

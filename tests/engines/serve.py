@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import json
 import signal
-import socket
 import subprocess
 import time
 import urllib.error
@@ -21,18 +20,12 @@ from typing import Any, Self
 from tests.engines.models import model
 from tests.engines.run import START_MAX_S, STOP_MAX_S, EngineFailed, environment, log_end, stop_group
 from tests.engines.venvs import RECIPES, ROOT
+from tests.ports import free_ports
 
-__all__ = ["Server", "free_port", "serve"]
+__all__ = ["Server", "serve"]
 
 REQUEST_MAX_S = 120.0
 STARTS: list[tuple[Path, float]] = []  # of this process: the log, and the seconds until the server was healthy
-
-
-def free_port() -> int:
-    """One that nobody has at this moment."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 class Server:
@@ -124,7 +117,7 @@ def serve(
     log: str = "serve.log",
 ) -> Server:
     """A vLLM server with `arguments` of its command line, with the settings of run.vllm; enter it to wait for it."""
-    port = free_port()
+    (port,) = free_ports(1)
     usual = {
         "--host": "127.0.0.1",
         "--port": str(port),

@@ -21,8 +21,9 @@ from kvstore.admin.connection import Connection
 from kvstore.wire import admin as admin_messages
 from kvstore.wire import peers, store
 from tests.certificates import Authority, Pair
-from tests.etcd_server import EtcdServer, free_ports, needs_etcd
+from tests.etcd_server import EtcdServer, needs_etcd
 from tests.integration.nodes import NodeProcess, eventually
+from tests.ports import free_ports
 from tests.tokens import mint_token
 
 Row = dict[str, Any]

@@ -17,7 +17,8 @@ from kvstore.directory.etcd_client import Compacted, EtcdClient
 from kvstore.errors import Misconfigured, Unavailable
 from kvstore.testing.exam_membership import SETTINGS, member
 from tests.certificates import Authority
-from tests.etcd_server import EtcdServer, etcd_cluster, free_ports, needs_etcd
+from tests.etcd_server import EtcdServer, etcd_cluster, needs_etcd
+from tests.ports import free_ports
 
 pytestmark = needs_etcd
 PREFIX = "here"

@@ -20,6 +20,7 @@ from kvstore import Client, Namespace
 from kvstore.block_meta import metas_of
 from tests.integration.event_router import BLOCK_TOKENS, EventRouter
 from tests.integration.nodes import NodeProcess, blocks_of, layout, tokens
+from tests.ports import free_ports
 
 SETS = ("events.zmq=tcp://127.0.0.1:0", "events.replay=tcp://127.0.0.1:0")
 
@@ -309,13 +310,3 @@ def test_it_is_off_unless_asked_for_and_opens_nothing_to_others(tmp_path: Path) 
     unread = NodeProcess(tmp_path, "events.replay=tcp://127.0.0.1:0")
     done = subprocess.run(unread.command(), capture_output=True, text=True, timeout=60, check=False)
     assert done.returncode != 0 and "events.replay = 'tcp://127.0.0.1:0': is not read without events.zmq" in done.stderr
-
-
-def free_ports(count: int) -> list[int]:
-    import socket
-
-    sockets = [socket.create_server(("127.0.0.1", 0)) for _ in range(count)]
-    ports = [one.getsockname()[1] for one in sockets]
-    for one in sockets:
-        one.close()
-    return ports

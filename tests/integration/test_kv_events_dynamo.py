@@ -16,7 +16,8 @@ import pytest
 from kvstore import Client, Namespace
 from tests.integration.event_router import BLOCK_TOKENS
 from tests.integration.nodes import NodeProcess, layout, tokens
-from tests.integration.test_kv_events import endpoints, free_ports, put
+from tests.integration.test_kv_events import endpoints, put
+from tests.ports import free_ports
 
 dynamo = pytest.importorskip("dynamo._core", reason="a real router: pip install --group routers")
 

@@ -18,7 +18,8 @@ import pytest
 from kvstore import Client
 from kvstore.errors import Unavailable
 from tests.integration.nodes import SIZE, NodeProcess, block_of, blocks_of, eventually, layout, tokens
-from tests.s3_server import Relay, free_port, moto_server, s3_options
+from tests.ports import free_ports
+from tests.s3_server import Relay, moto_server, s3_options
 
 PER_PACK = 64  # of blocks of 64 KiB
 
@@ -391,7 +392,7 @@ def test_a_store_in_trouble_is_a_miss_and_no_more(tmp_path: Path, relay: Relay, 
 
 
 def test_a_node_starts_and_stops_without_its_store(tmp_path: Path) -> None:
-    sets = [*s3_options(free_port()), "object.timeout_ms=500", "object.flush_ms=3000"]
+    sets = [*s3_options(free_ports(1)[0]), "object.timeout_ms=500", "object.flush_ms=3000"]
     with object_node(tmp_path / "one", "s3://kvpacks/x", *sets) as node, Client(node.address) as client:
         prompt = tokens(64, 1)
         ns = client.namespace(layout())

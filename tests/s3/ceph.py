@@ -19,7 +19,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from tests.s3_server import free_port
+from tests.ports import free_ports
 
 NEEDED = ("ceph-mon", "ceph-osd", "radosgw", "radosgw-admin", "monmaptool", "ceph")
 START_MAX_S = 120.0
@@ -116,8 +116,8 @@ def ceph(home: Path) -> Iterator[Gateway]:
     """A running gateway with a user and a bucket."""
     for name in ("run", "log", "mon", "osd", "rgw"):
         (home / name).mkdir(parents=True)
-    gateway = Gateway(home, free_port(), {})
-    fsid, mon_port = str(uuid.uuid4()), free_port()
+    gateway = Gateway(home, free_ports(1)[0], {})
+    fsid, mon_port = str(uuid.uuid4()), free_ports(1)[0]
     (home / "ceph.conf").write_text(CONF.format(home=home, fsid=fsid, mon_port=mon_port, port=gateway.port))
     (home / "keyring").write_text(_keyring())
     (home / "keyring").chmod(0o600)

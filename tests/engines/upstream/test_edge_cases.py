@@ -18,11 +18,12 @@ from pathlib import Path
 import pytest
 
 from tests.engines.run import environment, stop_group
-from tests.engines.serve import Server, free_port, serve
+from tests.engines.serve import Server, serve
 from tests.engines.store_rig import BLOCK, config, until
 from tests.engines.upstream.source import LETTERS, SITE, TESTS, fetch
 from tests.engines.venvs import RECIPES, ROOT, ready
 from tests.integration.nodes import NodeProcess
+from tests.ports import free_ports
 
 pytestmark = pytest.mark.skipif(not ready(RECIPES["vllm"]), reason="no vLLM here: make setup-engines")
 
@@ -34,7 +35,7 @@ WAIT_MAX_S = 60
 @contextmanager
 def proxy(prefill: Server, decode: Server, log: Path) -> Iterator[int]:
     """Upstream's toy proxy: asks prefill for one token, then decode for the answer."""
-    port = free_port()
+    (port,) = free_ports(1)
     hosts = ("--prefiller-hosts", "127.0.0.1", "--decoder-hosts", "127.0.0.1")
     ports = ("--port", str(port), "--prefiller-ports", str(prefill.port), "--decoder-ports", str(decode.port))
     command = [PYTHON, THEIRS / "toy_proxy_server.py", *hosts, *ports]
