@@ -15,7 +15,7 @@ import pytest
 from kvstore import readiness
 from kvstore.cli import STOP_MAX_S
 from tests.deploy.shipped import DEPLOY, parsed
-from tests.integration.nodes import NodeProcess
+from tests.integration.nodes import START_MAX_S, NodeProcess
 
 UNIT = DEPLOY / "systemd/kvstore.service"
 needs_systemd = pytest.mark.skipif(
@@ -81,7 +81,7 @@ def test_a_node_says_when_it_is_ready_and_when_it_stops(tmp_path: Path, monkeypa
     assert unit()["Type"] == "notify"
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as listening:
         listening.bind(str(tmp_path / "notify"))
-        listening.settimeout(10)
+        listening.settimeout(START_MAX_S)
         monkeypatch.setenv("NOTIFY_SOCKET", str(tmp_path / "notify"))
         with NodeProcess(tmp_path / "home", memory="4MiB") as node:
             assert listening.recv(100) == b"READY=1"

@@ -79,7 +79,7 @@ class TestStoppedReader(Local, StoppedReaderExam):
             segment = MappedSegment.create(size, name="exam")
             return segment, segment.writable_array(0, size)
 
-        owner = OwnerHere(LocalTransport(LocalConfig(quiesce_max_s=0.5)), memory_of)
+        owner = OwnerHere(LocalTransport(LocalConfig(quiesce_max_s=1.5)), memory_of)
         reader = await ReaderProcess.start("local")
         try:
             yield Stoppable(owner, reader)

@@ -73,8 +73,8 @@ def test_memory_that_a_device_does_not_let_go_is_poisoned(
     setattr(device, fault, True)
     began = time.monotonic()
     with pytest.raises(Poisoned):
-        deadlined(some_verb(verb, ns, chain, array), ns)
-    assert time.monotonic() - began < 10
+        deadlined(some_verb(verb, ns, chain, array), ns, device)
+    assert time.monotonic() - began < 20
     setattr(device, fault, False)
     other, landed = device.array(2 * SIZE)
     if verb != "get":
@@ -84,13 +84,21 @@ def test_memory_that_a_device_does_not_let_go_is_poisoned(
     assert np.array_equal(landed.reshape(2, SIZE), blocks_of(chain))
 
 
-def deadlined(verb: Callable[[], object], ns: Namespace) -> object:
-    """With little time."""
-    ns._deadline_s = 0.5
-    try:
-        return verb()
-    finally:
-        ns._deadline_s = 20
+def deadlined(verb: Callable[[], object], ns: Namespace, device: SimulatedDevice | None = None) -> object:
+    """With little time; with more of it where a slow machine has not come to the device in that."""
+    copies, told = device.copies if device is not None else -1, None
+    for within_s in (0.5, 2.0, 5.0):
+        ns._deadline_s = within_s
+        try:
+            told = verb()
+        except Unavailable:
+            if device is None or device.copies > copies:
+                raise
+        finally:
+            ns._deadline_s = 20
+        if device is None or device.copies > copies:
+            break
+    return told
 
 
 @pytest.mark.parametrize("verb", ["get", "put"])
@@ -106,7 +114,7 @@ def test_what_was_poisoned_moves_no_more(
     with client.register([array]):
         device.hung = True
         with pytest.raises(Poisoned):
-            deadlined(some_verb(verb, ns, chain, array), ns)
+            deadlined(some_verb(verb, ns, chain, array), ns, device)
         device.hung = False
         copies = device.copies
         if (verb, way) == ("put", "mapped"):  # no transport knows it, and it was only read
@@ -185,8 +193,9 @@ def test_a_stream_that_does_not_end_makes_a_call_late(ns: Namespace, device: Sim
 
 @pytest.mark.parametrize("verb", VERBS)
 async def test_cancelling_leaves_quiet_memory(
-    address: str, device: SimulatedDevice, request: pytest.FixtureRequest, verb: str
+    address: str, device: SimulatedDevice, request: pytest.FixtureRequest, verb: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr("kvstore.transfers.QUIESCE_MAX_S", 10.0)
     async with AsyncClient(address, transfers=SMALL) as client:
         ns = await client.namespace(layout(request.node.name[:200]))
         chain = ns.chain(tokens(24))
@@ -194,7 +203,7 @@ async def test_cancelling_leaves_quiet_memory(
         if verb == "get":
             await ns.put(chain, expected)
         array, content = device.array(24 * (PART if verb == "write" else SIZE))
-        device.latency_s = (0.01, 0.03)
+        device.latency_s = (0.05, 0.1)  # it is still going on after each of the pauses
 
         async def fill() -> None:
             async with await ns.reserve(chain) as slots:
@@ -212,7 +221,7 @@ async def test_cancelling_leaves_quiet_memory(
                 await call
             copies = device.copies
             content[:] = 0x55
-            await asyncio.sleep(0.08)
+            await asyncio.sleep(0.2)
             assert (content == 0x55).all() and device.copies == copies, f"touched after the answer ({pause} s)"
         if verb != "get":
             assert (await ns.lookup(chain)).blocks == 0

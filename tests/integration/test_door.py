@@ -29,9 +29,11 @@ HINT = native.Hint()
 
 
 class Rig:
-    """A core and a door in this process; no node, no Python behind it."""
+    """A core and a door in this process; no node, no Python behind it. Reservations lapse where a test waits for it."""
 
-    def __init__(self, folder: Path, *, trusted: bool, allowed: bool = True, **limits: int) -> None:
+    def __init__(
+        self, folder: Path, *, trusted: bool, allowed: bool = True, lapse_ms: int = 30_000, **limits: int
+    ) -> None:
         table = native.TableConfig(MEMORY, 1 << 20)
         meta_bytes = native.NodeCore.meta_bytes(table)
         self.meta = mmap.mmap(-1, meta_bytes)
@@ -39,7 +41,12 @@ class Rig:
         self.fd = os.memfd_create("payload")
         os.ftruncate(self.fd, MEMORY)
         self.core = native.NodeCore(
-            table, None, meta=self._meta.ctypes.data, meta_bytes=meta_bytes, incarnation=5, reserve_lapse_ns=200_000_000
+            table,
+            None,
+            meta=self._meta.ctypes.data,
+            meta_bytes=meta_bytes,
+            incarnation=5,
+            reserve_lapse_ns=lapse_ms * 10**6,
         )
         self.path = str(folder / "s")
         self.peers: list[Peer] = []
@@ -250,7 +257,15 @@ def test_rare_verbs_reach_python_and_are_limited(rig: Rig) -> None:
     assert not rig.door.answer(peer.owner, 1, b"late")
 
 
-def test_a_killed_writer_leaves_nothing_behind(rig: Rig) -> None:
+def test_a_killed_writer_leaves_nothing_behind(tmp_path: Path) -> None:
+    rig = Rig(tmp_path, trusted=True, lapse_ms=200)
+    try:
+        killed_writer(rig)
+    finally:
+        rig.stop()
+
+
+def killed_writer(rig: Rig) -> None:
     code = (
         "import sys,time,numpy as np; from kvstore import native\n"
         "s = native.Session(sys.argv[1]); print(s.info.session, flush=True); sys.stdin.readline()\n"
@@ -275,7 +290,7 @@ def test_a_killed_writer_leaves_nothing_behind(rig: Rig) -> None:
 
 
 def test_tokens_and_connections_are_limited(tmp_path: Path) -> None:
-    rig = Rig(tmp_path, trusted=False, allowed=False, connections_max=2, hello_ms_max=300)
+    rig = Rig(tmp_path, trusted=False, allowed=False, connections_max=2, hello_ms_max=2_000)
     try:
         rig.door.set_bearers([(hashlib.sha256(b"good").digest(), 41)])
         for token in (b"", b"bad"):

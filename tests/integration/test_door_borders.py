@@ -251,8 +251,16 @@ def test_a_session_without_the_segment_says_so_itself(far: tuple[Rig, Peer]) -> 
 # ---- peers that map the segment -------------------------------------------------------------------------------------
 
 
-def test_who_is_cut_off_and_may_still_write_keeps_its_slots(rig: Rig) -> None:
+def test_who_is_cut_off_and_may_still_write_keeps_its_slots(tmp_path: Path) -> None:
     """A peer that maps the segment is no longer heard after a malformed frame, but it is not gone."""
+    rig = Rig(tmp_path, trusted=True, lapse_ms=1_000)
+    try:
+        cut_off(rig)
+    finally:
+        rig.stop()
+
+
+def cut_off(rig: Rig) -> None:
     peer = allowed(rig)
     reserved(rig, peer, 3)
     peer.send(99, b"")

@@ -333,7 +333,7 @@ def test_files_that_are_no_good_are_named(tmp_path: Path, authority: Authority) 
 @pytest.mark.parametrize("sealed", [False, True])
 def test_who_says_nothing_in_time_is_cut_off(tmp_path: Path, authority: Authority, sealed: bool) -> None:
     own = files(None, authority.sign("node", server=True)) if sealed else None
-    with door(tmp_path, own, anonymous_over_tcp=True, hello_ms_max=300) as rig:
+    with door(tmp_path, own, anonymous_over_tcp=True, hello_ms_max=2_000) as rig:
         silent = rig.bare()
         halfway = rig.bare()  # in the middle of a frame, or of a handshake
         halfway.sendall(b"\x16\x03\x01\x02\x00\x01" if sealed else HEADER.pack(16, 1, HELLO, 0, 0, 7))
@@ -345,7 +345,7 @@ def test_who_says_nothing_in_time_is_cut_off(tmp_path: Path, authority: Authorit
 def test_a_handshake_without_a_hello_is_cut_off(tmp_path: Path, authority: Authority) -> None:
     own = files(None, authority.sign("node", server=True))
     context = ssl.create_default_context(cafile=authority.path)
-    with door(tmp_path, own, anonymous_over_tcp=True, hello_ms_max=300) as rig:
+    with door(tmp_path, own, anonymous_over_tcp=True, hello_ms_max=2_000) as rig:
         with context.wrap_socket(rig.bare(), server_hostname="localhost") as sealed:
             assert sealed.version() == "TLSv1.3"
             assert ended(sealed)  # type: ignore[arg-type]

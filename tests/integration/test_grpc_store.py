@@ -438,7 +438,7 @@ async def test_health_and_reflection(node: Node) -> None:
 
 
 async def test_a_call_without_a_deadline_is_given_one(tmp_path: Path) -> None:
-    door = GrpcConfig(address="127.0.0.1:0", call_ms_max=100)
+    door = GrpcConfig(address="127.0.0.1:0", call_ms_max=1_500)
     async with (
         running(config_for(tmp_path, door=door)) as node,
         grpc.aio.insecure_channel(tcp_address(node)) as channel,

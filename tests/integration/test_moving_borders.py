@@ -22,8 +22,8 @@ from transfer.errors import TransferError
 from transfer.offers import Carrier
 
 KIB = 1 << 10
-LEASE_MS = 700
-LAPSE_MS = 1_500
+LEASE_MS = 3_000
+LAPSE_MS = 4_000
 LIMIT = 192  # blocks that one connection may have under way: more than sockets and buffers keep
 LEAF = 4_096
 

@@ -33,12 +33,12 @@ from tests.integration.nodes import (
     tokens,
 )
 
-FAST_LAPSE = "limits.reserve_lapse_ms=300"
+FAST_LAPSE = "limits.reserve_lapse_ms=1500"  # where a test waits for it
 
 
 @pytest.fixture
 def node(tmp_path: Path) -> Iterator[NodeProcess]:
-    with NodeProcess(tmp_path, FAST_LAPSE) as node:
+    with NodeProcess(tmp_path) as node:
         yield node
 
 
@@ -178,10 +178,15 @@ def test_a_client_killed_between_reserve_and_seal(node: NodeProcess, ns: Namespa
     eventually(lambda: node.tier()["retired"] == 0)
 
 
-def test_a_client_stopped_between_reserve_and_seal_hits_nobody(node: NodeProcess, ns: Namespace) -> None:
+def test_a_client_stopped_between_reserve_and_seal_hits_nobody(tmp_path: Path) -> None:
     """Its reservation lapses; its slots are nobody's until it is gone, however full the tier is; its late bytes land in
     them and its seal comes too late.
     """
+    with NodeProcess(tmp_path, FAST_LAPSE) as node, Client(node.address, deadline_s=20) as client:
+        stopped_writer(node, client.namespace(layout()))
+
+
+def stopped_writer(node: NodeProcess, ns: Namespace) -> None:
     with ClientProcess(node.address) as child:
         assert len(child.ask("reserve", blocks=8, seed=1)) == 8
         child.signal(signal.SIGSTOP)

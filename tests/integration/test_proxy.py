@@ -131,7 +131,8 @@ async def test_no_prefill_is_no_error(how: str, outcome: str) -> None:
     async with Origin(PREFILLED) as p, Origin(ANSWER) as d:
         if how == "never there":
             await p.stop()
-        async with proxied([p], [d]) as client:
+        # Looked at once: that it has stopped a request is the first to find out.
+        async with proxied([p], [d], health_ms=60_000) as client:
             if how == "stopped":
                 await p.stop()
             elif how == "hangs up":
@@ -153,7 +154,7 @@ async def test_no_prefill_is_no_error(how: str, outcome: str) -> None:
 
 
 async def test_a_late_prefill_is_aborted_and_decode_goes_on_alone() -> None:
-    async with Origin(PREFILLED) as p, Origin(ANSWER) as d, proxied([p], [d], prefill_ms=30) as client:
+    async with Origin(PREFILLED) as p, Origin(ANSWER) as d, proxied([p], [d], prefill_ms=400) as client:
         p.wait.clear()
         assert await asks(client) == 200
         await until(lambda: p.left == 1)
@@ -243,7 +244,7 @@ async def test_a_stream_that_breaks_off_does_not_look_whole() -> None:
 
 @pytest.mark.parametrize("begun", [False, True])
 async def test_an_answer_has_a_deadline(begun: bool) -> None:
-    async with Origin(PREFILLED) as p, Origin(*EVENTS) as d, proxied([p], [d], answer_ms=150) as client:
+    async with Origin(PREFILLED) as p, Origin(*EVENTS) as d, proxied([p], [d], answer_ms=1_000) as client:
         d.wait.clear()
         if begun:
             d.chunked, d.pause = True, 1
@@ -273,7 +274,7 @@ async def test_requests_at_once_have_a_limit() -> None:
 
 async def test_bodies_have_a_length_and_a_deadline() -> None:
     async with Origin(PREFILLED) as p, Origin(ANSWER) as d:
-        async with proxied([p], [d], body_bytes_max=4096, body_ms=50) as client:
+        async with proxied([p], [d], body_bytes_max=4096, body_ms=1_000) as client:
             assert await asks(client) == 200
             async with client.post(COMPLETIONS, data=b" " * 5000) as answer:
                 assert (answer.status, (await answer.json())["error"]["code"]) == (413, 413)

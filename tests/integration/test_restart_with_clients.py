@@ -16,7 +16,7 @@ from tests.integration.nodes import ClientProcess, NodeProcess, eventually, layo
 
 @pytest.fixture
 def node(tmp_path: Path) -> Iterator[NodeProcess]:
-    with NodeProcess(tmp_path, "limits.reserve_lapse_ms=300") as node:
+    with NodeProcess(tmp_path, "limits.reserve_lapse_ms=1500") as node:
         yield node
 
 

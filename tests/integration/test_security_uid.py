@@ -61,7 +61,7 @@ def all_of_it(first):
     alone = [("grpc.use_local_subchannel_pool", 1)]
     with grpc.insecure_channel("unix:" + asked["socket"] + ".grpc", options=alone) as channel:
         stub = services.AdminStub(channel)
-        tried("admin", lambda: stub.Status(admin.StatusRequest(), timeout=2).node.node and "let in")
+        tried("admin", lambda: stub.Status(admin.StatusRequest(), timeout=20).node.node and "let in")
 
 all_of_it(0)  # as root, so that all modules are loaded: the other user may not be able to read them
 os.setgroups([])

@@ -187,7 +187,6 @@ def test_reads_in_the_calling_thread() -> None:
             await pair.owner.memory("m", SIZE, seed=3)
             region, memory = await pair.memory(SIZE)
             presented, _ = await pair.shown("m", [(0, SIZE)])
-            del proxy
             loop = asyncio.get_running_loop()
             for size in (1, 4096, 100_000, 5 * MIB):
                 batch = pairs(region, presented, [(7, 3, size)])
@@ -198,8 +197,10 @@ def test_reads_in_the_calling_thread() -> None:
                 assert landed.bytes == size and len(landed.checksums) == 1
                 assert (memory[7 : 7 + size] == pattern(SIZE, 3)[3 : 3 + size]).all()
             batch = pairs(region, presented, [(0, 0, SIZE)])
+            proxy.passing.clear()
             with pytest.raises(Exception, match="late"):
-                await loop.run_in_executor(None, lambda: endpoint.read_now(batch, deadline_s=0.0))
+                await loop.run_in_executor(None, lambda: endpoint.read_now(batch, deadline_s=0.1))
+            proxy.passing.set()
             memory[:] = 0xA5
             await asyncio.sleep(0.1)
             assert (memory == 0xA5).all()
@@ -254,7 +255,7 @@ def test_a_way_back_that_nobody_comes_back_to_ends() -> None:
     """By time, and by number where there are as many as connections may come in."""
 
     async def main() -> None:
-        node = TcpTransport(TcpConfig(reconnect_s=0.3, connections_max=3))
+        node = TcpTransport(TcpConfig(reconnect_s=3.0, connections_max=3))
 
         async def visit(client: TcpTransport) -> TcpEndpoint:
             there = await client.connect(node.address, deadline_s=10.0)

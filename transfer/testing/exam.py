@@ -255,10 +255,10 @@ class TransportExam(WriteExam, GrantExam):
     async def test_expired_grants_end(self, pair: Pair) -> None:
         await pair.owner.memory("m", 8192, seed=13)
         region, memory = await pair.memory(8192)
-        presented, _ = await pair.shown("m", [(0, 8192)], lifetime_s=0.5)
+        presented, _ = await pair.shown("m", [(0, 8192)], lifetime_s=1.5)
         await pair.endpoint.read(pairs(region, presented, [(0, 0, 8192)]), deadline_s=FOREVER_S)
         memory[:] = 0
-        await asyncio.sleep(0.6)
+        await asyncio.sleep(1.6)
         with pytest.raises(TransferFailed) as caught:
             await pair.endpoint.read(pairs(region, presented, [(0, 0, 8192)]), deadline_s=FOREVER_S)
         assert set(failed(caught.value)) <= {Reason.EXPIRED, Reason.REVOKED}

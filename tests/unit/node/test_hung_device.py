@@ -14,7 +14,7 @@ from kvstore.testing.faulty_medium import FaultyMedium
 from kvstore.tiers.base import Extent, Pieces
 from tests.storage import FILE, GEOMETRY, MEMORY, Storage, chain_of
 
-WAIT_S = 0.05
+WAIT_S = 0.4
 MEMORY_BYTES = 1 << 20
 
 

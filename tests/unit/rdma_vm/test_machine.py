@@ -67,8 +67,8 @@ def test_a_folder_for_results_has_the_same_name_inside(tmp_path: Path, boot: Boo
 @pytest.mark.parametrize(
     ("body", "settings", "why"),
     [
-        ("exec sleep 60", {"boot_max_s": 0.3}, "not up after 0 s"),
-        ("echo 1 >$exchange/started; exec sleep 60", {"boot_max_s": 0.3, "run_max_s": 0.6}, "its limit of 1 s"),
+        ("exec sleep 60", {"boot_max_s": 2.0}, "not up after 2 s"),
+        ("echo 1 >$exchange/started; exec sleep 60", {"boot_max_s": 2.0, "run_max_s": 3.0}, "its limit of 3 s"),
         ("echo cannot start >&2; exit 3", {}, "QEMU's exit status is 3"),
         ("echo 1 >$exchange/started", {}, "no result"),
     ],
