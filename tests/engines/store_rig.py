@@ -17,6 +17,10 @@ BLOCK = 32
 PROBES = "tests.engines.store_probes"
 
 
+# A machine that is busy takes its time to look up and to hand over, and what is not found in time is computed.
+PATIENT_MS = {"lookup_ms": 5_000, "handover_ms": 10_000}
+
+
 def config(node: NodeProcess, *, role: str = "kv_both", policy: str = "recompute", **extra: Any) -> dict[str, Any]:
     """What a user writes in --kv-transfer-config."""
     return {
@@ -24,7 +28,7 @@ def config(node: NodeProcess, *, role: str = "kv_both", policy: str = "recompute
         "kv_connector_module_path": "engine_adapters.vllm",
         "kv_role": role,
         "kv_load_failure_policy": policy,
-        "kv_connector_extra_config": {"address": node.address, **extra},
+        "kv_connector_extra_config": {"address": node.address, **PATIENT_MS, **extra},
     }
 
 
@@ -40,7 +44,7 @@ def probe(engine: Engine, name: str, **given: Any) -> Any:
     return engine.call(f"{PROBES}:{name}", **given)
 
 
-def until(done: Callable[[], bool], max_s: float = 20.0) -> None:
+def until(done: Callable[[], bool], max_s: float = 60.0) -> None:
     end = time.monotonic() + max_s
     while not done():
         assert time.monotonic() < end, "not in time"
