@@ -149,6 +149,7 @@ def counted(node: NodeProcess) -> tuple[float, ...]:
 
 def test_blocks_count_as_hits_once(node: NodeProcess, ns: Namespace) -> None:
     chain, _ = stored(ns)
+    eventually(lambda: node.connections() == 1)  # of those before it all has been heard
     gets, asked, hit, moved = counted(node)
     for part in reversed(range(len(PARTS))):
         assert ns.get(chain, bytearray(BLOCKS * PARTS[part]), parts=(part, part + 1)).blocks == BLOCKS

@@ -15,7 +15,7 @@ import pytest
 
 from kvstore import Client, Namespace
 from tests.integration.event_router import BLOCK_TOKENS
-from tests.integration.nodes import NodeProcess, layout, tokens
+from tests.integration.nodes import SIZE, NodeProcess, eventually, layout, tokens
 from tests.integration.test_kv_events import endpoints, put
 from tests.ports import free_ports
 
@@ -40,11 +40,12 @@ class Dynamo:
 
     async def until(self, ns: Namespace, prompts: Sequence[np.ndarray]) -> list[int]:
         """Waits until it agrees with lookups; returns what those say."""
-        wanted = [ns.lookup(ns.chain(prompt)).blocks for prompt in prompts]
-        async with asyncio.timeout(15):
-            while [max(await self.blocks(prompt)) for prompt in prompts] != wanted:
+        async with asyncio.timeout(30):
+            while True:
+                wanted = [ns.lookup(ns.chain(prompt)).blocks for prompt in prompts]
+                if [max(await self.blocks(prompt)) for prompt in prompts] == wanted:
+                    return wanted
                 await asyncio.sleep(0.05)
-        return wanted
 
     def close(self) -> None:
         self._service.shutdown()
@@ -63,9 +64,11 @@ async def test_dynamo_routes_on_what_the_node_holds(tmp_path: Path) -> None:
             ns = client.namespace(layout())
             put(ns, prompts[0])
             assert await router.until(ns, prompts) == [40, 0, 0, 0, 0, 0]
-            for prompt in prompts[1:]:
+            for at, prompt in enumerate(prompts[1:], 2):
                 put(ns, prompt)
-                await asyncio.sleep(0.3)  # for files to take what memory has no room for
+                # Files take what memory has no room for; it is put no faster than they do.
+                least = (at * 40 - 144) * SIZE
+                await asyncio.to_thread(eventually, lambda least=least: node.counters(2)["used"] >= least)
             assert sum(await router.until(ns, prompts)) > 150
         await asyncio.to_thread(node.restart)
         with Client(node.address) as client:

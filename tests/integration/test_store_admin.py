@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from kvstore import Client
-from tests.integration.nodes import SIZE, NodeProcess, blocks_of, layout, tokens
+from tests.integration.nodes import SIZE, NodeProcess, blocks_of, eventually, layout, tokens
 
 BLOCKS = 6
 
@@ -85,6 +85,7 @@ def test_tiers_add_up(operator: Operator) -> None:
 
 
 def test_hits_are_counted_once_a_get(operator: Operator) -> None:
+    eventually(lambda: operator.json("hits")["total"]["asked"] == 2 * BLOCKS)  # told a moment after the gets
     (row,) = operator.json("hits")["sum"]
     assert (row["asked"], row["hit"], row["memory"], row["hit_rate"]) == (2 * BLOCKS, BLOCKS, BLOCKS, 0.5)
     assert sum(family["asked"] for family in operator.json("families")["sum"]) == 2 * BLOCKS
