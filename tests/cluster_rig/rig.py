@@ -18,10 +18,12 @@ from typing import Any
 
 from cryptography import x509
 
+from kvstore import Client
 from tests.certificates import Authority, Pair
 from tests.cluster_rig.links import Machine, Network
 from tests.etcd_server import EtcdServer
-from tests.integration.nodes import NodeProcess, eventually, read_line
+from tests.integration.nodes import NodeProcess, eventually, layout, read_line, tokens
+from tests.integration.patience import SLOW_S, WAITS_S, claimed, in_time
 from tests.integration.test_cluster import seen, states
 
 FRAMED, GRPC, METRICS, BYTES = 7400, 7401, 9464, 7402
@@ -166,7 +168,7 @@ class Rig:
         self.meet()
         return self
 
-    def meet(self, within_s: float = 20.0) -> None:
+    def meet(self, within_s: float = 30.0) -> None:
         """Until every node sees every other one alive."""
         until = time.monotonic() + within_s
         for i, node in enumerate(self.nodes):
@@ -188,13 +190,19 @@ class Rig:
             time.sleep(0.02)
         return time.monotonic() - began
 
-    def found(self, at: int, model: str, seed: int, blocks: int, within_s: float = 10.0) -> Told:
+    def found(self, at: int, model: str, seed: int, blocks: int, within_s: float = WAITS_S) -> Told:
         """A lookup there that finds so many."""
         until = time.monotonic() + within_s
         while (told := self.engines[at].ask("lookup", model, seed, blocks)).get("blocks") != blocks:
             assert time.monotonic() < until, told
             time.sleep(0.02)
         return told
+
+    def claimed(self, at: int, model: str, seed: int, blocks: int, holders: int) -> None:
+        """Until so many have told homes that they have it."""
+        with Client(self.nodes[at].address) as client:
+            ns = client.namespace(layout(model))
+            claimed(self.nodes[at], ns, ns.chain(tokens(blocks, seed)), holders)
 
     def put(self, at: int, model: str, seed: int, blocks: int) -> None:
         told = self.engines[at].ask("put", model, seed, blocks)
@@ -203,10 +211,14 @@ class Rig:
     def get(self, at: int, model: str, seed: int, blocks: int, deadline_s: float = 5.0) -> Told:
         """Never wrong (the engine's process compares), never late."""
         told = self.engines[at].ask("get", model, seed, blocks, deadline_s)
-        assert "blocks" in told and told["s"] < deadline_s + 1, told
+        assert "blocks" in told and told["s"] < deadline_s + SLOW_S, told
         return told
 
-    def got(self, at: int, model: str, seed: int, blocks: int, within_s: float = 5.0) -> Told:
+    def whole(self, at: int, model: str, seed: int, blocks: int, deadline_s: float = 5.0) -> Told:
+        """A get that brings so many at once, but for a holder that a busy machine has kept from answering."""
+        return in_time(lambda: self.get(at, model, seed, blocks, deadline_s), lambda told: told["blocks"] == blocks)
+
+    def got(self, at: int, model: str, seed: int, blocks: int, within_s: float = WAITS_S) -> Told:
         """A get that brings so many, once holders that failed a moment ago are asked again."""
         until = time.monotonic() + within_s
         while (told := self.get(at, model, seed, blocks))["blocks"] != blocks:

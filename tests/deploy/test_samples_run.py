@@ -25,6 +25,7 @@ from tests.certificates import Pair
 from tests.deploy.shipped import DEPLOY, certificates
 from tests.etcd_server import EtcdServer, needs_etcd
 from tests.integration.nodes import NodeProcess, blocks_of, eventually, layout, tokens
+from tests.integration.patience import in_time
 from tests.integration.test_cluster import seen
 from tests.integration.test_locating import found_within
 from tests.ports import free_ports
@@ -115,9 +116,9 @@ def test_an_engine_puts_at_one_and_gets_at_the_other(two: list[Sample], made: Pa
         here_, there = one.namespace(layout("sample")), other.namespace(layout("sample"))
         chain = here_.chain(tokens(BLOCKS, 1))
         assert here_.put(chain, blocks_of(chain)).stored == BLOCKS
-        found_within(there, chain, BLOCKS, 10)
+        found_within(there, chain, BLOCKS)
         into = np.zeros_like(blocks_of(chain))
-        assert there.get(chain, into).blocks == BLOCKS
+        in_time(lambda: there.get(chain, into), lambda told: told.blocks == BLOCKS)
         assert np.array_equal(into, blocks_of(chain))
 
 

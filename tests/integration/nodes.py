@@ -245,8 +245,9 @@ def threads_of(pid: int) -> set[str]:
     return {stat.read_text().rpartition(")")[2].split()[0] for stat in Path(f"/proc/{pid}/task").glob("*/stat")}
 
 
-def eventually(check: Callable[[], bool], within_s: float = 10.0) -> None:
-    """For what another process does in its own time."""
+def eventually(check: Callable[[], bool], within_s: float = 20.0) -> None:
+    """For what another process does in its own time. Less than what the store repairs by itself later on takes (30 s: a
+    comparison of digests, a lapse), so that a repair is not taken for it."""
     until = time.monotonic() + within_s
     while not check():
         assert time.monotonic() < until, "did not happen"

@@ -20,6 +20,7 @@ from kvstore import Client, Ended, Extents, Hints, KVLayout, Namespace, Need, Ne
 from kvstore.client.views import View
 from kvstore.errors import Rejected, Unavailable
 from tests.integration.nodes import SIZE, NodeProcess, blocks_of, eventually, layout, tokens
+from tests.integration.patience import SLOW_S
 
 only_mapped = pytest.mark.only_mapped
 
@@ -157,7 +158,8 @@ def test_an_array_of_a_view_keeps_its_block(node: NodeProcess, ns: Namespace) ->
     """Closing a view, or forgetting it, takes nothing away from an array that is still looked at."""
     chain = ns.chain(tokens(1))
     ns.put(chain, blocks_of(chain))
-    holds = node.holds()
+    eventually(lambda: node.holds() == 0)
+    holds = 0
     array = ns.view(chain).blocks[0][100:200]
     fill(ns, rounds=3)
     assert np.array_equal(array, blocks_of(chain)[0][100:200])
@@ -429,19 +431,23 @@ def test_nobody_waits_for_another_ones_connection(tmp_path: Path) -> None:
     with socket.socket(socket.AF_UNIX) as silent, Client(f"unix:{tmp_path}/s") as client:
         silent.bind(f"{tmp_path}/s")
         silent.listen()
-        slow = threading.Thread(target=_refused, args=(client, 3.0))
+        client._deadline_s = 10.0
+        begun = threading.Event()
+        slow = threading.Thread(target=_refused, args=(client, begun))
         slow.start()
+        assert begun.wait(20)
         time.sleep(0.1)
+        client._deadline_s = 0.2
         began = time.monotonic()
-        _refused(client, 0.2)
-        assert time.monotonic() - began < 2
-        slow.join(20)
+        _refused(client, begun)
+        assert time.monotonic() - began < 0.2 + SLOW_S
+        slow.join(30)
         assert not slow.is_alive()
 
 
-def _refused(client: Client, within_s: float) -> None:
+def _refused(client: Client, begun: threading.Event) -> None:
     with pytest.raises(Unavailable):
-        client._deadline_s = within_s
+        begun.set()
         client.namespace(layout())
 
 
@@ -468,7 +474,8 @@ def _in_child(client: Client, ns: Namespace, view: View, pipe: int) -> None:
 def test_a_client_is_not_used_across_a_fork(node: NodeProcess, client: Client, ns: Namespace) -> None:
     view_chain = ns.chain(tokens(1))
     ns.put(view_chain, blocks_of(view_chain))
-    holds = node.holds()
+    eventually(lambda: node.holds() == 0)
+    holds = 0
     view = ns.view(view_chain)
     read, write = os.pipe()
     child = multiprocessing.get_context("fork").Process(target=_in_child, args=(client, ns, view, write))

@@ -18,8 +18,9 @@ from kvstore.errors import Rejected
 from kvstore.wire import admin, store
 from kvstore.wire.services import AdminStub, StoreStub
 from tests.integration.nodes import NodeProcess, blocks_of, eventually, layout, tokens
+from tests.integration.patience import claimed, come_down
 from tests.integration.test_cluster import Cluster, running
-from tests.integration.test_far import got
+from tests.integration.test_far import got, whole
 from tests.integration.test_locating import At, found_within
 from tests.integration.test_replicas import SETTLE_MS, sets, wipe
 from tests.s3_server import moto_server, s3_options
@@ -78,8 +79,8 @@ def put(ns: Namespace, seeds: range) -> list[np.ndarray]:
 def all_are_there(cluster: Cluster, i: int, model: str, chains: list[np.ndarray]) -> None:
     with At(cluster, i, model) as there:
         for chain in chains:
-            found_within(there, chain, CHAIN, 5)
-            assert got(there, chain).blocks == CHAIN
+            found_within(there, chain, CHAIN)
+            whole(there, chain)
 
 
 def test_drained_stopped_and_wiped_nothing_is_lost(three: Cluster) -> None:
@@ -87,6 +88,9 @@ def test_drained_stopped_and_wiped_nothing_is_lost(three: Cluster) -> None:
         both = put(here, range(1))
         put(there, range(1))
         only = put(here, range(1, 4))
+        with At(three, 2, "drained") as third:
+            for chain in both:  # homes know of both
+                claimed(three.nodes[2], third, chain, 2)
         told = json.loads(command(three.nodes[2], three.name(0), "--json").splitlines()[-1])  # from anywhere
         assert told["state"] == "drained" and told["node"] == three.name(0)
         assert (told["handed_on"], told["kept_by_others"], told["could_not_be"]) == (21, 7, 0)
@@ -97,7 +101,7 @@ def test_drained_stopped_and_wiped_nothing_is_lost(three: Cluster) -> None:
         with pytest.raises(Rejected, match="draining") as refused:
             here.put(chain, blocks_of(chain))
         assert refused.value.limit == "draining"
-        assert got(here, only[0]).blocks == CHAIN
+        whole(here, only[0])
         assert there.put(chain, blocks_of(chain), replicas=3).replicas == 1  # one machine
     wipe(three, 0)
     for i in (1, 2):
@@ -130,10 +134,10 @@ async def test_every_way_to_put_is_refused_until_it_is_cancelled(three: Cluster)
         # Nor does it copy what others have.
         with At(three, 1, "ways") as there:
             there.put(chain, blocks_of(chain))
-            found_within(ns, chain, 2, 2)
+            found_within(ns, chain, 2)
             with ns.hold(chain) as held:
                 assert held.blocks == 0
-            assert got(ns, chain).blocks == 2
+            whole(ns, chain)
         assert look(three.nodes[1], three.at(0)) == admin.DRAIN_DONE
         node.kill()
         node.start()  # and after a restart
@@ -170,10 +174,8 @@ def test_what_lies_in_files_is_handed_on_too(tmp_path: Path) -> None:
     files = ("file.enabled=true", "file.bytes=16MiB", "file.admission=always")
     with running(Cluster(tmp_path, 2, "", *sets(*files))) as cluster:
         with At(cluster, 0, "files") as here:
-            chains = []
-            for seeds in (range(8), range(8, 16)):  # more than memory
-                chains += put(here, seeds)
-                time.sleep(0.5)
+            chains = [here.chain(tokens(CHAIN, seed)) for seed in range(24)]  # more than memory
+            come_down(cluster.nodes[0], here, chains, 4 << 20)
             kept = [chain for chain in chains if here.lookup(chain).blocks == CHAIN]
             assert any(2 in here.lookup(chain).tiers for chain in kept)
         handed, _, failed = counts(drain(cluster.nodes[0]))

@@ -12,7 +12,7 @@ from kvstore.node.leases import METAS_ANSWER_BYTES
 from kvstore.wire import store
 from tests.integration.nodes import BLOCK_TOKENS, blocks_of, eventually, tokens
 from tests.integration.test_cluster import Cluster, running
-from tests.integration.test_far import told_of
+from tests.integration.test_far import kept, told_of
 
 SETTLE_MS = 300
 BYTES = 4096  # of a block: the least there is
@@ -51,8 +51,7 @@ def test_more_metas_than_one_answer_has_room_for(tmp_path: Path) -> None:
             )
             eventually(lambda: ns.lookup(chain).blocks == BLOCKS)
             with told_of(two, 1, ns) as watching:
-                with ns.hold(chain) as held:
-                    assert held.blocks == BLOCKS
+                kept(ns, chain).close()
                 told: list[store.Event] = []
                 while len(told) < BLOCKS:
                     told += next(watching).events

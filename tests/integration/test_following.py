@@ -26,6 +26,7 @@ from kvstore.client.slots import Slots
 from kvstore.errors import Rejected
 from kvstore.wire import framed, store
 from tests.integration.nodes import SIZE, blocks_of, eventually, layout, tokens
+from tests.integration.patience import SLOW_S
 from tests.integration.test_cluster import Cluster, running
 from tests.integration.test_far import quiet
 from tests.integration.test_locating import FAR_MEMORY, At, found_within
@@ -33,7 +34,7 @@ from transfer.offers import Carrier
 
 PARTS, BLOCKS = 4, 6
 PART = SIZE // PARTS
-SETTLE_MS, LAPSE_MS = 300, 3_000
+SETTLE_MS, LAPSE_MS = 300, 6_000  # none lapses under a test that publishes and asks, part after part
 
 
 @pytest.fixture(scope="module")
@@ -47,7 +48,7 @@ def three(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
 class Followed:
     """A follow in a thread of its own. parts: those it was told of, each found in `into` as it should be then."""
 
-    def __init__(self, ns: Namespace, chain: np.ndarray, deadline_s: float = 6.0) -> None:
+    def __init__(self, ns: Namespace, chain: np.ndarray, deadline_s: float = 20.0) -> None:
         self.ns, self.chain, self.deadline_s = ns, chain, deadline_s
         self.into = np.zeros((len(chain), SIZE), np.uint8)
         self.parts: list[int] = []
@@ -72,7 +73,7 @@ class Followed:
 
     def done(self) -> FollowDone:
         """Never wrong, never late."""
-        done = self._done.result(self.deadline_s + 2)
+        done = self._done.result(self.deadline_s + SLOW_S)
         self._pool.shutdown()
         assert np.array_equal(self.into[: done.blocks], blocks_of(self.chain[: done.blocks]))
         assert len(done.tiers) == done.blocks
@@ -147,7 +148,7 @@ def test_a_follower_may_come_first(three: Cluster, follower: int) -> None:
         assert followed.done().ended is Ended.COMPLETE
         began = time.monotonic()
         done = Followed(there, here.chain(tokens(2, 4)), 0.5).done()
-        assert (done.blocks, done.ended) == (0, Ended.LATE) and time.monotonic() - began < 1.5
+        assert (done.blocks, done.ended) == (0, Ended.LATE) and time.monotonic() - began < 0.5 + SLOW_S
 
 
 def test_what_is_there_already_and_what_is_to_come(three: Cluster) -> None:
@@ -156,7 +157,7 @@ def test_what_is_there_already_and_what_is_to_come(three: Cluster) -> None:
         chain = here.chain(tokens(8, 5))
         assert there.put(chain[:1], blocks_of(chain[:1])).stored == 1
         assert third.put(chain[1:3], blocks_of(chain[1:3]), parent=chain[0], position=1).stored == 2
-        found_within(there, chain, 3, 2)
+        found_within(there, chain, 3)
         followed = Followed(there, chain)
         with here.reserve(chain[3:5], parent=chain[2], position=3) as slots:
             publish(slots, chain[3:5], *range(PARTS))
@@ -212,7 +213,7 @@ def test_a_publisher_that_gives_up_before_the_first_part(three: Cluster, followe
         began = time.monotonic()
         done = followed.done()
         assert (done.blocks, followed.parts, done.ended) == (2, [], Ended.ABANDONED)
-        assert time.monotonic() - began < 1
+        assert time.monotonic() - began < SLOW_S
 
 
 def test_a_reservation_that_lapses_is_told_of_and_its_slots_are_not_reused(three: Cluster) -> None:
@@ -220,11 +221,14 @@ def test_a_reservation_that_lapses_is_told_of_and_its_slots_are_not_reused(three
         chain = here.chain(tokens(BLOCKS, 7))
         with here.reserve(chain) as slots:
             publish(slots, chain, 0)
-            followed = Followed(there, chain, LAPSE_MS / 1e3 + 4)
+            followed = Followed(there, chain)
             followed.told(1)
             began = time.monotonic()
             done = followed.done()
-            assert (done.blocks, done.ended) == (0, Ended.ABANDONED) and time.monotonic() - began < LAPSE_MS / 1e3 + 2
+            assert (done.blocks, done.ended) == (
+                0,
+                Ended.ABANDONED,
+            ) and time.monotonic() - began < LAPSE_MS / 1e3 + SLOW_S
         quiet(three.nodes[0])
 
 
@@ -247,7 +251,7 @@ def test_a_publisher_that_is_killed_is_told_of(three: Cluster, by: str) -> None:
     process = context.Process(target=publish_and_wait, args=(address, name, started))
     process.start()
     try:
-        assert started.wait(20)
+        assert started.wait(60)
         with At(three, 1, name) as there:
             followed = Followed(there, there.chain(tokens(BLOCKS, 8)))
             followed.told(2)
@@ -255,7 +259,7 @@ def test_a_publisher_that_is_killed_is_told_of(three: Cluster, by: str) -> None:
             assert process.pid is not None
             os.kill(process.pid, signal.SIGKILL)
             done = followed.done()
-            assert (done.blocks, done.ended) == (0, Ended.ABANDONED) and time.monotonic() - began < 2
+            assert (done.blocks, done.ended) == (0, Ended.ABANDONED) and time.monotonic() - began < SLOW_S
     finally:
         process.kill()
         process.join()
@@ -301,7 +305,7 @@ def test_a_publishers_node_that_dies_or_is_silent(three: Cluster, how: signal.Si
         chain = here.chain(tokens(BLOCKS, 11))
         slots = here.reserve(chain)
         publish(slots, chain, 0, 1)
-        followed = Followed(there, chain, 8)
+        followed = Followed(there, chain)
         followed.told(2)
         if how is signal.SIGKILL:
             three.nodes[0].kill()
@@ -311,7 +315,7 @@ def test_a_publishers_node_that_dies_or_is_silent(three: Cluster, how: signal.Si
             began = time.monotonic()
             done = followed.done()
             assert (done.blocks, done.ended) == (0, Ended.ABANDONED), done
-            assert time.monotonic() - began < 4
+            assert time.monotonic() - began < 2 + SLOW_S
         finally:
             if how is signal.SIGKILL:
                 three.nodes[0].start()
@@ -329,7 +333,7 @@ async def test_the_async_face(three: Cluster) -> None:
         async with AsyncClient(three.nodes[2].address) as client:
             ns = await client.namespace(layout("async"))
             publishing.start()
-            async with await ns.follow(chain, into, deadline_s=6) as follow:
+            async with await ns.follow(chain, into, deadline_s=20) as follow:
                 async for part in follow:
                     told.append(part)  # noqa: PERF401 - one at a time, as they come
                 done = await follow.finish()

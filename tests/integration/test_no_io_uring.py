@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +11,7 @@ import pytest
 
 from kvstore import Client
 from tests.integration.nodes import SIZE, NodeProcess, blocks_of, layout, tokens
+from tests.integration.patience import come_down
 
 FILES = ("file.enabled=true", "file.bytes=16MiB", "file.slab_bytes=1MiB", "file.admission=always")
 
@@ -52,9 +52,7 @@ def test_blocks_go_to_files_and_come_back_by_threads(tmp_path: Path) -> None:
         with Client(node.address, deadline_s=20) as client:
             ns = client.namespace(layout())
             chains = [ns.chain(tokens(16, seed)) for seed in range(16)]  # twice what memory has
-            for chain in chains:
-                assert ns.put(chain, blocks_of(chain)).stored == 16
-                time.sleep(0.1)  # write-behind is given its turn
+            come_down(node, ns, chains, 8 << 20)
             below = [chain for chain in chains if 2 in ns.lookup(chain).tiers]
             assert below
             for chain in below:

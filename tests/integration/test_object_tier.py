@@ -18,10 +18,12 @@ import pytest
 from kvstore import Client
 from kvstore.errors import Unavailable
 from tests.integration.nodes import SIZE, NodeProcess, block_of, blocks_of, eventually, layout, tokens
+from tests.integration.patience import SLOW_S
 from tests.ports import free_ports
 from tests.s3_server import Relay, moto_server, s3_options
 
 PER_PACK = 64  # of blocks of 64 KiB
+IN_MEMORY = 256  # blocks that it holds
 
 
 def object_node(home: Path, objects: str, *sets: str, memory: str = "16MiB") -> NodeProcess:
@@ -49,6 +51,11 @@ def publish(node: NodeProcess, client: Client, prompt: np.ndarray) -> None:
         done = ns.put(piece, blocks_of(piece), position=at, parent=chain[at - 1] if at else None)
         assert int(done.stored) == len(piece)
         quiet(node)
+        if "file.enabled=true" not in node._flags:
+            memory = node.counters(1)
+            put = memory["used"] // SIZE + memory["evicted_clean"] + memory["evicted_dirty"]
+            least = put + 24 - IN_MEMORY  # what the next slice pushes out, whatever a disk was busy with for a while
+            eventually(lambda least=least: node.counters(3)["object_blocks_written"] >= least)
 
 
 def quiet(node: NodeProcess, for_s: float = 0.6) -> None:
@@ -368,16 +375,16 @@ def test_a_store_in_trouble_is_a_miss_and_no_more(tmp_path: Path, relay: Relay, 
         relay.set(mode)
         began = time.monotonic()
         came = fetched(client, prompt)
-        assert time.monotonic() - began < 12
+        assert time.monotonic() - began < 5 + SLOW_S
         assert came <= 100
-        slowest = 0.0
+        took = []
         for seed in range(40, 48):
             chain = ns.chain(tokens(64, seed))
             blocks = blocks_of(chain)
             began = time.monotonic()
             assert int(ns.put(chain, blocks).stored) == 64
-            slowest = max(slowest, time.monotonic() - began)
-        assert slowest < 2.0
+            took.append(time.monotonic() - began)
+        assert sorted(took)[len(took) // 2] < 0.4, "puts wait for a store that takes all its time"
         if mode != "slow":
             eventually(lambda: node.counters(3)["object_unreachable"] == 1)
             eventually(lambda: 3 not in set(ns.lookup(ns.chain(prompt)).tiers))  # what cannot be had is not promised

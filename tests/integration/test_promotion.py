@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 from kvstore import Client
-from tests.integration.nodes import SIZE, NodeProcess, blocks_of, eventually, layout, tokens
+from tests.integration.nodes import SIZE, NodeProcess, blocks_of, layout, tokens
+from tests.integration.patience import written_behind
 
 FILES = ("file.enabled=true", "file.bytes=16MiB", "file.slab_bytes=4MiB", "file.admission=always")
 
@@ -27,7 +28,7 @@ def test_a_get_waits_for_what_is_read_ahead(tmp_path: Path, blocks: int) -> None
                 part = chain[first : first + 16]
                 ns.put(part, blocks_of(part), position=first, parent=chain[first - 1].tobytes() if first else None)
                 stored = at * blocks + first + len(part)
-                eventually(lambda stored=stored: node.tier()["sealed"] >= min(stored, 64))
+                written_behind(node, stored, 8 << 20)
         into = np.empty((blocks, SIZE), np.uint8)
         for _ in range(3):
             for chain in chains:

@@ -12,12 +12,14 @@ import grpc
 import numpy as np
 import pytest
 
-from kvstore import AsyncClient, Client
+from kvstore import AsyncClient, Client, Namespace
+from kvstore.client.journeys import Stored
 from kvstore.wire import store
 from kvstore.wire.services import StoreStub
 from tests.integration.nodes import NodeProcess, blocks_of, layout, tokens
+from tests.integration.patience import SLOW_S, in_time
 from tests.integration.test_cluster import Cluster, metric, running
-from tests.integration.test_far import got, quiet
+from tests.integration.test_far import got, quiet, whole
 from tests.integration.test_locating import At, found_within
 
 SETTLE_MS = 300
@@ -54,15 +56,22 @@ def wipe(cluster: Cluster, i: int) -> None:
     shutil.rmtree(cluster.folder / f"h{i}" / "data")
 
 
+def copied(ns: Namespace, chain: np.ndarray, replicas: int, most: int = 0) -> Stored:
+    """A put that is on so many hosts; `most` where there are no more. One that was late is not counted."""
+    return in_time(
+        lambda: ns.put(chain, blocks_of(chain), replicas=replicas), lambda stored: stored.replicas == (most or replicas)
+    )
+
+
 def test_a_put_says_on_how_many_hosts_it_is(five: Cluster) -> None:
     with At(five, 0, "asked") as ns:
         chain = ns.chain(tokens(BLOCKS, 1))
         assert ns.put(chain, blocks_of(chain)).replicas == 0  # nobody asked
         for replicas in (2, 5):
-            stored = ns.put(chain, blocks_of(chain), replicas=replicas)
+            stored = copied(ns, chain, replicas)
             assert (stored.held, stored.replicas) == (BLOCKS, replicas)
             assert stored.hosts is not None and stored.hosts.tolist() == [replicas] * BLOCKS
-        assert ns.put(chain, blocks_of(chain), replicas=9).replicas == 5  # fewer is an answer
+        assert copied(ns, chain, 9, 5).replicas == 5  # fewer is an answer
         with pytest.raises(ValueError, match="replicas: 0, must be 1 to 16"):
             ns.put(chain, blocks_of(chain), replicas=0)
         for i in range(1, 5):
@@ -99,7 +108,7 @@ def test_what_answered_two_hosts_outlives_any_one_of_five(five: Cluster) -> None
     with At(five, 0, "outlives") as ns:
         for seed in range(20, 36):
             chain = chains[seed] = ns.chain(tokens(4, seed))
-            assert ns.put(chain, blocks_of(chain), replicas=2).replicas == 2
+            copied(ns, chain, 2)
     brought = [metric(node, "kvstore_far_replicas_total") - was for node, was in zip(five.nodes, before, strict=True)]
     assert sum(count > 0 for count in brought[1:]) >= 2, "families are spread"
     wipe(five, 0)
@@ -108,8 +117,8 @@ def test_what_answered_two_hosts_outlives_any_one_of_five(five: Cluster) -> None
         for i in range(1, 5):
             with At(five, i, "outlives") as there:
                 for chain in chains.values():
-                    found_within(there, chain, 4, 5)
-                    lost += 4 - got(there, chain).blocks
+                    found_within(there, chain, 4)
+                    lost += 4 - whole(there, chain).blocks
         assert lost == 0
     finally:
         five.nodes[0].start()
@@ -124,10 +133,10 @@ def test_a_host_that_stands_still_makes_way_for_the_next(five: Cluster) -> None:
             for seed in range(40, 43):  # not yet known to be dead
                 chain = ns.chain(tokens(4, seed))
                 began = time.monotonic()
-                assert ns.put(chain, blocks_of(chain), replicas=4).replicas == 4
-                assert time.monotonic() - began < 5
-            chain = ns.chain(tokens(4, 44))
-            assert ns.put(chain, blocks_of(chain), replicas=5).replicas == 4
+                told = ns.put(chain, blocks_of(chain), replicas=4)
+                assert time.monotonic() - began < 2 + SLOW_S
+                assert told.replicas == 4 or copied(ns, chain, 4)
+            copied(ns, ns.chain(tokens(4, 44)), 5, 4)
     finally:
         five.nodes[4].signal(signal.SIGCONT)
         five.meet()
@@ -144,9 +153,12 @@ def test_a_node_whose_memory_is_only_holds_takes_nothing(five: Cluster) -> None:
         with first.hold(full) as half, second.hold(full[half.blocks :], position=half.blocks) as rest:
             assert half.blocks + rest.blocks > 60
             assert ns.put(chain, blocks_of(chain), replicas=5).replicas in {0, 1, 4}
-            told = ns.put(chain, blocks_of(chain), replicas=5)
-            assert told.hosts is not None and told.hosts.tolist()[-1] == 4
-        assert ns.put(chain, blocks_of(chain), replicas=5).replicas == 5
+            on_hosts = in_time(
+                lambda: ns.put(chain, blocks_of(chain), replicas=5).hosts,
+                lambda hosts: hosts is not None and hosts[-1] >= 4,
+            )
+            assert on_hosts is not None and on_hosts[-1] == 4
+        copied(ns, chain, 5)
 
 
 def test_nodes_of_one_host_count_once(tmp_path: Path) -> None:
@@ -155,9 +167,9 @@ def test_nodes_of_one_host_count_once(tmp_path: Path) -> None:
         with running(Hosts(tmp_path, 3, "", *sets())) as cluster:
             with At(cluster, 0, "once") as ns:
                 chain = ns.chain(tokens(4, 1))
-                assert ns.put(chain, blocks_of(chain), replicas=3).replicas == 2
+                copied(ns, chain, 3, 2)
             with At(cluster, 1, "once") as ns:
                 chain = ns.chain(tokens(4, 2))
-                assert ns.put(chain, blocks_of(chain), replicas=3).replicas == 2
+                copied(ns, chain, 3, 2)
     finally:
         Hosts.shared = frozenset()

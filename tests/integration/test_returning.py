@@ -10,6 +10,7 @@ import pytest
 
 from kvstore import Client
 from tests.integration.nodes import SIZE, blocks_of, eventually, layout, tokens
+from tests.integration.patience import WAITS_S
 from tests.integration.test_cluster import Cluster, running
 
 SETTLE_MS = 300
@@ -46,9 +47,9 @@ def check(cluster: Cluster, how: str, chains: list[np.ndarray]) -> None:
         with Client(node.address) as client:
             ns = client.namespace(layout(f"in turn, {how}"))
             for chain in chains:
-                eventually(lambda chain=chain, ns=ns: ns.lookup(chain).blocks == BLOCKS, 5)
+                eventually(lambda chain=chain, ns=ns: ns.lookup(chain).blocks == BLOCKS)
                 into = np.zeros((BLOCKS, SIZE), np.uint8)
-                until = time.monotonic() + 5
+                until = time.monotonic() + WAITS_S
                 while ns.get(chain, into).blocks < BLOCKS:  # of its holder's former life they may still be told
                     assert time.monotonic() < until
                 assert np.array_equal(into, blocks_of(chain))

@@ -12,6 +12,7 @@ import pytest
 from kvstore import AsyncClient, Client, Namespace
 from kvstore.errors import Unavailable
 from tests.integration.nodes import SIZE, blocks_of, layout, tokens
+from tests.integration.patience import SLOW_S
 from tests.integration.test_cluster import Cluster, running
 from tests.integration.test_locating import At
 
@@ -78,7 +79,7 @@ def test_the_next_one_while_its_node_is_dead(three: Cluster) -> None:
             assert got(ns, chain) == []
             put(ns, chain)
             assert got(ns, chain) == [1] * BLOCKS
-            assert time.monotonic() - began < 3
+            assert time.monotonic() - began < 1 + SLOW_S  # and not a deadline, which is 5 s
             assert len(homes(three, "dies", chain)) == 1
         finally:
             three.nodes[home].start()
@@ -96,8 +97,8 @@ def test_one_that_stands_still_costs_one_deadline(three: Cluster) -> None:
             into = np.zeros((BLOCKS, SIZE), np.uint8)
             began = time.monotonic()
             assert ns.get(chain, into, deadline_s=0.5).blocks == 0
-            assert time.monotonic() - began < 2
-            assert ns.put(chain, blocks_of(chain), deadline_s=1).stored == BLOCKS
+            assert time.monotonic() - began < 0.5 + SLOW_S
+            assert ns.put(chain, blocks_of(chain), deadline_s=3).stored == BLOCKS
             assert got(ns, chain) == [1] * BLOCKS
         finally:
             three.nodes[home].signal(signal.SIGCONT)
