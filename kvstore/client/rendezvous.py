@@ -19,6 +19,7 @@ import numpy as np
 from kvstore.client.steps import (
     Answer,
     Fetch,
+    Follow,
     Hold,
     Keys,
     Look,
@@ -26,13 +27,15 @@ from kvstore.client.steps import (
     LookupFar,
     Put,
     Reopened,
+    Replicate,
     Report,
     Reserve,
     Status,
     Step,
     Told,
 )
-from kvstore.wire import store
+from kvstore.wire import framed, store
+from kvstore.wire.labels import label_id
 
 if TYPE_CHECKING:
     from kvstore.client.calls import Times
@@ -88,11 +91,16 @@ class Placement:
 
 def family_of(space: Space, step: Step) -> bytes:
     """What a step's node goes by."""
-    if isinstance(step, Fetch | Hold | Put | Look | Reserve | Report) and step.hint.family:
+    if isinstance(step, Fetch | Hold | Put | Look | Follow | Reserve | Report) and step.hint.family:
         family = step.hint.family.to_bytes(8, "little")
     elif isinstance(step, LookupFar):
         family = _first(space.known.family_blocks, keys_in(store.LookupRequest.FromString(step.request).chain))
-    elif isinstance(step, Lookup | Fetch | Hold | Put | Look | Reserve):
+    elif isinstance(step, Replicate):  # of the node that has just been given these
+        request = framed.ReplicateRequest.FromString(step.request)
+        named = label_id(request.hints.family) if request.hints.family else request.hints.family_id
+        keys = keys_in(request.chain)
+        family = named.to_bytes(8, "little") if named else _first(space.known.family_blocks, keys)
+    elif isinstance(step, Lookup | Fetch | Hold | Put | Look | Follow | Reserve):
         family = _first(space.known.family_blocks, step.keys)
     else:
         family = b""

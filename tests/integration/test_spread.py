@@ -59,6 +59,7 @@ def test_one_home_a_prompt_whoever_asks(three: Cluster) -> None:
             put(ours, chain)
             assert theirs.lookup(chain).tiers.tolist() == [1] * BLOCKS
             assert got(theirs, chain) == [1] * BLOCKS, "from where it was put, and not from afar"
+            assert ours.put(chain, blocks_of(chain), replicas=2).replicas == 1, "one machine, and it has them"
             assert theirs.put(chain, blocks_of(chain)).held == BLOCKS
         found = [homes(three, "spread", chain) for chain in chains]
         assert all(len(one) == 1 for one in found) and len(set.union(*found)) > 1

@@ -13,10 +13,25 @@ import pytest
 from kvstore.client import rendezvous
 from kvstore.client.address import NODES_MAX, parse_all
 from kvstore.client.buffers import Registry
-from kvstore.client.hints import NO_HINTS, to_wire
+from kvstore.client.calls import times_of
+from kvstore.client.followed import Followed
+from kvstore.client.hints import NO_HINTS, Hints, to_wire
+from kvstore.client.journeys import Load
 from kvstore.client.rendezvous import AWAY_S, Placement, asked_by, family_of, of_another_time
-from kvstore.client.space import Known, Space
-from kvstore.client.steps import Fetch, Lookup, LookupFar, Reopen, Reopened, Status, Told, WireHint
+from kvstore.client.space import Choices, Known, Space
+from kvstore.client.steps import (
+    Fetch,
+    Follow,
+    Lookup,
+    LookupFar,
+    Put,
+    Reopen,
+    Reopened,
+    Replicate,
+    Status,
+    Told,
+    WireHint,
+)
 from kvstore.wire import store
 from tests.integration.nodes import layout
 
@@ -75,6 +90,18 @@ def test_all_steps_of_a_prompt_go_by_its_family() -> None:
     assert family_of(ns, Reopen()) == bytes([1]) * 32
     prefetch = store.PrefetchRequest(namespace=bytes([1]) * 32, chain=store.Chain(keys=KEYS.tobytes()))
     assert asked_by(store.METHOD_PREFETCH, prefetch.SerializeToString(), 4) == thing
+
+
+@pytest.mark.parametrize(
+    ("hints", "position"), [(NO_HINTS, 0), (NO_HINTS, 4), (Hints(family="chat"), 0), (Hints(family=7), 4)]
+)
+def test_whoever_was_given_blocks_is_asked_for_replicas_of_them(hints: Hints, position: int) -> None:
+    ns = space()
+    hint = to_wire(hints, KEYS, 4, position)
+    asked = ns._replicating(Load(KEYS, NO_PLACES), hint, Choices(hints=hints, replicas=2), times_of(5.0, None))
+    assert family_of(ns, Replicate(asked)) == family_of(ns, Put(0, KEYS, NO_PLACES, hint, b"", ()))
+    follow = Follow(0, KEYS, NO_PLACES, hint, Followed(len(KEYS), 1))
+    assert family_of(ns, follow) == family_of(ns, Fetch(0, KEYS, NO_PLACES, hint))
 
 
 def test_what_was_cleared_is_opened_again_before_anything_is_asked() -> None:
