@@ -41,7 +41,7 @@ if TYPE_CHECKING:
     from kvstore.client.calls import Times
     from kvstore.client.space import Space
 
-__all__ = ["AWAY_S", "Placement", "asked_by", "brief", "briefly", "family_of", "of_another_time"]
+__all__ = ["AWAY_S", "Placement", "asked_by", "begun_by", "brief", "briefly", "family_of", "of_another_time"]
 
 AWAY_S: Final = 2.0
 OPEN_S: Final = 0.5  # for a node to be connected to, while there is another one to go to
@@ -105,6 +105,11 @@ def family_of(space: Space, step: Step) -> bytes:
     else:
         family = b""
     return space.known.digest + family
+
+
+def begun_by(step: Step) -> object:
+    """The connection by which a follow goes on: no other node knows of it. None: the step is anybody's."""
+    return step.followed.line if isinstance(step, Follow) else None
 
 
 def keys_in(chain: store.Chain) -> Keys:

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from kvstore.client.async_socket import AsyncSocketChannel
-from kvstore.client.rendezvous import Placement, asked_by, brief, briefly, family_of, of_another_time
+from kvstore.client.rendezvous import Placement, asked_by, begun_by, brief, briefly, family_of, of_another_time
 from kvstore.client.socket import GONE, SocketChannel, as_told
 from kvstore.client.steps import Answer, Limits, Reopen, Reopened, Report, Status, Step
 from kvstore.errors import KvStoreError, Unavailable
@@ -67,6 +67,9 @@ class SpreadChannel:
                 return Reopened(same=self.open(space, times))
             except KvStoreError as error:
                 return as_told(error)
+        if (line := begun_by(step)) is not None:
+            i = next((i for i, channel in enumerate(self._channels) if channel.current is line), None)
+            return GONE if i is None else self._channels[i].perform(self._placement.at(i, space), step, times)
         answer: Answer = GONE
         stale: Answer | None = None
         order = self._placement.order(family_of(space, step))
@@ -74,7 +77,7 @@ class SpreadChannel:
             return self._channels[order[0]].perform(self._placement.at(order[0], space), step, times)
         for at, i in enumerate(order):
             answer = self._at(i, space, step, times, len(order) - at - 1)
-            if self._placement.judge(i, answer, times.left()):
+            if self._placement.judge(i, answer, times.left()) or begun_by(step) is not None:
                 return answer
             stale = answer if answer.status == Status.STALE_NAMESPACE else stale
         return stale or answer
@@ -148,6 +151,9 @@ class AsyncSpreadChannel:
                 return Reopened(same=await self.open(space, times))
             except KvStoreError as error:
                 return as_told(error)
+        if (line := begun_by(step)) is not None:
+            i = next((i for i, channel in enumerate(self._channels) if channel.current is line), None)
+            return GONE if i is None else await self._channels[i].perform(self._placement.at(i, space), step, times)
         answer: Answer = GONE
         stale: Answer | None = None
         order = self._placement.order(family_of(space, step))
@@ -155,7 +161,7 @@ class AsyncSpreadChannel:
             return await self._channels[order[0]].perform(self._placement.at(order[0], space), step, times)
         for at, i in enumerate(order):
             answer = await self._at(i, space, step, times, len(order) - at - 1)
-            if self._placement.judge(i, answer, times.left()):
+            if self._placement.judge(i, answer, times.left()) or begun_by(step) is not None:
                 return answer
             stale = answer if answer.status == Status.STALE_NAMESPACE else stale
         return stale or answer
