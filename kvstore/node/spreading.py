@@ -119,6 +119,8 @@ class _Asking:
                 )
             except (Rejected, Unavailable):
                 continue
+            if came.get(node.host) == self.blocks:  # another node of it was asked meanwhile
+                continue
             came[node.host] = max(came.get(node.host, 0), brought.blocks)
             if brought.blocks == self.blocks:
                 return

@@ -1,0 +1,62 @@
+"""put(replicas=n): which nodes are asked to copy, and when another one is asked instead."""
+
+from __future__ import annotations
+
+import asyncio
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+
+from kvstore.directory.base import Member
+from kvstore.errors import KvStoreError, Unavailable
+from kvstore.node.bringing import Brought
+from kvstore.node.spreading import Spreading, in_turn
+from kvstore.node.streams import Prefix
+from kvstore.wire import framed
+
+KEYS = np.random.default_rng(1).integers(0, 256, (4, 32), np.uint8)
+NO_HINT: Any = lambda at: SimpleNamespace(family=7)  # noqa: E731 - of a prefix
+OPENED: Any = SimpleNamespace(handle=0, digest=b"n" * 32)
+
+
+def node(name: str, host: str) -> Member:
+    return Member(f"{name}:1", name.encode() * 16, 1, host=host)
+
+
+class World:
+    """answers: of each node, how many blocks it has then, or what it raises, after so many turns of the loop."""
+
+    def __init__(self, nodes: list[Member], **answers: tuple[int, int | KvStoreError]) -> None:
+        self.answers, self.asked = answers, list[str]()
+        self.order = in_turn((7).to_bytes(8, "little") + OPENED.digest, nodes, "me")
+        cluster: Any = SimpleNamespace(me=Member("me:1", b"m" * 16, 1, host="me"), members=lambda: nodes)
+        core: Any = SimpleNamespace(find=lambda *asked: np.ones(len(asked[-1]), np.bool_))
+        self.spreading = Spreading(cluster, core, self, has_files=False)  # type: ignore[arg-type]
+
+    async def bring(self, member: Member, *asked: object, **more: object) -> Brought:
+        name = member.address[0]
+        self.asked.append(name)
+        turns, told = self.answers[name]
+        for _ in range(turns):
+            await asyncio.sleep(0)
+        if isinstance(told, KvStoreError):
+            raise told
+        return Brought(told, 0)
+
+    async def replicas(self, wanted: int) -> list[int]:
+        request = framed.ReplicateRequest(replicas=wanted, deadline_ms=5000)
+        hosts = await self.spreading.replicate(OPENED, 0, Prefix(KEYS, b"", NO_HINT), request)
+        return list(map(int, hosts))
+
+
+async def test_two_nodes_of_a_host_do_not_stand_for_two_hosts() -> None:
+    """While one host's first node copies, the other host's fails, and the next in turn is of the one that copies."""
+    nodes = [node(name, host) for host, names in (("x", "ab"), ("y", "cd")) for name in names]
+    one, other, third, _ = World(nodes).order
+    slow, fails = (one, other) if one.host == third.host else (other, one)
+    answers: dict[str, tuple[int, int | KvStoreError]] = dict.fromkeys("abcd", (5, 4))
+    answers |= {slow.address[0]: (50, 4), fails.address[0]: (1, Unavailable("gone"))}
+    world = World(nodes, **answers)
+    assert await world.replicas(3) == [3] * 4
+    assert len(world.asked) == 4, "the last of them is asked, too"
