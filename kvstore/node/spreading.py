@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Final
 import numpy as np
 
 from kvstore.client.landed import leading
-from kvstore.errors import Rejected, Unavailable
+from kvstore.errors import KvStoreError
 from kvstore.node.handing import by_rendezvous
 from kvstore.node.held_here import held_here
 
@@ -117,7 +117,7 @@ class _Asking:
                     hints=self.request.hints,
                     deadline_s=left_s,
                 )
-            except (Rejected, Unavailable):
+            except KvStoreError:
                 continue
             if came.get(node.host) == self.blocks:  # another node of it was asked meanwhile
                 continue

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from kvstore.directory.base import Member
-from kvstore.errors import KvStoreError, Unavailable
+from kvstore.errors import KvStoreError, Misconfigured, Unavailable
 from kvstore.node.bringing import Brought
 from kvstore.node.spreading import Spreading, in_turn
 from kvstore.node.streams import Prefix
@@ -60,3 +60,11 @@ async def test_two_nodes_of_a_host_do_not_stand_for_two_hosts() -> None:
     world = World(nodes, **answers)
     assert await world.replicas(3) == [3] * 4
     assert len(world.asked) == 4, "the last of them is asked, too"
+
+
+async def test_a_node_that_may_not_be_spoken_to_makes_way_like_any_that_fails() -> None:
+    nodes = [node("a", "x"), node("b", "y"), node("c", "z")]
+    answers: dict[str, tuple[int, int | KvStoreError]] = dict.fromkeys("abc", (1, 4))
+    answers[World(nodes).order[0].address[0]] = 1, Misconfigured("another secret")
+    world = World(nodes, **answers)
+    assert await world.replicas(3) == [3] * 4
