@@ -146,7 +146,7 @@ def make_copies(
         in_packs=shared.tier.lookup if shared is not None else None,
         flush=shared.writer.flush if shared is not None else None,
     )
-    drain = Drain(mark, sources, cluster, bringer, refuse)
+    drain = Drain(mark, sources, cluster, bringer, refuse, host.limits.reserve_lapse_ms / 1e3)
     bringing = Bringing(core, namespaces, replicas, host.limits, host.family_blocks, lambda: drain.draining)
     handlers.spreading = Spreading(cluster, core, bringer, replicas.has_files)
     handlers.copies = copies = Copies(cluster, bringing, drain)

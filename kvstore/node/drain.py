@@ -11,6 +11,7 @@ Rules
 - `DATA_DIR/draining` says so, and is on disk before the first block is handed on. A node that finds it at its start
   goes on. Only `cancel` removes it.
 - The object tier counts as another place where it is everybody's: a bucket, not a directory.
+- What was being put when it began is looked at when it is sealed: reservations are waited for until they lapse.
 - It ends when a look at everything found nothing more to hand on, or after ROUNDS_MAX of them; what nobody took is
   told.
 """
@@ -105,13 +106,16 @@ class _Round:
 
 @dataclass(slots=True)
 class Drain:
-    """Of a node, on its event loop, until `close`, which ends nothing for good. refuse: told whether new blocks are."""
+    """Of a node, on its event loop, until `close`, which ends nothing for good. refuse: told whether new blocks are.
+    lapse_s: how long a reservation lives.
+    """
 
     mark: Path
     sources: Sources
     cluster: Cluster
     bringer: Bringer
     refuse: Callable[[bool], None]
+    lapse_s: float
     _task: asyncio.Task[None] | None = None
     _state: admin.DrainState.ValueType = admin.DRAIN_NONE
     _handed: int = 0
@@ -196,10 +200,12 @@ class Drain:
     # ---- working ----------------------------------------------------------------------------------------------------
 
     async def _run(self) -> None:
+        loop = asyncio.get_running_loop()
+        lapsed_at = loop.time() + self.lapse_s
         try:
             await self._meet()
             for number in range(ROUNDS_MAX):
-                reserved = self.sources.core.stats(MEMORY_TIER)["slots_reserved"]
+                reserved = self._reserved()
                 await self._look_at_everything()
                 this = self._round
                 if not (this.handed or this.failed or reserved):
@@ -208,6 +214,8 @@ class Drain:
                     await self._flush()
                 if number < ROUNDS_MAX - 1:
                     await asyncio.sleep(PAUSE_S)
+                    while self._reserved() and loop.time() < lapsed_at:  # noqa: ASYNC110 - clients seal them
+                        await asyncio.sleep(PAUSE_S)
         except Exception as error:  # ours: it must not look as if it were done
             log.exception("draining failed")
             self._problem = f"the node failed; its log says how: {error}"
@@ -221,6 +229,10 @@ class Drain:
             told.failed_blocks,
             f": {told.problem}" if told.failed_blocks else "",
         )
+
+    def _reserved(self) -> int:
+        """Blocks that are being put: RESERVE is refused, what it granted before is not taken back."""
+        return int(self.sources.core.stats(MEMORY_TIER)["slots_reserved"])
 
     async def _meet(self) -> None:
         """A node that has just been started has not met the others yet."""

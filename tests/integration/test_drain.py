@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import grpc
@@ -148,6 +149,25 @@ async def test_every_way_to_put_is_refused_until_it_is_cancelled(three: Cluster)
         assert mark.exists() and drain(three.nodes[1], three.name(0), cancel=True).state == admin.DRAIN_NONE
         assert ns.put(chain, blocks_of(chain)).rejected == 0
         assert not mark.exists() and look(node) == admin.DRAIN_NONE
+
+
+def test_what_was_being_put_when_it_began_is_handed_on(three: Cluster) -> None:
+    with At(three, 0, "being put") as here, ThreadPoolExecutor(1) as pool:
+        chain = here.chain(tokens(CHAIN, 5))
+        with here.reserve(chain) as slots:
+            draining = pool.submit(drain, three.nodes[0])
+            time.sleep(3)  # as long as a prefill that publishes layer by layer
+            for index, block in enumerate(blocks_of(chain)):
+                slots.array(index)[:] = block
+            assert slots.seal().stored == CHAIN
+        handed, _, failed = counts(draining.result(30))
+        assert handed >= CHAIN and failed == 0
+    drain(three.nodes[0], cancel=True)
+    held = []
+    for i in (1, 2):
+        with At(three, i, "being put") as there:
+            held.append(there.lookup(chain).tiers.tolist())
+    assert [1] * CHAIN in held
 
 
 def test_killed_in_the_middle_it_goes_on_and_nothing_is_lost(three: Cluster) -> None:

@@ -1,0 +1,58 @@
+"""When a drain is over: not before what was being put has been looked at."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from kvstore.node import drain
+from kvstore.node.drain import Drain
+from kvstore.wire import admin
+
+
+class World:
+    """A node with one reservation open. looked: at each look, whether it was open still."""
+
+    def __init__(self, mark: Path, lapse_s: float) -> None:
+        self.reserved = 1
+        self.looked: list[int] = []
+        core = SimpleNamespace(stats=lambda _: {"slots_reserved": self.reserved, "slots_sealed": 0})
+        cluster: Any = SimpleNamespace(is_clustered=True, members=lambda: [object()], me=SimpleNamespace(name="me"))
+        sources: Any = SimpleNamespace(core=core, flush=None, look=lambda: self.looked.append(self.reserved))
+        bringer: Any = None
+        self.drain = Drain(mark, sources, cluster, bringer, lambda _: None, lapse_s)
+
+    async def drained(self) -> None:
+        self.drain.begin("test")
+        while self.drain.state != admin.DRAIN_DONE:
+            await asyncio.sleep(0.001)
+
+
+@pytest.fixture(autouse=True)
+def nothing_to_hand_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def look(self: Any) -> None:
+        self.sources.look()
+
+    monkeypatch.setattr(Drain, "_look_at_everything", look)
+    monkeypatch.setattr(drain, "PAUSE_S", 0.001)
+
+
+async def test_what_was_being_put_is_looked_at_when_it_is_sealed(tmp_path: Path) -> None:
+    world = World(tmp_path / "draining", 60.0)
+
+    def seal() -> None:
+        world.reserved = 0
+
+    asyncio.get_running_loop().call_later(0.1, seal)
+    await world.drained()
+    assert world.looked[-1] == 0, "it came after the last look, and would have gone with the node"
+
+
+async def test_a_reservation_that_never_ends_is_waited_for_until_it_lapses(tmp_path: Path) -> None:
+    world = World(tmp_path / "draining", 0.05)
+    await world.drained()
+    assert len(world.looked) == drain.ROUNDS_MAX
