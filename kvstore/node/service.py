@@ -126,9 +126,7 @@ class StoreService(services.StoreServicer):
     async def _put(
         self, peer: Peer, header: store.PutHeader, messages: AsyncIterator[store.PutRequest], context: Context
     ) -> store.PutResponse:
-        copies = self._handlers.copies
-        if copies is not None and copies.drain.draining:
-            raise refuse_draining()
+        self._refuse_while_draining()
         if header.replicas > REPLICAS_MAX:
             raise ValueError(f"header.replicas: {header.replicas}, must be at most {REPLICAS_MAX}")
         opened = self._handlers.opened(peer, header.namespace)
@@ -140,6 +138,7 @@ class StoreService(services.StoreServicer):
                     raise ValueError("data: only the first message is a header")
                 if put.ended:
                     break  # what is still on its way is of no use
+                self._refuse_while_draining()
                 put.write(message.data.payload)
             answer = put.finish()
             if header.replicas > 1:
@@ -147,6 +146,12 @@ class StoreService(services.StoreServicer):
             return answer
         finally:
             put.close()
+
+    def _refuse_while_draining(self) -> None:
+        """Also a stream that began before: a drain does not look at what comes after its end."""
+        copies = self._handlers.copies
+        if copies is not None and copies.drain.draining:
+            raise refuse_draining()
 
     async def _replicate(
         self, peer: Peer, header: store.PutHeader, prefix: Prefix, answer: store.PutResponse, context: Context

@@ -1,14 +1,17 @@
-"""What a gRPC call is taken for: whose certificate it showed, and how long it may make the node wait."""
+"""What a gRPC call is taken for: whose certificate it showed, how long it may make the node wait, what it may store."""
 
 from __future__ import annotations
 
+from collections.abc import AsyncIterator
 from types import SimpleNamespace
 
 import pytest
 
 from kvstore.config import LimitsConfig
+from kvstore.errors import Rejected
 from kvstore.node.grpc_door import _certificate_names
 from kvstore.node.service import StoreService
+from kvstore.wire import store
 
 
 def test_names_of_a_certificate_old_and_new() -> None:
@@ -40,3 +43,25 @@ def test_how_long_a_get_may_wait(asked_ms: int, left_s: float, waits_s: float) -
     service._host = SimpleNamespace(limits=LimitsConfig(hold_wait_ms_max=10_000))  # type: ignore[assignment]
     service._entrance = SimpleNamespace(time_left=lambda _context: left_s)  # type: ignore[assignment]
     assert service._wait_s(asked_ms, None) == waits_s  # type: ignore[arg-type]
+
+
+async def test_a_put_that_began_before_a_drain_stores_nothing_after_it_began(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A drain ends with a look at everything: what came behind it would be lost with the node."""
+    took: list[bytes] = []
+    stream = SimpleNamespace(ended=False, write=took.append, finish=lambda: None, close=lambda: took.append(b"closed"))
+    monkeypatch.setattr("kvstore.node.service.PutStream", lambda *_: stream)
+    drain = SimpleNamespace(draining=False)
+    service = StoreService.__new__(StoreService)
+    service._stream_host = None  # type: ignore[assignment]
+    service._handlers = SimpleNamespace(  # type: ignore[assignment]
+        copies=SimpleNamespace(drain=drain), opened=lambda *_: None, prefix=lambda *_: None
+    )
+
+    async def messages() -> AsyncIterator[store.PutRequest]:
+        yield store.PutRequest(data=store.PutData(payload=b"before"))
+        drain.draining = True
+        yield store.PutRequest(data=store.PutData(payload=b"after"))
+
+    with pytest.raises(Rejected, match="draining"):
+        await service._put(None, store.PutHeader(), messages(), None)  # type: ignore[arg-type]
+    assert took == [b"before", b"closed"]
