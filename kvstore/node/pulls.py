@@ -28,7 +28,7 @@ from kvstore.node.leases import Allowance, MovingHost
 from kvstore.node.namespaces import NotOpen
 from kvstore.wire import convert
 from transfer.batch import EXTENTS_MAX, Batch
-from transfer.errors import TransferError, TransferFault
+from transfer.errors import PeerUnreachable, Reason, TransferError, TransferFault
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -145,8 +145,10 @@ class Slots:
 
     async def read_from(
         self, way: Connection, descriptor: bytes, starts: NDArray[np.int64], deadline_s: float
-    ) -> tuple[NDArray[np.bool_], NDArray[np.uint64], str]:
-        """As read, of whole blocks that lie in one piece each in another node's memory. starts: of the granted."""
+    ) -> tuple[NDArray[np.bool_], NDArray[np.uint64], str, bool]:
+        """As read, of whole blocks that lie in one piece each in another node's memory, and whether nothing comes by
+        this way any more. starts: of the granted.
+        """
         blocks, parts = len(self.granted), self.part_bytes
         pieces = np.stack((np.zeros(blocks, np.int64), starts, np.full(blocks, self.block_bytes)), axis=1)[:, None]
         none = np.zeros(blocks, np.bool_), np.zeros((blocks, len(parts)), np.uint64)
@@ -156,16 +158,17 @@ class Slots:
             landed = await self._landed(way, region, [descriptor], pieces, 0, parts * blocks, until)
         except TransferError as error:
             self._lost |= error.poisoned
+            gone = any(failure.reason is Reason.PEER_GONE for failure in error.failures)
             if error.poisoned or not len(error.checksums):
-                return *none, str(error)
+                return *none, str(error), gone
             arrived = np.asarray(error.arrived.reshape(blocks, -1).all(axis=1), dtype=np.bool_)
-            return arrived, error.checksums.reshape(blocks, -1), str(error)
+            return arrived, error.checksums.reshape(blocks, -1), str(error), gone
         except TransferFault as error:
-            return *none, str(error)
+            return *none, str(error), isinstance(error, PeerUnreachable)
         except asyncio.CancelledError as error:
             self._lost |= isinstance(error.__cause__, TransferError) and error.__cause__.poisoned
             raise
-        return ~none[0], landed.checksums.reshape(blocks, -1), ""
+        return ~none[0], landed.checksums.reshape(blocks, -1), "", False
 
     async def _landed(
         self,

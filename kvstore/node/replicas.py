@@ -57,6 +57,7 @@ class Replicas:
     _holders: Holders = field(init=False)
     _allowance: Allowance = field(default_factory=lambda: Allowance(BRINGING_BYTES_MAX))
     _turns: dict[tuple[int, int, bytes], asyncio.Lock] = field(default_factory=dict)
+    _closing: set[asyncio.Task[None]] = field(default_factory=set)
 
     def __post_init__(self) -> None:
         self._holders = Holders(self._connected)
@@ -205,7 +206,9 @@ class Replicas:
             deadline_s = read_within(len(granted) * slots.block_bytes, until - loop.time())
             began = loop.time()
             with self._holders.reading(incarnation):
-                arrived, sums, failure = await slots.read_from(way, descriptor, starts, deadline_s)
+                arrived, sums, failure, gone = await slots.read_from(way, descriptor, starts, deadline_s)
+            if gone:
+                self._lost(way)
             expected = np.frombuffer(told.checksums, "<u8").reshape(lent.blocks, parts)[granted]
             good = arrived & (sums == expected).all(axis=1)
             self._tell(lent, granted, arrived & ~good, failure, prefix, release)
@@ -234,6 +237,13 @@ class Replicas:
         if failure and not corrupt.any():
             self._holders.avoid(lent.node.incarnation)
 
+    def _lost(self, way: Connection) -> None:
+        """It led nowhere, and may for ever: whoever reads from there next looks for a way anew."""
+        if self._holders.lost(way):
+            task = asyncio.ensure_future(way.close())
+            self._closing.add(task)
+            task.add_done_callback(self._closing.discard)
+
     async def _connected(self, offer: Offer, deadline_s: float) -> Connection:
         try:
             return await self.host.transfers.connector.connect(offer, deadline_s=deadline_s)
@@ -243,3 +253,4 @@ class Replicas:
     async def close(self) -> None:
         for way in self._holders.close():
             await way.close()
+        await asyncio.gather(*self._closing)
