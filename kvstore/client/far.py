@@ -97,7 +97,9 @@ class _Window:
     def __init__(self, mover: Mover, space: Space, step: Fetch, first: int) -> None:
         self.mover, self.space, self.first = mover, space, first
         keys = step.keys[first : first + max(1, EXTENTS_MAX // step.places.pieces)]
-        self.step = step._replace(keys=keys, places=step.places.of(first, first + len(keys)), hint=step.hint.at(first))
+        parent = step.keys[first - 1].tobytes() if first else step.parent
+        places = step.places.of(first, first + len(keys))
+        self.step = step._replace(keys=keys, places=places, hint=step.hint.at(first), parent=parent)
         self._behind = len(step.keys) - first  # blocks of the run from here on
         self._number = next(mover.line.numbers)
         self._released = False
@@ -124,7 +126,7 @@ class _Window:
         request = framed.LeaseRequest(
             namespace=self.space.known.digest,
             shard=step.shard,
-            chain=store.Chain(keys=step.keys.tobytes(), position=step.hint.position),
+            chain=store.Chain(keys=step.keys.tobytes(), parent=step.parent, position=step.hint.position),
             hints=hints_of(step.hint),
             wait_ms=max(0, round(times.wait(left, mover.line.limits) * 1e3)),
             lease=self._number,

@@ -179,7 +179,8 @@ def getting(
     while walk.ended is None:
         at = walk.at
         rest = keys[at:] if at else keys
-        answer = yield Fetch(shard, rest, places.of(at, walk.end), hint.at(at), parts, far)
+        parent = keys[at - 1].tobytes() if far and at else b""
+        answer = yield Fetch(shard, rest, places.of(at, walk.end), hint.at(at), parts, far, parent)
         walk.at += answer.blocks
         was_far |= far and answer.blocks > 0
         moved += 0 if far else answer.bytes

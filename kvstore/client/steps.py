@@ -112,7 +112,8 @@ class Put:
 
 class Fetch(NamedTuple):
     """The rest of a chain, which the node cuts to a window. parts: first and end of those wanted of each block, which
-    `places` speaks of; None: all. far: from other nodes, what this one has not itself.
+    `places` speaks of; None: all. far: from other nodes, what this one has not itself. parent: the key before the
+    first, for the copy that the node may make of it.
     """
 
     shard: int
@@ -121,6 +122,7 @@ class Fetch(NamedTuple):
     hint: WireHint
     parts: tuple[int, int] | None = None
     far: bool = False
+    parent: bytes = b""
 
 
 class Hold(NamedTuple):

@@ -334,6 +334,18 @@ def viewed(ns: Namespace, chain: np.ndarray) -> View:
     return in_time(view, lambda view: not view.closed)
 
 
+def test_a_copy_of_what_is_got_again_is_joined_to_what_was_here(three: Cluster) -> None:
+    with At(three, 0, "joined") as here, At(three, 1, "joined") as there:
+        chain = here.chain(tokens(10, 21))
+        assert there.put(chain[:4], blocks_of(chain[:4])).stored == 4
+        assert here.put(chain[4:], blocks_of(chain[4:]), parent=chain[3], position=4).stored == 6
+        found_within(there, chain, 10, 3)
+        with told_of(three, 1, there) as watching:
+            assert [got(there, chain).blocks for _ in range(2)] == [10, 10]
+            assert next(watching).events[0].parent == chain[3].tobytes()
+        quiet(three.nodes[1])
+
+
 def test_grpc_gets_what_was_brought_here(three: Cluster) -> None:
     with At(three, 0, "by grpc") as here, At(three, 1, "by grpc") as there:
         chain = here.chain(tokens(BLOCKS, 19))

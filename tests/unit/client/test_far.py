@@ -205,6 +205,7 @@ def test_the_next_window_is_asked_for_while_this_one_is_read(world: Far) -> None
     assert isinstance(world.awaited(), Called) and world.reads, "it is read, and not waited for"
     second = world.lease()
     assert second.chain.keys == KEYS[1:].tobytes() and second.chain.position == 1 and second.lease != first.lease
+    assert (first.chain.parent, second.chain.parent) == (b"", KEYS[0].tobytes())
     world.loop.run_until_complete(asyncio.sleep(0))
     assert world.reading == 1
     world.hold_back.set()

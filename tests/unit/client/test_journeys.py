@@ -147,6 +147,8 @@ def test_a_get_among_nodes_asks_others_at_each_hole_and_its_own_again_behind_it(
     assert got.tiers.tolist() == [1] * 3 + [9] * 4 + [1] * 2 + [10]
     fetches = [step for step in steps if isinstance(step, Fetch)]
     assert [(step.far, len(step.keys)) for step in fetches] == [(False, 10), (True, 7), (False, 3), (True, 1)]
+    above = [keys(10)[10 - len(step.keys) - 1].tobytes() for step in fetches if step.far]
+    assert [step.parent for step in fetches if step.far] == above, "a copy of it is to have its place in the chain"
     # Hits by the tier there; what moved by the node's own tiers apart from it.
     assert steps[-2:] == [Report(HINT, 10, (0, 9, 1, 0)), Report(HINT, moved=5 * SIZE)]
 
