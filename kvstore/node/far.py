@@ -19,7 +19,7 @@ import contextlib
 import itertools
 import logging
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Final
 
 import numpy as np
@@ -59,6 +59,7 @@ RELEASE_S: Final = 2.0
 PASS_OVER_S: Final = 2.0  # its pings have decided by then whether it lives
 DEADLINE_S_MAX: Final = 60.0
 FAR_BYTES_PER_S: Final = 1 << 30  # as cluster.far_bytes_per_s, where nothing is said
+PASSING: Final = frozenset({"moving_bytes_max", "holds_per_connection_max", "grants_max"})  # limits of who holds
 LEASES_MAX: Final = 256  # of one connection; their bytes are limited by the holders
 
 
@@ -84,11 +85,14 @@ class FarCounts:
 
 @dataclass(frozen=True, slots=True)
 class Lent:
-    """What one holder has leased: by which number, and its answer."""
+    """What one holder has leased: by which number, and its answer. full: nothing, since this node has as much of it as
+    it may.
+    """
 
     node: Member
     number: int
     told: framed.LeaseResponse
+    full: bool = False
 
     @property
     def blocks(self) -> int:
@@ -192,6 +196,8 @@ class Lender:
             living = [node for node in one.told.others if self.cluster.living(node) is not None]
             search.holders = also(search.holders, living, shard, piece.first, piece.end)
             search.crowds.busy.add(piece.node)
+        elif one is not None and one.full:  # until this node's other clients have read theirs
+            search.crowds.busy.add(piece.node)
         elif one is not None and not one.blocks and piece.in_memory and piece.node not in search.slower:
             search.slower.add(piece.node)  # it may have them in files by now
         elif one is None or not one.blocks:
@@ -289,7 +295,7 @@ class Lender:
             raise
         except Rejected as error:  # it has no more to give just now
             log.debug("%s: %s", node.address, error)
-            return nothing
+            return replace(nothing, full=error.limit in PASSING)
         except (KvStoreError, ValueError, DecodeError) as error:  # a cleared namespace is one of these
             log.debug("%s: no lease: %s", node.address, error)
             self.give_back(nothing, framed.ReleaseRequest())  # whatever it answers yet

@@ -11,6 +11,7 @@ import pytest
 from kvstore.config import LimitsConfig
 from kvstore.directory.base import Member
 from kvstore.directory.locating import Holders
+from kvstore.errors import Rejected
 from kvstore.node import far
 from kvstore.node.far import Lender
 from kvstore.node.streams import Prefix
@@ -31,14 +32,16 @@ def say(**tiers: int) -> Holders:
 
 class World:
     """has: each node's blocks, and in which tier: what is in files comes to those who may wait. crowded: how often
-    whoever is asked has too many readers. here: whether the asking node has them; comes: whether it has, after that.
+    whoever is asked has too many readers. full: how often it has lent this node as much as it may. here: whether the
+    asking node has them; comes: whether it has, after that.
     """
 
     def __init__(self, claims: Holders, remembered: Holders | None = None, **has: tuple[int, int]) -> None:
         self.claims, self.known, self.located = claims, remembered, 0
         self.has = has
         self.asked: list[tuple[str, int]] = []
-        self.crowded = 0
+        self.crowded = self.full = 0
+        self.limit = "moving_bytes_max"
         self.here = self.comes = False
         cluster: Any = SimpleNamespace(
             locator=self,
@@ -66,6 +69,9 @@ class World:
         assert method == store.METHOD_PEER_LEASE
         asked = framed.LeaseRequest.FromString(body)
         self.asked.append((address, asked.wait_ms))
+        if self.full:
+            self.full -= 1
+            raise Rejected(f"{self.limit}: no more", limit=self.limit)
         if self.crowded:
             self.crowded -= 1
             self.here = self.comes and not self.crowded
@@ -128,6 +134,25 @@ async def test_a_crowd_is_waited_for_as_long_as_the_client_lets_its_node_wait(
     world = World(say(a=1), a=(BLOCKS, 1))
     world.crowded = 4  # pauses of 10, 20, 40 and 80 ms
     assert (await world.lend(wait_ms))[0] == blocks
+
+
+@pytest.mark.parametrize(("full", "blocks"), [(4, BLOCKS), (1000, 0)])
+async def test_room_for_a_lease_is_waited_for_like_a_crowd_and_is_no_reason_for_a_copy(
+    monkeypatch: pytest.MonkeyPatch, full: int, blocks: int
+) -> None:
+    monkeypatch.setattr(far, "BUSY_S", 0.05)
+    world = World(say(a=1), a=(BLOCKS, 1))
+    world.lender.wanted.window_s = 60.0
+    world.full = full
+    assert (await world.lend())[0] == blocks
+    assert not world.lender.wanted._crowded and not world.lender.counts.passed_over
+
+
+async def test_a_limit_that_does_not_pass_is_not_waited_for() -> None:
+    world = World(say(a=1), a=(BLOCKS, 1))
+    world.full, world.limit = 1000, "keys_per_call_max"
+    assert (await world.lend())[0] == 0
+    assert len(world.asked) == 2, "in memory, and in files"
 
 
 async def test_what_is_here_by_now_is_told_so_and_asked_of_nobody() -> None:
