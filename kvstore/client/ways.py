@@ -317,9 +317,11 @@ class Ways:
         """Lets go of what the caller has registered no more."""
         assert self._transfers is not None
         for key in [key for key in self._kept if key[0] not in kept]:
-            _, region = self._kept.pop(key)
+            found = self._kept.pop(key, None)
+            if found is None:  # another read of this call was first
+                continue
             with contextlib.suppress(RegionPoisoned):  # which was told when it came about
-                await self._transfers.transport(key[1]).deregister(region)
+                await self._transfers.transport(key[1]).deregister(found[1])
 
     async def close(self) -> None:
         former, self._reached = self._reached, None

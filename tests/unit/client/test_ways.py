@@ -58,3 +58,22 @@ def test_what_is_lent_is_not_registered_for_transfers(registered: bool) -> None:
         await transport.close()
 
     asyncio.run(main())
+
+
+async def test_two_reads_at_one_time_let_go_of_what_is_registered_no_more() -> None:
+    """A get reads from several holders at once, and a NIC takes its time to let memory go."""
+
+    async def deregister(region: object) -> None:
+        await asyncio.sleep(0)
+        gone.append(region)
+
+    gone: list[object] = []
+    ways = Ways(None, TransferConfig())
+    transport = SimpleNamespace(deregister=deregister)
+    ways._transfers = SimpleNamespace(transport=lambda _: transport)  # type: ignore[assignment]
+    memory = np.zeros(SIZE, np.uint8)
+    one = Memory(int(memory.ctypes.data), SIZE, True, memory)
+    ways._kept = {(number, Carrier.RDMA): (one, f"region {number}") for number in range(4)}  # type: ignore[misc]
+    await asyncio.gather(*(ways.forget_others(frozenset([3])) for _ in range(2)))
+    assert sorted(map(str, gone)) == ["region 0", "region 1", "region 2"]
+    assert list(ways._kept) == [(3, Carrier.RDMA)]
