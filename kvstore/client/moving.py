@@ -261,14 +261,23 @@ _Sourced = framed.PullRequest | framed.FillRequest
 def _pulled(mover: Mover, space: Space, places: Places, times: Times, request: _Sourced) -> Conduct[Result]:
     """Asks with our memory granted, and takes it back whatever comes of it. Raises Unavailable, Rejected, Poisoned."""
     reached = yield from _reached(mover, times)
-    loan: Loan = yield Awaited(partial(mover.ways.lend, reached, places, space.registry.kept, times.left()))
-    request.source.CopyFrom(loan.source)
-    request.deadline_ms = round(times.left() * 1e3)
-    pull = isinstance(request, framed.PullRequest)
+    lent: list[Loan] = []  # also where whoever waits for it is interrupted just as it is there
+
+    async def lend() -> Loan:
+        lent.append(await mover.ways.lend(reached, places, space.registry.kept, times.left()))
+        return lent[0]
+
+    loan: Loan | None = None
     try:
+        loan = yield Awaited(lend)
+        assert loan is not None
+        request.source.CopyFrom(loan.source)
+        request.deadline_ms = round(times.left() * 1e3)
+        pull = isinstance(request, framed.PullRequest)
         told: Result = yield Called(store.METHOD_PULL if pull else store.METHOD_FILL, request.SerializeToString())
     except BaseException:
-        yield Awaited(partial(mover.ways.take_back, loan), whole=True)
+        for one in lent if loan is None else [loan]:
+            yield Awaited(partial(mover.ways.take_back, one), whole=True)
         raise
     yield Awaited(partial(mover.ways.take_back, loan), whole=True)
     return told

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import gc
 from types import SimpleNamespace
 from typing import Any
@@ -9,9 +10,10 @@ from typing import Any
 import numpy as np
 import pytest
 
+from kvstore.client.away import _awaited
 from kvstore.client.buffers import Memory, Places, Registry
 from kvstore.client.calls import Times, times_of
-from kvstore.client.conducts import Awaited, Called, Mover, drive
+from kvstore.client.conducts import Awaited, Called, Mover, drive, drive_async
 from kvstore.client.held import Reach
 from kvstore.client.journeys import Limits
 from kvstore.client.landed import Read
@@ -224,6 +226,28 @@ def test_a_put_that_is_interrupted_takes_its_memory_back_first() -> None:
     assert isinstance(back, Awaited) and back.whole, "not to be interrupted itself"
     with pytest.raises(KeyboardInterrupt):
         conduct.send(None)
+
+
+async def test_a_put_that_is_cancelled_just_as_its_memory_is_granted_takes_it_back() -> None:
+    world, back = World(), list[object]()
+    loan = SimpleNamespace(source=framed.Source())
+    put: asyncio.Task[Any]
+
+    async def lend(*_: object) -> Any:
+        asyncio.get_running_loop().call_soon(put.cancel)  # before whoever waits for it is told that it is there
+        return loan
+
+    async def take_back(one: object) -> None:
+        back.append(one)
+
+    async def call(asked: Called) -> object:
+        raise AssertionError("it was cancelled before")
+
+    world.ways.lend, world.ways.take_back = lend, take_back  # type: ignore[method-assign, assignment]
+    put = asyncio.ensure_future(drive_async(world.put(), call, _awaited))
+    with pytest.raises(asyncio.CancelledError):
+        await put
+    assert back == [loan], "or it stays registered for as long as the client lives"
 
 
 def test_memory_that_the_node_may_still_read_is_raised() -> None:
