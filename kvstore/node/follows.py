@@ -10,7 +10,7 @@ Rules
   again, ever more seldom, down to once in AGAIN_S.
 - Once found, the publisher's node is the only one that is asked. When it fails, dies or is another one, that is an end
   without a seal: abandoned, like the publisher's own.
-- A follow that nobody asks about for lease_ms ends.
+- A follow that nobody asks about for lease_ms, and as long as a question may take, ends.
 """
 
 from __future__ import annotations
@@ -221,6 +221,7 @@ class Follows:
         if one.asking is not None:
             raise ValueError(f"lease: {number} is being asked about")
         one.asking = asyncio.current_task()
+        one.lapse.cancel()  # a question has its own end
         try:
             told = await one.source.ask(min(request.wait_ms / 1e3, WAIT_S_MAX))
         except BaseException:
@@ -228,7 +229,6 @@ class Follows:
             raise
         finally:
             one.asking = None
-        one.lapse.cancel()
         one.lapse = self._lapsing(number)
         if for_node and not told.ready:
             self._end(number, framed.ReleaseRequest())
