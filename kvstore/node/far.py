@@ -335,8 +335,6 @@ class FarLeases:
         node has it itself by now.
         """
         number = request.lease
-        if number in self._asking or number in self._leases:
-            raise ValueError(f"lease: {number} is the number of another one")
         if request.metas:
             raise ValueError("metas: of what others hold they are told to nodes only")
         if len(self._leases) + len(self._asking) >= LEASES_MAX:
@@ -353,7 +351,11 @@ class FarLeases:
 
     @contextlib.contextmanager
     def asking(self, number: int) -> Iterator[None]:
-        """A release of this number gives up what the present task does meanwhile."""
+        """A release of this number gives up what the present task does meanwhile. Raises ValueError for one that is
+        taken.
+        """
+        if number in self._asking or number in self._leases:
+            raise ValueError(f"lease: {number} is the number of another one")
         task = asyncio.current_task()
         assert task is not None
         self._asking[number] = task

@@ -13,7 +13,7 @@ from kvstore.directory.base import Member
 from kvstore.directory.locating import Holders
 from kvstore.errors import Rejected
 from kvstore.node import far
-from kvstore.node.far import Lender
+from kvstore.node.far import FarLeases, Lender
 from kvstore.node.streams import Prefix
 from kvstore.tiers.base import TierKind
 from kvstore.wire import framed, store
@@ -174,3 +174,12 @@ async def test_who_has_just_asked_for_a_copy_is_not_passed_over() -> None:
     world.lender._passed_over[1] = float("inf")
     assert await world.lend() == (0, False) and not world.asked
     assert await world.lend(source=A) == (BLOCKS, False)
+
+
+async def test_a_number_that_is_taken_is_refused_whatever_is_asked_by_it() -> None:
+    """Also what is to be held here: two that ended the same number failed the node."""
+    leases = FarLeases(World(say(a=1)).lender)
+    with leases.asking(7), pytest.raises(ValueError, match="lease: 7 is the number of another one"), leases.asking(7):
+        pass
+    with leases.asking(7):
+        pass
