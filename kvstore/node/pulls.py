@@ -40,11 +40,12 @@ if TYPE_CHECKING:
     from transfer.base import Landed, Region
     from transfer.paths import Connection
 
-__all__ = ["Filling", "Slots"]
+__all__ = ["PENDING", "Filling", "Slots"]
 
 log = logging.getLogger(__name__)
 
-LAPSED: Final = 5  # of PutOutcome
+PENDING: Final = 2  # of PutOutcome
+LAPSED: Final = 5
 MARGIN: Final = 0.9  # of the time until slots lapse, that a read may take
 _PIECE: Final = 3
 

@@ -4,7 +4,8 @@ Leased at the holders as for a client (far.py), read into reserved slots, compar
 
 Rules
 - Window after window, in chain order: behind a hole nothing is of use.
-- One brings a stretch, others that want it wait for it: what is reserved already cannot be reserved again.
+- One brings a stretch, others that want it wait for it: what is reserved already cannot be reserved again. So does who
+  comes to blocks that somebody else writes just now: a client, or who brings a stretch that began before.
 - What does not verify is not sealed, and the holder is told. Every wait has its end.
 - A replica has the metas of what it is a copy of: whoever asks this node for events is told the same.
 """
@@ -24,7 +25,7 @@ from kvstore.client.landed import leading
 from kvstore.errors import KvStoreError, Rejected, Unavailable
 from kvstore.node.held_here import held_here
 from kvstore.node.leases import Allowance
-from kvstore.node.pulls import Slots
+from kvstore.node.pulls import PENDING, Slots
 from kvstore.node.streams import Prefix
 from kvstore.wire import convert, framed, store
 from transfer.errors import TransferFault
@@ -44,6 +45,12 @@ log = logging.getLogger(__name__)
 
 TRIES: Final = 4  # holders of a stretch that lead nowhere
 BRINGING_BYTES_MAX: Final = 1 << 30  # of all that is being brought at one time
+PAUSE_S: Final = 0.01  # before what somebody else writes is looked for again, and twice as long each time
+PAUSE_S_MAX: Final = 0.1
+
+
+class _BeingWritten(Rejected):
+    """Somebody else writes the next block."""
 
 
 @dataclass(slots=True)
@@ -79,7 +86,7 @@ class Replicas:
         """
         loop = asyncio.get_running_loop()
         until = loop.time() + wait_s
-        at = self.here(opened, request.shard, prefix.keys)
+        at, pause_s = self.here(opened, request.shard, prefix.keys), PAUSE_S
         while at < len(prefix.keys) and loop.time() < until and not self.draining:
             key = opened.handle, request.shard, prefix.keys[at].tobytes()
             turn = self._turns.setdefault(key, asyncio.Lock())
@@ -90,6 +97,10 @@ class Replicas:
                     came = came or self.here(opened, request.shard, prefix.keys[at:])  # put here meanwhile
             except TimeoutError:
                 break
+            except _BeingWritten:
+                await asyncio.sleep(min(pause_s, max(0.0, until - loop.time())))
+                pause_s = min(PAUSE_S_MAX, 2 * pause_s)
+                continue
             except Rejected as error:
                 log.debug("no replica: %s", error)
                 if loud and not at:
@@ -149,7 +160,8 @@ class Replicas:
 
     async def _read(self, opened: Opened, prefix: Prefix, shard: int, lent: list[Lent], until: float) -> int:
         """Section after section: each is reserved when it is its turn, so that no slot waits for another's bytes."""
-        came, whole, full = 0, True, ""
+        came, whole = 0, True
+        full: Rejected | None = None
         left = list(lent)
         try:
             while left and whole:
@@ -160,7 +172,7 @@ class Replicas:
                     came += blocks
                     whole = release.kept = blocks == one.blocks
                 except Rejected as error:
-                    whole, full = False, str(error)
+                    whole, full = False, error
                 except (KvStoreError, TransferFault, ValueError) as error:
                     log.debug("%s: no replica: %s", one.node.address, error)
                     whole = False
@@ -169,8 +181,8 @@ class Replicas:
         finally:
             for one in left:
                 self.lender.give_back(one, framed.ReleaseRequest())
-        if full and not came:
-            raise Rejected(full)
+        if full is not None and not came:
+            raise full
         return came
 
     async def _section(
@@ -199,6 +211,8 @@ class Replicas:
             granted = slots.granted
             if not len(granted):
                 here = self.here(opened, shard, prefix.keys)
+                if not here and slots.statuses[0] == PENDING:
+                    raise _BeingWritten("somebody else writes these blocks just now")
                 if not here:
                     raise Rejected("no room: only holds are left, or the chain's own beginning")
                 return here

@@ -1,7 +1,8 @@
-"""What a node that copies others' blocks does about ways that break."""
+"""What a node that copies others' blocks does about ways that break, and about who writes the same ones."""
 
 from __future__ import annotations
 
+import asyncio
 from types import SimpleNamespace
 from typing import Any
 
@@ -9,8 +10,10 @@ import numpy as np
 import pytest
 
 from kvstore.client import holders
+from kvstore.client.steps import PutOutcome
 from kvstore.config import LimitsConfig
 from kvstore.directory.base import Member
+from kvstore.errors import Rejected
 from kvstore.node.far import FarCounts, Lent
 from kvstore.node.pulls import Slots
 from kvstore.node.replicas import Replicas
@@ -40,10 +43,18 @@ class World:
     def __init__(self, monkeypatch: pytest.MonkeyPatch, fault: TransferFault) -> None:
         self.fault, self.ways = fault, list[Way]()
         monkeypatch.setattr(holders, "parse_offer", lambda offer: offer)
-        monkeypatch.setattr(Slots, "reserve", lambda slots, *_: setattr(slots, "granted", np.arange(BLOCKS)))
+        self.statuses, self.here = np.zeros(BLOCKS, np.uint8), False
+        world = self
+
+        def reserve(slots: Slots, *_: object) -> None:
+            slots.statuses, slots.granted = world.statuses, np.flatnonzero(world.statuses == 0)
+
+        monkeypatch.setattr(Slots, "reserve", reserve)
         monkeypatch.setattr(Slots, "_landed", self.landed)
         core = SimpleNamespace(
-            new_owner=lambda: 1, owner_gone=lambda _: None, find=lambda *asked: np.zeros(len(asked[-1]), np.bool_)
+            new_owner=lambda: 1,
+            owner_gone=lambda _: None,
+            find=lambda *asked: np.full(len(asked[-1]), self.here),
         )
         host: Any = SimpleNamespace(
             bridge=SimpleNamespace(core=core),
@@ -73,9 +84,9 @@ class World:
     async def landed(self, *_: object) -> None:
         raise self.fault
 
-    async def bring(self) -> int:
+    async def bring(self, wait_s: float = 5.0) -> int:
         request = framed.LeaseRequest()
-        return await self.replicas.bring(OPENED, Prefix(KEYS, b"", NO_HINT), request, 5.0)
+        return await self.replicas.bring(OPENED, Prefix(KEYS, b"", NO_HINT), request, wait_s, loud=True)
 
 
 def failed(reason: Reason) -> TransferFailed:
@@ -85,6 +96,9 @@ def failed(reason: Reason) -> TransferFailed:
         arrived=np.zeros(BLOCKS, np.bool_),
         checksums=np.zeros(BLOCKS, np.uint64),
     )
+
+
+NO_FAULT: Any = None
 
 
 @pytest.mark.parametrize("fault", [failed(Reason.PEER_GONE), PeerUnreachable("gone")], ids=str)
@@ -103,3 +117,23 @@ async def test_one_that_works_is_kept(monkeypatch: pytest.MonkeyPatch, fault: Tr
     world = World(monkeypatch, fault)
     assert await world.bring() == 0 == await world.bring()
     assert len(world.ways) == 1
+
+
+async def test_what_somebody_else_writes_is_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A client that puts the same prompt, or who brings a stretch that began before."""
+    world = World(monkeypatch, NO_FAULT)
+    world.statuses[:] = PutOutcome.PENDING
+    bringing = asyncio.ensure_future(world.bring())
+    await asyncio.sleep(0.05)
+    assert not bringing.done()
+    world.here = True
+    assert await bringing == BLOCKS
+
+
+async def test_but_no_longer_than_the_caller_waits(monkeypatch: pytest.MonkeyPatch) -> None:
+    world = World(monkeypatch, NO_FAULT)
+    world.statuses[:] = PutOutcome.PENDING
+    assert await world.bring(0.05) == 0
+    world.statuses[:] = PutOutcome.FULL
+    with pytest.raises(Rejected, match="no room"):
+        await world.bring()
