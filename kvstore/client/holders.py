@@ -45,12 +45,14 @@ class Holders:
         self._connect = connect
         self._known: OrderedDict[int, Connection] = OrderedDict()
         self._turns: dict[int, asyncio.Lock] = {}
+        self._comers: Counter[int] = Counter()  # who has, or waits for, the turn of each
         self._readers: Counter[int] = Counter()
         self._avoided: dict[tuple[int, bytes], float] = {}  # (incarnation, key; b"": all), until when
 
     async def reach(self, incarnation: int, offer: bytes, deadline_s: float) -> Connection:
         """Raises Unavailable, saying of each way why not."""
         until = time.monotonic() + deadline_s
+        self._comers[incarnation] += 1
         try:
             async with asyncio.timeout(deadline_s), self._turns.setdefault(incarnation, asyncio.Lock()):
                 known = self._known.get(incarnation)
@@ -63,9 +65,10 @@ class Holders:
         except TimeoutError:
             raise Unavailable(f"the holder was not reached within {deadline_s:.3g} s") from None
         finally:
-            turn = self._turns.get(incarnation)
-            if turn is not None and not turn.locked():
-                del self._turns[incarnation]
+            self._comers[incarnation] -= 1
+            if not self._comers[incarnation]:
+                del self._comers[incarnation]
+                self._turns.pop(incarnation, None)
         await self._make_way(incarnation)
         return known
 

@@ -50,6 +50,27 @@ async def test_one_way_for_all_who_come_at_once(monkeypatch: pytest.MonkeyPatch)
     assert await world.reach(7) is world.made[1]
 
 
+async def test_one_way_also_for_those_who_come_as_the_first_one_fails(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Or one of two would be forgotten with its connections open."""
+    world, asking = World(monkeypatch), list[asyncio.Task[Any]]()
+    connect = world.holders._connect
+    world.wait.clear()
+    asyncio.get_running_loop().call_later(0.01, world.wait.set)
+
+    async def fails_once(offer: Offer, deadline_s: float) -> Any:
+        world.holders._connect = connect
+        await asyncio.sleep(0)
+        asking.append(asyncio.ensure_future(world.reach(7)))  # its turn comes before that of who waits already
+        raise Unavailable("refused")
+
+    world.holders._connect = fails_once
+    asking += [asyncio.ensure_future(world.reach(7)) for _ in range(2)]
+    first, *others = await asyncio.gather(*asking, return_exceptions=True)
+    assert isinstance(first, Unavailable) and len(asking) == 3
+    assert {await asking[2], *others} == set(world.made) and len(world.made) == 1
+    assert not world.holders._turns
+
+
 async def test_the_one_used_longest_ago_makes_way_but_not_under_a_reader(monkeypatch: pytest.MonkeyPatch) -> None:
     world = World(monkeypatch)
     with world.holders.reading(0):
