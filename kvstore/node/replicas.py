@@ -96,6 +96,7 @@ class Replicas:
                     came = came or await self._window(opened, prefix.part(at), request, at, until, source)
                     came = came or self.here(opened, request.shard, prefix.keys[at:])  # put here meanwhile
             except TimeoutError:
+                at += self.here(opened, request.shard, prefix.keys[at:])  # sections that came before
                 break
             except _BeingWritten:
                 await asyncio.sleep(min(pause_s, max(0.0, until - loop.time())))

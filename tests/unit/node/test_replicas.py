@@ -38,9 +38,9 @@ class Way:
 
 
 class World:
-    """A holder that has all blocks, and reads of it that end with `fault`."""
+    """A holder that has all blocks, and reads of it that end with `fault`; None: never, though all is here by then."""
 
-    def __init__(self, monkeypatch: pytest.MonkeyPatch, fault: TransferFault) -> None:
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, fault: TransferFault | None = None) -> None:
         self.fault, self.ways = fault, list[Way]()
         monkeypatch.setattr(holders, "parse_offer", lambda offer: offer)
         self.statuses, self.here = np.zeros(BLOCKS, np.uint8), False
@@ -82,7 +82,10 @@ class World:
         return [Lent(Member("holder:1", b"h" * 16, 5), 1, told)], False
 
     async def landed(self, *_: object) -> None:
-        raise self.fault
+        if self.fault is not None:
+            raise self.fault
+        self.here = True
+        await asyncio.Event().wait()
 
     async def bring(self, wait_s: float = 5.0) -> int:
         request = framed.LeaseRequest()
@@ -96,9 +99,6 @@ def failed(reason: Reason) -> TransferFailed:
         arrived=np.zeros(BLOCKS, np.bool_),
         checksums=np.zeros(BLOCKS, np.uint64),
     )
-
-
-NO_FAULT: Any = None
 
 
 @pytest.mark.parametrize("fault", [failed(Reason.PEER_GONE), PeerUnreachable("gone")], ids=str)
@@ -121,7 +121,7 @@ async def test_one_that_works_is_kept(monkeypatch: pytest.MonkeyPatch, fault: Tr
 
 async def test_what_somebody_else_writes_is_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
     """A client that puts the same prompt, or who brings a stretch that began before."""
-    world = World(monkeypatch, NO_FAULT)
+    world = World(monkeypatch)
     world.statuses[:] = PutOutcome.PENDING
     bringing = asyncio.ensure_future(world.bring())
     await asyncio.sleep(0.05)
@@ -131,9 +131,13 @@ async def test_what_somebody_else_writes_is_waited_for(monkeypatch: pytest.Monke
 
 
 async def test_but_no_longer_than_the_caller_waits(monkeypatch: pytest.MonkeyPatch) -> None:
-    world = World(monkeypatch, NO_FAULT)
+    world = World(monkeypatch)
     world.statuses[:] = PutOutcome.PENDING
     assert await world.bring(0.05) == 0
     world.statuses[:] = PutOutcome.FULL
     with pytest.raises(Rejected, match="no room"):
         await world.bring()
+
+
+async def test_what_came_before_the_time_was_over_counts(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert await World(monkeypatch).bring(0.05) == BLOCKS
