@@ -116,6 +116,7 @@ class Drain:
     bringer: Bringer
     refuse: Callable[[bool], None]
     lapse_s: float
+    _admitted: bool = False  # namespaces are open again: before, no block is anybody's, and a look would find nothing
     _task: asyncio.Task[None] | None = None
     _state: admin.DrainState.ValueType = admin.DRAIN_NONE
     _handed: int = 0
@@ -124,6 +125,10 @@ class Drain:
     _lately: deque[tuple[float, int]] = field(default_factory=deque)
     _rooms: dict[bytes, int] = field(default_factory=dict)
     _rooms_at: float = 0.0
+
+    def __post_init__(self) -> None:
+        if self.mark.exists():  # whoever asks before it goes on is told that it is not done
+            self._state = admin.DRAIN_WORKING
 
     @property
     def draining(self) -> bool:
@@ -134,7 +139,8 @@ class Drain:
         return self._state
 
     def resume(self) -> None:
-        """At a start, once the doors are open."""
+        """At a start, once the namespaces are open that were."""
+        self._admitted = True
         if self.mark.exists():
             log.warning("this node was draining, and goes on: %s", self.mark)
             self._start()
@@ -150,7 +156,9 @@ class Drain:
         except OSError as error:
             raise Unavailable(f"drain: {self.mark} cannot be written: {error.strerror}") from error
         log.warning("%s drains this node: it takes no new blocks", who)
-        self._start()
+        self._state = admin.DRAIN_WORKING
+        if self._admitted:  # else it is begun then
+            self._start()
 
     def cancel(self, who: str) -> None:
         """It takes blocks again. What was handed on stays where it is."""

@@ -1,4 +1,4 @@
-"""When a drain is over: not before what was being put has been looked at."""
+"""When a drain is over: not before all has been looked at that was there, or was being put."""
 
 from __future__ import annotations
 
@@ -27,6 +27,7 @@ class World:
         self.drain = Drain(mark, sources, cluster, bringer, lambda _: None, lapse_s)
 
     async def drained(self) -> None:
+        self.drain.resume()
         self.drain.begin("test")
         while self.drain.state != admin.DRAIN_DONE:
             await asyncio.sleep(0.001)
@@ -56,3 +57,19 @@ async def test_a_reservation_that_never_ends_is_waited_for_until_it_lapses(tmp_p
     world = World(tmp_path / "draining", 0.05)
     await world.drained()
     assert len(world.looked) == drain.ROUNDS_MAX
+
+
+async def test_whoever_asks_while_a_node_starts_again_is_told_that_it_is_not_drained(tmp_path: Path) -> None:
+    """An operator waits for the end in order to delete the node's data."""
+    mark = tmp_path / "draining"
+    world = World(mark, 60.0)
+    assert world.drain.progress().done, "nobody drains it"
+    mark.write_text("test")
+    world = World(mark, 60.0)
+    world.reserved = 0
+    assert world.drain.draining and not world.drain.progress().done
+    world.drain.begin("test")  # again
+    await asyncio.sleep(0.02)
+    assert not world.looked and not world.drain.progress().done, "nothing is open yet, so nothing would be found"
+    await world.drained()
+    assert world.looked == [0]
