@@ -100,21 +100,28 @@ class Ways:
 
     async def reach(self, line: object, offer: Offer, deadline_s: float) -> Reached:
         """Raises Unavailable, saying of each way why not."""
-        async with self._lock:
+        until = time.monotonic() + deadline_s
+        try:
+            async with asyncio.timeout(deadline_s):
+                await self._lock.acquire()
+        except TimeoutError:
+            raise Unavailable("the node is still being connected to by another call") from None
+        try:
             known = self.known(line)
             if known is not None:
                 return known
             transfers = await self._started()
-            deadline_s = min(deadline_s, CONNECT_S_MAX)
             try:
-                fetching = await transfers.connector.connect(offer, deadline_s=deadline_s)
+                fetching = await transfers.connector.connect(offer, deadline_s=_connecting(until))
                 pulling = fetching
                 if fetching.chosen.path.carrier is Carrier.LOCAL:  # which reads no private memory
-                    pulling = await self._pulling.connect(offer, deadline_s=deadline_s)
+                    pulling = await self._pulling.connect(offer, deadline_s=_connecting(until))
             except TransferFault as error:
                 raise Unavailable(str(error)) from error
             former, reached = self._reached, Reached(fetching, pulling)
             self._reached = line, reached
+        finally:
+            self._lock.release()
         if former is not None:
             await _closed(former[1])
         return reached
@@ -332,6 +339,11 @@ class Ways:
         await asyncio.gather(*self._closing)
         if self._transfers is not None:
             await self._transfers.close()
+
+
+def _connecting(until: float) -> float:
+    """Seconds that connecting may take. until: time.monotonic()."""
+    return min(CONNECT_S_MAX, max(0.0, until - time.monotonic()))
 
 
 def _trusted_uids() -> set[int]:

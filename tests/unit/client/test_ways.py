@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -11,7 +12,9 @@ import pytest
 from kvstore.client.buffers import Memory, Places
 from kvstore.client.ways import Ways
 from kvstore.config import TransferConfig
+from kvstore.errors import Unavailable
 from transfer.base import Region
+from transfer.errors import PeerUnreachable
 from transfer.offers import Carrier
 from transfer.tcp import TcpConfig, TcpTransport
 
@@ -77,3 +80,21 @@ async def test_two_reads_at_one_time_let_go_of_what_is_registered_no_more() -> N
     await asyncio.gather(*(ways.forget_others(frozenset([3])) for _ in range(2)))
     assert sorted(map(str, gone)) == ["region 0", "region 1", "region 2"]
     assert list(ways._kept) == [(3, Carrier.RDMA)]
+
+
+async def test_who_waits_for_another_calls_connecting_keeps_his_own_time() -> None:
+    """Behind a node that does not answer, calls waited for each other's time, one after the other."""
+    asked: list[float] = []
+
+    async def connect(offer: object, *, deadline_s: float) -> object:
+        asked.append(deadline_s)
+        await asyncio.sleep(0.05)
+        raise PeerUnreachable("no answer in time")
+
+    ways = Ways(None, TransferConfig())
+    ways._transfers = SimpleNamespace(connector=SimpleNamespace(connect=connect))  # type: ignore[assignment]
+    offer: Any = None
+    calls = [ways.reach(object(), offer, deadline_s) for deadline_s in (9.0, 0.01, 2.0)]
+    told = await asyncio.gather(*calls, return_exceptions=True)
+    assert all(isinstance(one, Unavailable) for one in told) and "another call" in str(told[1])
+    assert len(asked) == 2 and asked[1] < 2.0, "what it has waited is gone"
