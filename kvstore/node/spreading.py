@@ -2,7 +2,8 @@
 
 Rules
 - Hosts count, not nodes: nodes of one machine die together. `Member.host` says which (cluster.host).
-- A family has the same hosts at every put, for as long as they live, so the blocks of one prompt lie together.
+- A family has the same hosts at every put, for as long as they live, so the blocks of one prompt lie together. What
+  goes on from a prompt's beginning, of a family that is not named, has its own.
 - A host that fails or refuses makes way for the next in order, while there is time. Fewer than asked is an answer.
 """
 
@@ -20,6 +21,7 @@ from kvstore.client.landed import leading
 from kvstore.errors import KvStoreError
 from kvstore.node.handing import by_rendezvous
 from kvstore.node.held_here import held_here
+from kvstore.node.wanted import family_of
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -71,7 +73,7 @@ class Spreading:
         if not blocks or not wanted:
             return hosts
         until = asyncio.get_running_loop().time() + min(request.deadline_ms / 1e3, REPLICATE_S_MAX)
-        family = prefix.hint(0).family.to_bytes(8, "little") + opened.digest
+        family = family_of(prefix).to_bytes(8, "little") + opened.digest
         order = in_turn(family, self.cluster.members(), self.cluster.me.host)
         asking = _Asking(self.bringer, opened, shard, prefix, request, blocks, until)
         for came in (await asking.all(order, wanted)).values():

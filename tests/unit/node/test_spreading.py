@@ -16,7 +16,6 @@ from kvstore.node.streams import Prefix
 from kvstore.wire import framed
 
 KEYS = np.random.default_rng(1).integers(0, 256, (4, 32), np.uint8)
-NO_HINT: Any = lambda at: SimpleNamespace(family=7)  # noqa: E731 - of a prefix
 OPENED: Any = SimpleNamespace(handle=0, digest=b"n" * 32)
 
 
@@ -44,9 +43,10 @@ class World:
             raise told
         return Brought(told, 0)
 
-    async def replicas(self, wanted: int) -> list[int]:
+    async def replicas(self, wanted: int, keys: Any = KEYS, family: int = 7) -> list[int]:
         request = framed.ReplicateRequest(replicas=wanted, deadline_ms=5000)
-        hosts = await self.spreading.replicate(OPENED, 0, Prefix(KEYS, b"", NO_HINT), request)
+        hint: Any = SimpleNamespace(family=family)
+        hosts = await self.spreading.replicate(OPENED, 0, Prefix(keys, b"", lambda _: hint), request)
         return list(map(int, hosts))
 
 
@@ -68,3 +68,15 @@ async def test_a_node_that_may_not_be_spoken_to_makes_way_like_any_that_fails() 
     answers[World(nodes).order[0].address[0]] = 1, Misconfigured("another secret")
     world = World(nodes, **answers)
     assert await world.replicas(3) == [3] * 4
+
+
+async def test_what_is_of_no_known_family_does_not_all_go_to_one_node() -> None:
+    """The rest of a prompt, put without its beginning and without a label."""
+    world = World([node(name, name) for name in "abc"], **dict.fromkeys("abc", (1, 4)))
+    for seed in range(20):
+        await world.replicas(2, np.random.default_rng(seed).integers(0, 256, (4, 32), np.uint8), family=0)
+    assert set(world.asked) == set("abc")
+    world.asked.clear()
+    for seed in range(20):
+        await world.replicas(2, np.random.default_rng(seed).integers(0, 256, (4, 32), np.uint8), family=9)
+    assert len(set(world.asked)) == 1, "one that is named stays together"
