@@ -50,6 +50,7 @@ log = logging.getLogger(__name__)
 
 LISTED_MAX: Final = 65_536  # slots looked at, at one time
 SCAN_SLOTS: Final = 4_096
+CUT_RUNS: Final = 1_024  # cut into windows in one turn of the loop
 WINDOW_BYTES: Final = 32 << 20
 WINDOW_BLOCKS: Final = 4_096
 AT_ONCE: Final = 4  # windows under way
@@ -290,7 +291,11 @@ class Drain:
             await asyncio.sleep(0)
         ns, shards, keys, parents, positions = (np.concatenate(column) for column in zip(*told, strict=True))
         out: list[Run] = []
-        for run in runs_of(ns, shards, keys.astype(np.uint8), parents.astype(np.uint8), positions):
+        # Of so many slots this takes as long as it takes others to think that the node stands still: beside the loop.
+        runs = await asyncio.to_thread(runs_of, ns, shards, keys.astype(np.uint8), parents.astype(np.uint8), positions)
+        for number, run in enumerate(runs):
+            if number % CUT_RUNS == 0:
+                await asyncio.sleep(0)
             size = self._block_bytes(run)
             if not size:  # cleared: it is nobody's any more
                 continue

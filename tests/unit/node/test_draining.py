@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 
 from kvstore.node import drain
 from kvstore.node.drain import Drain
+from kvstore.node.handing import Run, runs_of
 from kvstore.wire import admin
 
 
@@ -73,3 +76,30 @@ async def test_whoever_asks_while_a_node_starts_again_is_told_that_it_is_not_dra
     assert not world.looked and not world.drain.progress().done, "nothing is open yet, so nothing would be found"
     await world.drained()
     assert world.looked == [0]
+
+
+async def test_slots_are_put_in_order_beside_the_event_loop(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of all slots that are listed at one time it takes seconds on a slow machine: others would think the node dead."""
+    threads: list[int] = []
+
+    def runs(*slots: object) -> list[Run]:
+        threads.append(threading.get_ident())
+        return runs_of(*slots)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(drain, "runs_of", runs)
+    count = 3
+    rows = SimpleNamespace(
+        ns=np.zeros(count, np.uint32),
+        shards=np.zeros(count, np.uint16),
+        keys=np.random.default_rng(1).integers(0, 256, (count, 32), np.uint8),
+        parents=np.zeros((count, 32), np.uint8),
+        positions=np.zeros(count, np.uint32),
+        tickets=np.zeros(count, np.uint64),
+    )
+    world = World(tmp_path / "draining", 0.0)
+    opened = SimpleNamespace(digest=b"d", shards=[SimpleNamespace(part_bytes=[64])])
+    sources: Any = world.drain.sources
+    sources.core.scan = lambda *_: (rows, -1)
+    sources.namespaces = SimpleNamespace(by_handle=lambda _: opened, find=lambda _: opened)
+    after, found = await world.drain._listed(1, 0)
+    assert (after, len(found)) == (-1, count) and threads != [threading.get_ident()]
