@@ -113,8 +113,9 @@ class Lender:
         if not await self._settle(self.book.of_region(region.id)):
             region.poison()
             raise RegionPoisoned(f"{region.name} is poisoned: a peer may still touch it")
-        self._regions.remove(region)
-        region.let_go()
+        if region.state is RegionState.CLOSING:  # else another call was first
+            self._regions.remove(region)
+            region.let_go()
 
     async def deregister_all(self) -> list[str]:
         """The names of those that could not be made quiet; all others are gone then."""

@@ -178,7 +178,7 @@ class Region:
         for moving in list(self._moving):
             moving.stop(Reason.DEREGISTERED)
         if self._moving:
-            self._idle = asyncio.Event()
+            self._idle = self._idle or asyncio.Event()  # several may wait
             try:
                 async with asyncio.timeout(wait_s):
                     await self._idle.wait()

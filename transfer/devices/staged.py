@@ -114,8 +114,9 @@ class StagedTransport:
             return
         await region.quiesce(self.devices.settings.quiesce_max_s)
         await self._snapshots.end(region)
-        self._regions.remove(region)
-        region.let_go()
+        if region.state is RegionState.CLOSING:  # else another call was first
+            self._regions.remove(region)
+            region.let_go()
 
     def find_region(self, region_id: int) -> Region | None:
         return self._regions.get(region_id) or self.inner.find_region(region_id)
