@@ -8,7 +8,8 @@ Rules
 - Between sweeps what was written is added up; at the limit writers wait for a sweep.
 - Deleting is idempotent: several nodes of one bucket may sweep at once.
 - A cleared generation is marked as such, so that other nodes of the store and one with an empty disk hear of it, and
-  deleted; then looked at again after `CLEAR_AGAIN_S`, since an upload may have been under way.
+  deleted; then looked at again after `CLEAR_AGAIN_S`, since an upload may have been under way. A store that does not
+  answer is asked until it does: without the mark, whoever has lost its disk would find what was cleared.
 """
 
 from __future__ import annotations
@@ -27,7 +28,8 @@ log = logging.getLogger(__name__)
 
 LOW_WATER: Final = 0.9
 CLEAR_AGAIN_S: Final = 15.0
-CLEARS_MAX: Final = 8  # looks at one cleared namespace, when the store does not answer
+CLEAR_AGAIN_S_MAX: Final = 600.0  # where the store does not answer, it is looked more and more seldom
+CLEARS_MAX: Final = 8  # looks at one cleared namespace, where the store answers and packs keep coming
 KICKED_PAUSE_S: Final = 1.0  # between sweeps that writers ask for
 
 
@@ -136,12 +138,15 @@ class Sweeper:
         return sum(pack.bytes for pack in chosen if pack.name in gone)
 
     async def _clear(self, digest: bytes) -> None:
-        marked = False
-        for look in range(CLEARS_MAX):
+        marked, first, answers, pause_s = False, True, 0, CLEAR_AGAIN_S
+        while answers < CLEARS_MAX:
             marked = marked or await self._store.mark_cleared(digest)
             listed = await self._store.listing(digest)
             if listed:
                 await self._store.delete([pack.name for pack in listed])
-            elif listed is not None and marked and look > 0:
+            elif listed is not None and marked and not first:
                 return
-            await asyncio.sleep(CLEAR_AGAIN_S)
+            first, answered = False, marked and listed is not None
+            answers += answered
+            pause_s = CLEAR_AGAIN_S if answered else min(2 * pause_s, CLEAR_AGAIN_S_MAX)
+            await asyncio.sleep(pause_s)

@@ -246,6 +246,31 @@ async def test_a_clear_is_not_over_before_it_is_known_to_be(monkeypatch: pytest.
     assert await left(store) == {cleared_name(A)}
 
 
+async def test_a_clear_outlasts_a_store_that_is_away_for_long(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nobody else would ever mark it: whoever has lost its disk would find what was cleared."""
+    monkeypatch.setattr("kvstore.node.sweeper.CLEAR_AGAIN_S", 0.0)
+    store = MemoryStore()
+    await stored(store, A, 2, 10)
+    tier = ObjectTier(store)
+    sweeper, looks = Sweeper(tier, 0, 60.0, set), 0
+    listing, mark = tier.listing, tier.mark_cleared
+
+    async def listed(digest: bytes) -> list[Listed] | None:
+        nonlocal looks
+        looks += 1
+        return await listing(digest) if looks > 30 else None
+
+    async def marked(digest: bytes) -> bool:
+        return looks >= 30 and await mark(digest)
+
+    monkeypatch.setattr(tier, "listing", listed)
+    monkeypatch.setattr(tier, "mark_cleared", marked)
+    sweeper.clear(A)
+    while sweeper._tasks:
+        await next(iter(sweeper._tasks))
+    assert await left(store) == {cleared_name(A)} and looks == 32
+
+
 async def test_a_clear_looks_twice_at_what_is_empty(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("kvstore.node.sweeper.CLEAR_AGAIN_S", 0.0)
     store = MemoryStore()
