@@ -65,10 +65,11 @@ class Clearing:
                 return
             first = following
 
-    async def tell(self, origin: bytes, addresses: Iterable[str]) -> int:
-        """A clear of a moment ago: how many of these nodes know of it, and have it on disk."""
-        page = self.namespaces.generations.one(origin)
-        return sum(await asyncio.gather(*(self._tell(address, page) for address in addresses)))
+    async def tell(self, origin: bytes, addresses: Iterable[str]) -> set[str]:
+        """A clear of a moment ago: which of these nodes know of it, and have it on disk."""
+        page, those = self.namespaces.generations.one(origin), sorted(addresses)
+        told = await asyncio.gather(*(self._tell(address, page) for address in those))
+        return {address for address, knows in zip(those, told, strict=True) if knows}
 
     async def _tell(self, address: str, page: Page) -> bool:
         try:

@@ -279,11 +279,13 @@ class Cluster:
         """A namespace was cleared here: how many nodes know it, of how many that there are. Waits for TELL_S at most
         (clearing.py).
         """
-        introduced = {(one.id, one.incarnation): one.address for one in self.desk.introduced()}
-        found = {(one.id, one.incarnation): one.address for one in self._living.values()}
-        alive = {*(introduced | found).values()} - {self.me.address, *self._own}  # each once, whatever it calls itself
-        alive = {address for address in alive if self.liveness.state(address) is not State.DEAD}
-        return 1 + await self.clearing.tell(origin, sorted(alive)), max(len(self.nodes()), 1 + len(alive))
+        others: dict[bytes, dict[int, str]] = {}  # each once, by the list's address, whatever a node says of itself
+        for one in (*self.desk.introduced(), *self._living.values()):
+            if one.id != self.me.id and self.liveness.state(one.address) is not State.DEAD:
+                others.setdefault(one.id, {})[one.incarnation] = one.address
+        told = await self.clearing.tell(origin, {at for known in others.values() for at in known.values()})
+        knowing = sum(not told.isdisjoint(known.values()) for known in others.values())
+        return 1 + knowing, max(len(self.nodes()), 1 + len(others))
 
     def _told(self, node: Member, method: int, body: bytes) -> bytes:
         """What a node tells the directory or asks of it: not before this one knows whether it stood still."""

@@ -85,8 +85,8 @@ def _never_releases(patch: Patch) -> None:
 
 
 def _clears_alone(patch: Patch) -> None:
-    async def wrong(self: Clearing, origin: bytes, addresses: Any) -> int:
-        return len(list(addresses))
+    async def wrong(self: Clearing, origin: bytes, addresses: Any) -> set[str]:
+        return set(addresses)
 
     async def agreed(self: Clearing, address: str, deadline_s: float) -> None:
         return None

@@ -13,12 +13,14 @@ import pytest
 import kvstore.node.cluster
 from kvstore.config import ClusterConfig
 from kvstore.directory.base import Member
-from kvstore.directory.generations import Generations
+from kvstore.directory.generations import Generations, Page
 from kvstore.directory.messages import Announce, Status
+from kvstore.errors import Unavailable
 from kvstore.node.cluster import Cluster
+from kvstore.node.peers import Peers
 from kvstore.security import SecurityConfig
 from kvstore.testing.clock import VirtualClock
-from kvstore.wire import claims, store
+from kvstore.wire import claims, generations, store
 
 MS = 1_000_000
 ME = Member("127.0.0.1:1", b"m" * 16, 5, "me")
@@ -88,6 +90,25 @@ def test_an_id_that_two_nodes_have_is_not_two_nodes() -> None:
     assert world.directory.view.live == {ME.id: 5, A.id: 6}
     living = world.cluster.living(A.id)
     assert living is not None and living.address == B.address
+
+
+async def test_who_is_known_by_two_addresses_counts_once_among_those_that_know_of_a_clear(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """By a name of the list, and by the address that it says of itself."""
+    world, origin = World(), b"o" * 32
+    world.answered(A, B)
+    world.cluster.desk._peers[1] = Member("10.0.0.2:7400", A.id, A.incarnation, "a")
+    world.namespaces.generations.clear(origin, ME.id)
+    world.namespaces.merge = lambda _rows: False
+
+    async def call(_peers: Peers, address: str, _method: int, _body: bytes, _deadline_s: float) -> bytes:
+        if address == B.address:
+            raise Unavailable("it does not answer")
+        return generations.answer_bytes(Page(origin, origin))
+
+    monkeypatch.setattr(Peers, "call", call)
+    assert await world.cluster.cleared(origin) == (2, 3)
 
 
 @pytest.mark.parametrize("looked", [False, True])
@@ -165,13 +186,13 @@ async def test_a_clear_is_told_once_to_a_node_that_the_list_calls_otherwise_than
     world, told = World(), []
     cluster = world.cluster
 
-    async def tell(origin: bytes, addresses: list[str]) -> int:
-        told.extend(addresses)
-        return len(addresses)
+    async def tell(origin: bytes, addresses: set[str]) -> set[str]:
+        told.extend(sorted(addresses))
+        return addresses
 
     cluster.clearing = SimpleNamespace(tell=tell, hash=0)  # type: ignore[assignment]
     world.answered(A, B)
     new = replace(B, incarnation=B.incarnation + 1, address="127.0.0.1:4")  # started again, and not met yet
     cluster.desk._peers = {1: replace(A, address="a.example:2"), 2: new}
-    assert await cluster.cleared(bytes(32)) == (4, 4)
+    assert await cluster.cleared(bytes(32)) == (3, 3)
     assert told == [A.address, B.address, new.address]
