@@ -1,7 +1,9 @@
 """Watch: where a reader of events stands, and what it is told next.
 
-A reader is told of what its peer may see and nothing else; its cursor passes over the rest. Where its place is lost it
-is told of a gap; one that asked for it (`held`) is then told all that is held, with the news of meanwhile in between.
+A reader is told of what its peer may see and nothing else; its cursor passes over the rest, and it is told so now and
+then: when it has come to where the stream was when it came, and after PASSED_MAX that were not its. Where its place is
+lost it is told of a gap; one that asked for it (`held`) is then told all that is held, with the news of meanwhile in
+between.
 Each block is told as it is when it is told, and all news from before the telling on follow in order, so that whoever
 takes them one after the other ends at the truth. Decides only; service.py writes and waits.
 """
@@ -26,6 +28,7 @@ EVENTS_MAX: Final = 2_048  # of one batch: with the longest metas still a messag
 EVENTS_DEFAULT: Final = 1_024
 HELD_SLOTS: Final = 512  # of one batch, beside its news
 TELLINGS_MAX: Final = 16
+PASSED_MAX: Final = 4_096  # events of others, before a reader that is told nothing is told at least a place
 
 
 class Telling:
@@ -56,6 +59,7 @@ class Watch:
         core = host.bridge.core
         now = store.Cursor(epoch=core.incarnation, sequence=core.event_sequence)
         self._at, self._lost = now, False
+        self._present, self._said = now.sequence, now.sequence  # when it came; of the last place that it was told
         self._fresh = not request.HasField("after")
         if not self._fresh:
             self._at = request.after
@@ -77,6 +81,7 @@ class Watch:
         """Where the stream begins. Raises Rejected."""
         if self._wants_held and (self._fresh or self._lost):
             return self._tell_held(gap=self._lost)
+        self._said = self._at.sequence
         return store.WatchBatch(cursor=self._at, gap=self._lost)
 
     def step(self) -> store.WatchBatch | None:
@@ -85,10 +90,14 @@ class Watch:
         if batch.gap and self._wants_held:
             return self._tell_held(gap=True)
         if self._pages is None:
-            return batch if batch.events or batch.gap else None
+            if not (batch.events or batch.gap or self._passed()):
+                return None
+            self._said = self._at.sequence
+            return batch
         page = next(self._pages, None)
         if page is None:
             self.close()
+            self._said = self._at.sequence
             return batch
         batch.events.extend(page)
         batch.held = True
@@ -114,6 +123,10 @@ class Watch:
             elif self._sees(opened):
                 batch.events.append(convert.event(event, opened.digest))
         return batch
+
+    def _passed(self) -> bool:
+        """Whether it is time to tell no more than how far it is."""
+        return self._said < self._present <= self._at.sequence or self._at.sequence - self._said >= PASSED_MAX
 
     def _tell_held(self, *, gap: bool) -> store.WatchBatch:
         """From now on: what is held, and the news."""

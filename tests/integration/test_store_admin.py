@@ -123,6 +123,13 @@ def test_tables_fit_eighty_columns(operator: Operator, command: str) -> None:
     assert "…" not in shown
 
 
+def test_events_of_a_namespace_without_any_come_to_an_end(operator: Operator, node: NodeProcess) -> None:
+    with Client(node.address) as client:
+        other = client.namespace(layout("of which nothing is held")).digest.hex()
+    done = operator.run("events", "--namespace", other)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+
+
 def test_events_tell_what_was_stored(operator: Operator) -> None:
     done = operator.run("events", "--json")
     assert done.returncode == 0, done.stderr

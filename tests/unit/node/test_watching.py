@@ -167,6 +167,26 @@ async def test_a_reader_is_told_of_its_own_and_passes_over_the_rest() -> None:
             await rig.ask(store.WatchRequest(after=at(0), namespace=other), ACME)
 
 
+def test_who_is_told_nothing_is_told_how_far_it_is_now_and_then(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Once it is where the stream was when it came, so that whoever waits for that place does not wait for ever; and
+    so often that its place is not forgotten meanwhile.
+    """
+    monkeypatch.setattr(watching, "PASSED_MAX", 4)
+    rig = Rig([1, 2, 2, 2, 2])
+    watch = rig.handlers.watching(ACME, store.WatchRequest(after=at(1), events_max=2))
+    assert watch.begin().cursor == at(1)
+    assert watch.step() is None
+    batch = watch.step()
+    assert batch is not None and (told(batch), batch.cursor, batch.gap) == ([], at(5), False)
+    for more, place in ((3, None), (1, at(9)), (3, None)):
+        rig.core.namespaces += [2] * more
+        batches = [batch for _ in range(3) if (batch := watch.step()) is not None]
+        assert [batch.cursor for batch in batches] == ([place] if place else [])
+    rig.core.namespaces += [1]
+    batch = watch.step()
+    assert batch is not None and told(batch) == [13]
+
+
 async def test_news_of_others_do_not_end_the_wait() -> None:
     rig, began = Rig([2, 2]), time.monotonic()
     rig.soon(2)
