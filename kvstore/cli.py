@@ -1,7 +1,7 @@
 """The command `kvstore`: run a node, see a demonstration, look at this machine.
 
 Exit codes: 0 well; 1 it failed, did not stop in time, or a demonstration did not show what it should; 2 the command
-line or the settings are wrong.
+line or the settings are wrong; 3 a node could not join, since etcd did not answer: another start may.
 """
 
 from __future__ import annotations
@@ -25,11 +25,13 @@ from kvstore import __version__, readiness
 from kvstore import config as settings
 from kvstore.allowed import human
 from kvstore.config import Config, Said
-from kvstore.errors import Misconfigured
+from kvstore.errors import Misconfigured, NotJoined
 
 if TYPE_CHECKING:
     from kvstore.node.node import Node
 
+EXIT_SETTINGS: Final = 2
+EXIT_NOT_JOINED: Final = 3
 STOP_MAX_S: Final = 30.0  # from the signal to the end, beside what object.flush_ms allows
 
 # Flags that stand for a setting; every other setting is reached by --set.
@@ -97,7 +99,7 @@ def node(
         asyncio.run(_serve(config, as_json))
     except Misconfigured as error:
         click.echo(f"kvstore node: {error}", err=True)
-        sys.exit(2)
+        sys.exit(EXIT_NOT_JOINED if isinstance(error, NotJoined) else EXIT_SETTINGS)
     _leave()
 
 

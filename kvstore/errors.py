@@ -3,7 +3,7 @@
 What the caller itself got wrong is a `ValueError` or `TypeError` that names the argument.
 """
 
-__all__ = ["Corrupted", "KvStoreError", "Misconfigured", "Rejected", "Unavailable"]
+__all__ = ["Corrupted", "KvStoreError", "Misconfigured", "NotJoined", "Rejected", "Unavailable"]
 
 
 class KvStoreError(Exception):
@@ -37,3 +37,7 @@ class Poisoned(KvStoreError):
 
 class Misconfigured(KvStoreError):
     """Refused at start. The message names the file, the key, the value and what is allowed."""
+
+
+class NotJoined(Misconfigured):
+    """Ended at start, since nobody answered whom it must ask first. Another start may find them."""

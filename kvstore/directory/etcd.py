@@ -35,7 +35,7 @@ from kvstore.directory.base import (
     encode_member,
 )
 from kvstore.directory.etcd_client import Compacted, EtcdClient
-from kvstore.errors import Misconfigured, Unavailable
+from kvstore.errors import Misconfigured, NotJoined, Unavailable
 from kvstore.wire import etcd
 
 __all__ = ["Etcd"]
@@ -112,7 +112,7 @@ class Etcd:
             except Unavailable as error:
                 self._is_away(error)
                 if time.monotonic() + pause > until:
-                    raise Misconfigured(
+                    raise NotJoined(
                         f"cluster.members: not joined within cluster.join_ms, {self._join_s:.0f} s: {error}"
                     ) from error
                 await asyncio.sleep(pause)

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from kvstore import Client
+from kvstore.cli import EXIT_NOT_JOINED
 from kvstore.tiers.file_index import read_left_index
 from tests.cluster_rig.conftest import Seen
 from tests.cluster_rig.links import needs_network
@@ -136,7 +137,7 @@ def test_etcd_that_is_killed_stops_joins_and_nothing_else(five: Rig) -> None:
     five.etcd.kill()
     five.nodes[4].kill()  # dead by pings, whatever etcd says
     five.dead_within(4, [0, 1, 2, 3], DEAD_S)
-    assert "not joined within cluster.join_ms" in refusal(five.nodes[4], "cluster.join_ms=1500")
+    assert "not joined within cluster.join_ms" in refusal(five.nodes[4], "cluster.join_ms=1500", code=EXIT_NOT_JOINED)
     alive = {five.name(i): "alive" for i in range(4)}
     for at in range(4):
         others = {name: state for name, state in states(five.nodes[at]).items() if name != five.name(4)}

@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from kvstore import native
+from kvstore.cli import EXIT_NOT_JOINED
 from kvstore.client.tls import Tls
 from kvstore.wire import store
 from tests.certificates import Authority, Pair
@@ -139,7 +140,7 @@ def test_etcd_lets_nobody_in_without_its_own_certificate(rig: Rig, stranger: Aut
     pair = rig.pair("y", rig.network["x"].address)
     false = stranger.sign("at etcd")
     node = foreign(rig, *rig.sealed(pair), etcd=false)
-    assert "not joined within cluster.join_ms" in refusal(node, "cluster.join_ms=1000")
+    assert "not joined within cluster.join_ms" in refusal(node, "cluster.join_ms=1000", code=EXIT_NOT_JOINED)
 
 
 @pytest.mark.parametrize("door", [*DOORS, "everywhere"])

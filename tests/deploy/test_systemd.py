@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from kvstore import readiness
-from kvstore.cli import STOP_MAX_S
+from kvstore.cli import EXIT_NOT_JOINED, EXIT_SETTINGS, STOP_MAX_S
 from tests.deploy.shipped import DEPLOY, parsed
 from tests.integration.nodes import START_MAX_S, NodeProcess
 
@@ -60,6 +60,11 @@ def test_its_command_is_one_of_ours() -> None:
 
 def test_it_waits_longer_than_a_node_takes_to_stop() -> None:
     assert int(unit()["TimeoutStopSec"]) > STOP_MAX_S
+
+
+def test_it_is_started_again_where_that_may_help() -> None:
+    assert unit()["Restart"] == "on-failure"
+    assert unit()["RestartPreventExitStatus"].split() == [str(EXIT_SETTINGS)] != [str(EXIT_NOT_JOINED)]
 
 
 def test_it_hides_no_process_and_no_user_from_the_node() -> None:

@@ -18,6 +18,7 @@ import pytest
 from kvstore import native
 from kvstore.admin import rows
 from kvstore.admin.connection import Connection
+from kvstore.cli import EXIT_NOT_JOINED, EXIT_SETTINGS
 from kvstore.wire import admin as admin_messages
 from kvstore.wire import peers, store
 from tests.certificates import Authority, Pair
@@ -102,7 +103,7 @@ class Cluster:
             node.close()
 
 
-def refusal(node: NodeProcess, *sets: str) -> str:
+def refusal(node: NodeProcess, *sets: str, code: int = EXIT_SETTINGS) -> str:
     """Of one that does not start, with these settings, too."""
     flags = [part for one in sets for part in ("--set", one)]
     process = subprocess.Popen([*node.command(), *flags], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
@@ -112,7 +113,7 @@ def refusal(node: NodeProcess, *sets: str) -> str:
         process.kill()
         process.communicate()
         raise
-    assert process.returncode == 2 and not out, (process.returncode, out, err)
+    assert process.returncode == code and not out, (process.returncode, out, err)
     return err
 
 
@@ -310,7 +311,9 @@ def test_nodes_that_meet_in_etcd_outlive_it(tmp_path: Path) -> None:
             cluster.nodes[2].kill()  # dead by pings, whatever etcd says
             for node in cluster.nodes[:2]:
                 told_within(node, cluster.name(2), "dead", DEAD_S)
-            assert "not joined within cluster.join_ms" in refusal(cluster.nodes[2], "cluster.join_ms=1500")
+            assert "not joined within cluster.join_ms" in refusal(
+                cluster.nodes[2], "cluster.join_ms=1500", code=EXIT_NOT_JOINED
+            )
             assert states(cluster.nodes[0])[cluster.name(1)] != "dead"
             assert "not to be reached for" in admin(cluster.nodes[0], "nodes")
             server.start()

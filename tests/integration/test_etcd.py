@@ -14,7 +14,7 @@ import pytest
 from kvstore.directory.base import Member, View
 from kvstore.directory.etcd import LEAVE_S, Etcd
 from kvstore.directory.etcd_client import Compacted, EtcdClient
-from kvstore.errors import Misconfigured, Unavailable
+from kvstore.errors import Misconfigured, NotJoined, Unavailable
 from kvstore.testing.exam_membership import SETTINGS, member
 from tests.certificates import Authority
 from tests.etcd_server import EtcdServer, etcd_cluster, needs_etcd
@@ -92,7 +92,7 @@ async def test_etcd_away_for_longer_than_the_leases_takes_nobody_away(server: Et
         views = await until(a, "n2"), await until(b, "n1")
         server.kill()
         await happens(lambda: a.discovery.away_s > 0 and b.discovery.away_s > 0)
-        with pytest.raises(Misconfigured, match=r"not joined within cluster\.join_ms, 1 s: etcd at"):
+        with pytest.raises(NotJoined, match=r"not joined within cluster\.join_ms, 1 s: etcd at"):
             async with joined(member(3), server.endpoint, join_s=1):
                 pass
         await asyncio.sleep(TTL_S + 0.5)
