@@ -124,7 +124,9 @@ class _Buffer:
 
 
 class KvPublisher:
-    """From `start` to `stop`. `addresses`: where it listens, as bound; none where the settings name none."""
+    """From `start` to `stop`, and nothing is told before `open`. `addresses`: where it listens, as bound; none where
+    the settings name none.
+    """
 
     def __init__(self, config: EventsConfig, core: native.NodeCore, namespaces: Namespaces, starts: Path) -> None:
         """starts: the file that counts them."""
@@ -138,6 +140,7 @@ class KvPublisher:
         self._telling: Iterator[list[Statement]] | None = None
         self._replays: dict[bytes, _Replay] = {}
         self._stopping = threading.Event()
+        self._opened = threading.Event()
         self._thread: threading.Thread | None = None
         self.addresses: tuple[str, ...] = ()
         self.counts = KvEventCounts()
@@ -165,6 +168,12 @@ class KvPublisher:
             raise
         self._thread = threading.Thread(target=self._run, name="kv-events", daemon=True)
         self._thread.start()
+
+    def open(self) -> None:
+        """The node's namespaces are open again: what is held can be told. Before, it would seem to be nothing, and that
+        an earlier life left it is no news later.
+        """
+        self._opened.set()
 
     def stop(self) -> None:
         self._stopping.set()
@@ -200,7 +209,7 @@ class KvPublisher:
             while not self._stopping.is_set():
                 idle = self._telling is None and all(one.pending for one in self._replays.values())
                 self._listen(TURN_S if idle else 0.0)
-                if not begun and time.monotonic() >= begins:
+                if not begun and self._opened.is_set() and time.monotonic() >= begins:
                     begun = True
                     self._begin_anew()
                 if begun:

@@ -180,6 +180,7 @@ class Node:
         if self.objects is not None:
             self.objects.over(over)
         self.cluster.open()
+        self.kv_events.open()
         self._copies.drain.resume()
 
     async def _start_mover(self, namespaces: Namespaces, exits: contextlib.AsyncExitStack) -> None:

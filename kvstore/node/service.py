@@ -200,7 +200,12 @@ class StoreService(services.StoreServicer):
 
 
 async def tell_events(handlers: Handlers, peer: Peer, request: store.WatchRequest, context: Context) -> None:
-    """Until the reader goes: the batch that says where the stream begins, then what there is to tell."""
+    """Until the reader goes: the batch that says where the stream begins, then what there is to tell.
+
+    Not before this node knows what it holds: what an earlier life left is no news when its namespaces are open again,
+    so whoever was told before that there is nothing would never hear of it. Raises Unavailable.
+    """
+    await handlers.host.cluster.surely()
     with contextlib.closing(handlers.watching(peer, request)) as watch:
         await context.write(watch.begin())
         while True:

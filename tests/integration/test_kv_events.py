@@ -6,11 +6,13 @@ from __future__ import annotations
 
 import contextlib
 import random
+import socket
 import subprocess
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+import grpc
 import msgspec
 import numpy as np
 import pytest
@@ -18,8 +20,9 @@ import zmq
 
 from kvstore import Client, Namespace
 from kvstore.block_meta import metas_of
+from kvstore.wire import services, store
 from tests.integration.event_router import BLOCK_TOKENS, EventRouter
-from tests.integration.nodes import NodeProcess, blocks_of, layout, tokens
+from tests.integration.nodes import NodeProcess, blocks_of, eventually, layout, tokens
 from tests.ports import free_ports
 
 SETS = ("events.zmq=tcp://127.0.0.1:0", "events.replay=tcp://127.0.0.1:0")
@@ -195,6 +198,46 @@ def test_after_a_restart_it_tells_what_it_holds_again(tmp_path: Path, end: str) 
             assert (router.last > last) is (end == "kill"), (
                 "a restart is a gap, and nothing is told under an old number"
             )
+
+
+def test_what_an_earlier_life_left_is_told_however_long_a_start_waits_for_others(tmp_path: Path) -> None:
+    """Nothing is open before it is known of every listed node whether it lives: one takes connections, and is mute."""
+    own, publisher, replay = free_ports(3)
+    operators = Path(f"{tmp_path}/kv.sock.grpc")
+    with socket.create_server(("127.0.0.1", 0)) as mute:
+        members = f"127.0.0.1:{own},127.0.0.1:{mute.getsockname()[1]}"
+        sets = (f"events.zmq=tcp://127.0.0.1:{publisher}", f"events.replay=tcp://127.0.0.1:{replay}")
+        sets += (f"cluster.members={members}", "cluster.dead_after_ms=1600")
+        with NodeProcess(tmp_path, *sets, address=f"127.0.0.1:{own}") as node:
+            router = routing(node)
+            with Client(node.address) as client:
+                chain = put(client.namespace(layout()), tokens(8))
+            router.until(8, tokens(8).tolist())
+            node.kill()
+            operators.unlink()
+            node.process = node.spawn()
+            eventually(operators.is_socket)
+            until = time.monotonic() + 2.0  # past the publisher's first second: whatever it says is read at once
+            while time.monotonic() < until:
+                router.read()
+            told = held_by_watch(operators)
+            node.finish_start()
+            router.settled(2.0)
+            assert router.matched(tokens(8).tolist()) == 8 and told == {key.tobytes() for key in chain}
+
+
+def held_by_watch(operators: Path) -> set[bytes]:
+    """What a reader of Watch is told that is held, once the node tells anything."""
+    told: set[bytes] = set()
+    with grpc.insecure_channel(f"unix:{operators}") as channel:
+        while True:
+            try:
+                for batch in services.StoreStub(channel).Watch(store.WatchRequest(held=True), timeout=20):
+                    told |= {event.key for event in batch.events}
+                    if not batch.held:
+                        return told
+            except grpc.RpcError as error:  # it waits for others longer than a call waits for it
+                assert error.code() is grpc.StatusCode.UNAVAILABLE
 
 
 def test_a_storm_with_readers_that_miss_most_of_it_ends_in_agreement(tmp_path: Path) -> None:
