@@ -25,7 +25,7 @@ from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
 from kvstore import native
-from kvstore.errors import Misconfigured
+from kvstore.errors import Misconfigured, Rejected
 from kvstore.node.administration import AdminService
 from kvstore.node.bringing import refuse_draining
 from kvstore.node.grpc_door import IDLE_S, Entrance, Turnstile
@@ -46,6 +46,7 @@ log = logging.getLogger(__name__)
 
 STORE_NAME: Final = store.DESCRIPTOR.services_by_name["Store"].full_name
 ADMIN_NAME: Final = admin.DESCRIPTOR.services_by_name["Admin"].full_name
+HELD_READ_S: Final = 30.0  # so long a reader that is being told what is held may not read
 GRACE_S: Final = 2.0  # for calls under way when the node stops
 CANNOT_BIND: Final = "cannot be bound"
 
@@ -207,15 +208,24 @@ async def tell_events(handlers: Handlers, peer: Peer, request: store.WatchReques
     """
     await handlers.host.cluster.surely()
     with contextlib.closing(handlers.watching(peer, request)) as watch:
-        await context.write(watch.begin())
+        await _write(context, watch.begin(), HELD_READ_S if watch.busy else None)
         while True:
             batch = watch.step()
             if batch is not None:
-                await context.write(batch)
+                await _write(context, batch, HELD_READ_S if watch.busy else None)
             if watch.busy:
                 await asyncio.sleep(0)
             else:
                 await handlers.news.after(watch.sequence)
+
+
+async def _write(context: Context, batch: store.WatchBatch, within_s: float | None) -> None:
+    """Raises Rejected where nobody reads: who is being told what is held has one of few places (watching.py)."""
+    try:
+        async with asyncio.timeout(within_s):
+            await context.write(batch)
+    except TimeoutError:
+        raise Rejected(f"held: nothing was read for {HELD_READ_S:.0f} s; come again", limit="held") from None
 
 
 class GrpcServer:

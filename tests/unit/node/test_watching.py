@@ -6,13 +6,14 @@ import asyncio
 import time
 from collections.abc import Sequence
 from types import SimpleNamespace
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import pytest
 
 from kvstore.clock import SystemClock
 from kvstore.config import LimitsConfig
-from kvstore.node import watching
+from kvstore.errors import Rejected
+from kvstore.node import service, watching
 from kvstore.node.auth import TRUSTED, Peer
 from kvstore.node.handlers import Handlers
 from kvstore.node.namespaces import NotOpen
@@ -202,6 +203,33 @@ async def test_a_clear_that_nobody_can_be_told_of_any_more_is_a_gap() -> None:
     rig.core.cleared = {2}
     batch = await rig.ask(store.WatchRequest(after=at(0)), ACME)
     assert (batch.gap, told(batch)) == (True, [1, 3])
+
+
+async def test_who_does_not_read_while_being_told_what_is_held_keeps_no_place(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(service, "HELD_READ_S", 0.02)
+    rig, ended = Rig([1]), []
+
+    class Reader(SimpleNamespace):
+        """Of a watch that goes on telling, to whom nothing can be written."""
+
+        busy = True
+        begin = step = staticmethod(store.WatchBatch)
+
+        async def surely(self) -> None: ...
+
+        async def write(self, _batch: store.WatchBatch) -> None:
+            await asyncio.Event().wait()
+
+        def close(self) -> None:
+            ended.append(self)
+
+    reader: Any = Reader()
+    rig.handlers.host.cluster = reader
+    monkeypatch.setattr(Handlers, "watching", lambda *_: reader)
+    with pytest.raises(Rejected, match="held: nothing was read for"):
+        async with asyncio.timeout(20):
+            await service.tell_events(rig.handlers, TRUSTED, store.WatchRequest(held=True), reader)
+    assert ended == [reader]
 
 
 async def test_what_is_held_is_not_told_where_there_are_no_streams() -> None:
