@@ -67,12 +67,12 @@ class Connection:
             self._channel.close()
 
     def _translate(self, failure: grpc.RpcError) -> KvStoreError | ValueError:
-        code, text = failure.code(), failure.details() or ""
+        code, text, told = failure.code(), failure.details() or "", False
         trailing: Any = failure.trailing_metadata()  # pairs, which the stubs do not know
         for key, value in trailing or ():
             if key == errors.DETAIL_KEY and isinstance(value, bytes):
                 detail = store.ErrorDetail.FromString(value)
-                text = f"{detail.field}: {detail.reason}" if detail.field else detail.reason
+                text, told = f"{detail.field}: {detail.reason}" if detail.field else detail.reason, True
         match code:
             case grpc.StatusCode.INVALID_ARGUMENT | grpc.StatusCode.NOT_FOUND:
                 return ValueError(text)
@@ -83,7 +83,7 @@ class Connection:
             case grpc.StatusCode.DEADLINE_EXCEEDED:
                 return Unavailable(f"{self.address}: no answer within {CALL_S:.0f} s")
             case grpc.StatusCode.UNAVAILABLE:
-                return Unavailable(f"{self.address}: {self._why(text)}")
+                return Unavailable(f"{self.address}: {text if told else self._why(text)}")
         return Unavailable(f"{self.address}: {code.name}: {text}")
 
     def _who_may(self) -> str:

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Final
 from google.protobuf.message import DecodeError
 
 from kvstore.directory.liveness import State
-from kvstore.errors import KvStoreError
+from kvstore.errors import KvStoreError, Unavailable
 from kvstore.node.namespaces import NotOpen
 from kvstore.wire import admin, store
 
@@ -72,7 +72,10 @@ class Asking:
 
     async def _one(self, node: NodeSeen, question: admin.Question, deadline_s: float) -> admin.NodeAnswer:
         if node.own:
-            return admin.NodeAnswer(node=node_row(node), answer=await self.questions.answer(question))
+            try:
+                return admin.NodeAnswer(node=node_row(node), answer=await self.questions.answer(question))
+            except Unavailable as error:  # of itself: the others are asked all the same
+                return admin.NodeAnswer(node=node_row(node), problem=str(error))
         if node.state is State.DEAD:
             why = f": {node.problem}" if node.problem else ""
             return admin.NodeAnswer(node=node_row(node), problem=f"dead for {node.state_s:,.1f} s{why}")

@@ -148,6 +148,11 @@ class Cluster:
         return self._membership.discovery
 
     @property
+    def is_open(self) -> bool:
+        """Whether this node has joined, and serves what it holds."""
+        return self._opened
+
+    @property
     def fit(self) -> bool:
         """Whether this node may serve others and believe what they announce: it has not just stood still."""
         return self.liveness.fit

@@ -150,6 +150,8 @@ class Drain:
         """Idempotent; one that has ended looks at everything again. Raises Unavailable where it cannot be kept."""
         if not self.cluster.is_clustered:
             raise Unavailable("drain: this node stands alone, there is nobody to hand its blocks on to")
+        if not self.cluster.is_open:  # nothing of what it holds would be seen, and that told as drained
+            raise Unavailable("drain: this node is still starting")
         if self._task is not None and not self._task.done():
             return
         try:

@@ -182,6 +182,7 @@ class Node:
         self.cluster.open()
         self.kv_events.open()
         self._copies.drain.resume()
+        await self.grpc.open()
 
     async def _start_mover(self, namespaces: Namespaces, exits: contextlib.AsyncExitStack) -> None:
         def part_bytes(ns: int, shard: int) -> tuple[int, ...]:

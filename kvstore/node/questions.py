@@ -1,7 +1,7 @@
 """What a node tells an operator about itself: asked by Admin's own calls, and by other nodes for their operators.
 
 Whoever may ask was looked at before: by Admin (the right `admin`), or at the node that the operator called. Nothing is
-changed by a question. Raises NotOpen; ValueError naming the field.
+changed by a question. Raises NotOpen; ValueError naming the field; Unavailable.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Final
 
 import numpy as np
 
+from kvstore.errors import Unavailable
 from kvstore.node.bridge import MEMORY_TIER
 from kvstore.node.holdings import least_keys
 from kvstore.node.namespaces import NotOpen
@@ -66,7 +67,12 @@ class Questions:
         return opened
 
     def status(self) -> admin.StatusResponse:
+        """Raises Unavailable before this node has joined: whoever waits for it, or stops the next one once this one is
+        back, goes by this question.
+        """
         host = self.host
+        if not host.cluster.is_open:
+            raise Unavailable("this node is still starting, and serves nothing yet")
         memory = host.bridge.core.stats(MEMORY_TIER)
         doors = host.doors()
         locator = host.cluster.locator

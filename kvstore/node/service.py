@@ -229,8 +229,8 @@ async def _write(context: Context, batch: store.WatchBatch, within_s: float | No
 
 
 class GrpcServer:
-    """Listens from `start` to `stop`: on TCP where an address is given, and on a Unix socket that only its user
-    opens.
+    """Listens from `start` to `stop`, and is healthy from `open` on: on TCP where an address is given, and on a Unix
+    socket that only its user opens.
     """
 
     def __init__(
@@ -251,6 +251,7 @@ class GrpcServer:
         if self._host.grpc.address != "none":
             _try(self._host.grpc.address)  # before anything is there that would have to be taken back
         self._health = health.aio.HealthServicer()  # type: ignore[attr-defined]
+        await self._tell_health(health_pb2.HealthCheckResponse.NOT_SERVING)
         ours = self._server(None)
         addresses = [self._listen_unix(ours)]
         servers = [ours]
@@ -263,8 +264,15 @@ class GrpcServer:
             await server.start()
             self._servers.append(server)
         self.addresses = tuple(addresses)
+
+    async def open(self) -> None:
+        """The node has joined: health watchers may send it calls."""
+        await self._tell_health(health_pb2.HealthCheckResponse.SERVING)
+
+    async def _tell_health(self, status: health_pb2.HealthCheckResponse.ServingStatus.ValueType) -> None:
+        assert self._health is not None
         for name in ("", STORE_NAME, ADMIN_NAME):
-            await self._health.set(name, health_pb2.HealthCheckResponse.SERVING)
+            await self._health.set(name, status)
 
     def _server(self, calls_max: int | None) -> grpc.aio.Server:
         size = self._host.grpc.message_bytes_max

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -13,14 +14,16 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import grpc
 import pytest
+from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from kvstore import native
 from kvstore.admin import rows
 from kvstore.admin.connection import Connection
 from kvstore.cli import EXIT_NOT_JOINED, EXIT_SETTINGS
 from kvstore.wire import admin as admin_messages
-from kvstore.wire import peers, store
+from kvstore.wire import peers, services, store
 from tests.certificates import Authority, Pair
 from tests.etcd_server import EtcdServer, needs_etcd
 from tests.integration.nodes import NodeProcess, eventually
@@ -152,6 +155,35 @@ def test_each_sees_all_and_says_what_they_are(three: Cluster) -> None:
     assert three.name(1)[:10] in table and "discovery: static" in table
     eventually(lambda: metric(three.nodes[0], 'kvstore_cluster_nodes{state="alive"}') == 3)
     assert metric(three.nodes[0], "kvstore_cluster_pings_total") > 2
+
+
+def test_a_node_that_waits_for_others_is_not_ready_yet(tmp_path: Path) -> None:
+    """One of its list takes connections, and is mute. Whoever restarts nodes one after the other waits for this one;
+    and a drain that saw nothing, since nothing is open yet, would be told as one that has ended.
+    """
+    (port,) = free_ports(1)
+    operators = tmp_path / "kv.sock.grpc"
+    ready = health_pb2.HealthCheckRequest()
+    with socket.create_server(("127.0.0.1", 0)) as mute, contextlib.ExitStack() as exits:
+        members = f"127.0.0.1:{port},127.0.0.1:{mute.getsockname()[1]}"
+        node = NodeProcess(tmp_path, f"cluster.members={members}", address=f"127.0.0.1:{port}")
+        exits.callback(node.close)
+        node.process = node.spawn()
+        eventually(operators.is_socket)
+        channel = exits.enter_context(grpc.insecure_channel(f"unix:{operators}"))
+        stub, health = services.AdminStub(channel), health_pb2_grpc.HealthStub(channel)
+        for call in (
+            lambda: stub.Status(admin_messages.StatusRequest(), timeout=10),
+            lambda: next(stub.Drain(admin_messages.DrainRequest(), timeout=10)),
+        ):
+            with pytest.raises(grpc.RpcError) as caught:
+                call()
+            assert caught.value.code() is grpc.StatusCode.UNAVAILABLE
+            assert "this node is still starting" in caught.value.details()
+        assert health.Check(ready, timeout=10).status == health_pb2.HealthCheckResponse.NOT_SERVING
+        node.finish_start()
+        assert stub.Status(admin_messages.StatusRequest(), timeout=10).node.node
+        assert health.Check(ready, timeout=10).status == health_pb2.HealthCheckResponse.SERVING
 
 
 def test_a_node_that_is_killed_is_dead_within_three_seconds_and_comes_back(three: Cluster) -> None:

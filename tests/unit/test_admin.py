@@ -12,16 +12,16 @@ from kvstore.admin.connection import Connection
 from kvstore.admin.rows import places
 from kvstore.client.tls import Tls
 from kvstore.errors import Rejected, Unavailable
-from kvstore.wire import admin
+from kvstore.wire import admin, errors
 
 CODE = grpc.StatusCode
 PREFACE = "failed to connect to all addresses; last error: UNKNOWN: ipv4:127.0.0.1:1: "
 
 
 class Failure(grpc.RpcError):
-    def __init__(self, code: grpc.StatusCode, details: str) -> None:
+    def __init__(self, code: grpc.StatusCode, details: str, trailing: object = None) -> None:
         super().__init__()
-        self._code, self._details = code, details
+        self._code, self._details, self._trailing = code, details, trailing
 
     def code(self) -> grpc.StatusCode:
         return self._code
@@ -29,8 +29,8 @@ class Failure(grpc.RpcError):
     def details(self) -> str:
         return self._details
 
-    def trailing_metadata(self) -> None:
-        return None
+    def trailing_metadata(self) -> object:
+        return self._trailing
 
 
 def told(code: grpc.StatusCode, details: str, connection: Connection) -> Exception:
@@ -67,6 +67,15 @@ def test_failures_say_what_to_do(code: grpc.StatusCode, details: str, kind: type
     assert type(error) is kind
     assert says in str(error)
     assert "last error" not in str(error)
+
+
+def test_what_the_node_says_itself_is_told_as_it_says_it() -> None:
+    """And not as a connection that nobody took."""
+    detail = errors.detail("drain: this node stands alone, there is nobody to hand its blocks on to")
+    failure = Failure(CODE.UNAVAILABLE, "", ((errors.DETAIL_KEY, detail.SerializeToString()),))
+    with pytest.raises(Unavailable) as caught, Connection("127.0.0.1:1").translated():
+        raise failure
+    assert str(caught.value) == f"127.0.0.1:1: {errors.text_of(detail)}"
 
 
 def test_who_shows_something_is_not_told_to_show_it() -> None:

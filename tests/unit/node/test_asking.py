@@ -103,6 +103,11 @@ async def test_what_is_wrong_with_the_question_is_the_callers() -> None:
         await told(Others([seen(1, own=True), seen(2)], {"own": ValueError("chain.position: no")}))
 
 
+async def test_a_node_that_cannot_answer_itself_asks_the_others() -> None:
+    found = await told(Others([seen(1, own=True), seen(2)], {"own": Unavailable("this node is still starting")}))
+    assert found["n1"].problem == "this node is still starting" and found["n2"].answer == ANSWER
+
+
 async def test_whom_a_name_means() -> None:
     nodes = [seen(1, own=True), seen(2), seen(0xABCD), seen(4, name="abcd")]
     assert [one.member.name for one in chosen(nodes, [])] == ["n1", "n2", "n43981", "abcd"]
