@@ -18,6 +18,7 @@ ACCOUNT = Path("/var/run/secrets/kubernetes.io/serviceaccount")
 ADMIN = ["store-admin", "--address", f"unix:{os.environ['KVSTORE_NODE_SOCKET']}"]
 START_S = 900  # a large memory tier takes its time
 ASK_S = 5
+PAUSE_S = 2
 
 
 def cordoned() -> bool:
@@ -30,24 +31,35 @@ def cordoned() -> bool:
         return bool(json.load(got)["spec"].get("unschedulable"))
 
 
-def started() -> bool:
-    until = time.monotonic() + START_S
+def surely_cordoned(until: float) -> bool:
+    """Asked again until then: a machine that has just been booted may not reach Kubernetes yet. Raises OSError."""
+    while True:
+        try:
+            return cordoned()
+        except OSError:
+            if time.monotonic() >= until:
+                raise
+            time.sleep(PAUSE_S)
+
+
+def started(until: float) -> bool:
     while time.monotonic() < until:
-        if subprocess.run([*ADMIN, "status"], capture_output=True, check=False).returncode == 0:
+        if subprocess.run([*ADMIN, "status", "--node", "self"], capture_output=True, check=False).returncode == 0:
             return True
-        time.sleep(2)
+        time.sleep(PAUSE_S)
     return False
 
 
 def main(moment: str) -> int:
+    until = time.monotonic() + (START_S if moment == "start" else 0)
     try:
-        leaving = cordoned()
+        leaving = surely_cordoned(until)
     except OSError as error:
         print(f"leaving.py: Kubernetes does not say whether this machine is cordoned: {error}", file=sys.stderr)
         return 0  # neither drained nor taken back: both would be guesses
     if moment == "stop" and leaving:
         subprocess.run([*ADMIN, "drain"], check=False)
-    if moment == "start" and not leaving and started():
+    if moment == "start" and not leaving and started(until):
         subprocess.run([*ADMIN, "drain", "--cancel"], check=False)
     return 0
 

@@ -58,6 +58,7 @@ def test_a_node_would_start(name: str) -> None:
     assert config.node.name == name == node["hostname"]
     test = node["healthcheck"]["test"]
     assert test[0] == "CMD" and parsed(test[1:])["address"] == f"unix:{config.node.socket}"
+    assert parsed(test[1:])["nodes"] == ("self",)
     # Memory and its entries, an eighth at most, fit the shared memory that the container has.
     assert node["shm_size"] == "2gb" and config.memory.bytes * 9 // 8 < 2048 * MIB
     mounted = {one.partition(":")[2] for one in node["volumes"]}

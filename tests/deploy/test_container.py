@@ -89,7 +89,7 @@ def test_nothing_that_was_built_here_gets_in() -> None:
 def test_what_it_runs_is_ours() -> None:
     (entry,), (command,), (health,) = told("ENTRYPOINT"), told("CMD"), told("HEALTHCHECK")
     parsed([*json.loads(entry), *json.loads(command)])
-    parsed(json.loads(health.partition("CMD ")[2]))
+    assert parsed(json.loads(health.partition("CMD ")[2]))["nodes"] == ("self",)
     scripts = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["scripts"]
     assert {json.loads(entry)[0], json.loads(health.partition("CMD ")[2])[0]} <= set(scripts)
 

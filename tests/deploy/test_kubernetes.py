@@ -149,7 +149,9 @@ def test_every_mount_is_a_volume() -> None:
 def test_a_probe_is_a_command_of_ours(probe: str) -> None:
     config = looked_at(FOLDER / "node.toml", environ("10.0.0.1"))
     command = container()[probe]["exec"]["command"]
-    assert parsed(command)["address"] == f"unix:{config.node.socket}" and command[-1] == "status"
+    said = parsed(command)
+    assert said["address"] == f"unix:{config.node.socket}" and command[3] == "status"
+    assert said["nodes"] == ("self",), "a node is not taken down because others do not answer"
 
 
 def test_a_stop_has_the_time_that_it_takes() -> None:
@@ -193,9 +195,14 @@ def kubernetes(tmp_path: Path) -> Iterator[dict[str, str]]:
     pair = authority.sign("kubernetes", server=True)
     shutil.copy(authority.path, account / "ca.crt")
 
+    asked: list[str] = []
+
     class Api(http.server.BaseHTTPRequestHandler):
         def do_GET(self) -> None:
             known = {"/api/v1/nodes/cordoned": {"unschedulable": True}, "/api/v1/nodes/open": {}}
+            if self.path.endswith("/late") and asked.count(self.path):  # answered when it is asked again
+                known[self.path] = {}
+            asked.append(self.path)
             good = self.headers["Authorization"] == "Bearer a-token" and self.path in known
             self.send_response(200 if good else 403)
             self.end_headers()
@@ -234,7 +241,8 @@ DRAIN = "--address unix:/run/kvstore/kvstore.sock drain"
         ("stop", "cordoned", [DRAIN]),
         ("stop", "open", []),
         ("stop", "unknown", []),
-        ("start", "open", ["--address unix:/run/kvstore/kvstore.sock status", f"{DRAIN} --cancel"]),
+        ("start", "open", ["--address unix:/run/kvstore/kvstore.sock status --node self", f"{DRAIN} --cancel"]),
+        ("start", "late", ["--address unix:/run/kvstore/kvstore.sock status --node self", f"{DRAIN} --cancel"]),
         ("start", "cordoned", []),
     ],
 )
