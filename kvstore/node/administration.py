@@ -5,7 +5,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterable
 from contextlib import aclosing, asynccontextmanager
 from typing import TYPE_CHECKING, Final
 
@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from kvstore.node.auth import Peer
     from kvstore.node.grpc_door import Context, Entrance
     from kvstore.node.handlers import Handlers, NodeHost
+    from kvstore.node.namespaces import Opened
+    from kvstore.node.streams import Prefix
 
 log = logging.getLogger(__name__)
 
@@ -107,26 +109,11 @@ class AdminService(services.AdminServicer):
             if len(self._pins) >= PINS_MAX:
                 raise Rejected(f"pins_max: {PINS_MAX} are in force", limit="pins_max")
             holds: list[int] = []
-            blocks = 0
-            while blocks < len(prefix.keys):
-                run = await self._host.bridge.fetch(
-                    self._owner,
-                    opened.handle,
-                    request.shard,
-                    prefix.keys[blocks:],
-                    kind=native.HoldKind.PIN,
-                    hint=prefix.hint(blocks),
-                    wait_s=min(request.wait_ms or 2**31, self._host.limits.hold_wait_ms_max) / 1e3,
-                    lease_s=duration_ms / 1e3,
-                )
-                if run.status == native.Status.REJECTED and not holds:
-                    raise Rejected("pinned_bytes_max: no room for more pins", limit="pinned_bytes_max")
-                if not run.hold:
-                    break
-                holds.append(run.hold)
-                blocks += len(run.offsets)
-                if not run.window_full:
-                    break
+            try:
+                blocks = await self._held(request, opened, prefix, duration_ms / 1e3, holds)
+            except BaseException:  # nobody is told its number: it would last, and only its time would end it
+                self._let_go(holds)
+                raise
             if not holds:
                 return admin.PinResponse()
             self._pins[holds[0]] = (self._host.clock.now_ns() + duration_ms * 1_000_000, holds)
@@ -134,12 +121,41 @@ class AdminService(services.AdminServicer):
             size = sum(opened.shards[request.shard].part_bytes)
             return admin.PinResponse(pin=holds[0], blocks=blocks, bytes=blocks * size)
 
+    async def _held(
+        self, request: admin.PinRequest, opened: Opened, prefix: Prefix, lease_s: float, holds: list[int]
+    ) -> int:
+        """How many blocks, from the first on; their holds are added one by one. Raises Rejected."""
+        blocks = 0
+        while blocks < len(prefix.keys):
+            run = await self._host.bridge.fetch(
+                self._owner,
+                opened.handle,
+                request.shard,
+                prefix.keys[blocks:],
+                kind=native.HoldKind.PIN,
+                hint=prefix.hint(blocks),
+                wait_s=min(request.wait_ms or 2**31, self._host.limits.hold_wait_ms_max) / 1e3,
+                lease_s=lease_s,
+            )
+            if run.status == native.Status.REJECTED and not holds:
+                raise Rejected("pinned_bytes_max: no room for more pins", limit="pinned_bytes_max")
+            if not run.hold:
+                break
+            holds.append(run.hold)
+            blocks += len(run.offsets)
+            if not run.window_full:
+                break
+        return blocks
+
+    def _let_go(self, holds: Iterable[int]) -> None:
+        for hold in holds:
+            self._core.release(MEMORY_TIER, self._owner, hold)
+
     async def Unpin(self, request: admin.UnpinRequest, context: Context) -> admin.UnpinResponse:
         async with self._call(context):
             self._forget_lapsed()
             _, holds = self._pins.pop(request.pin, (0, []))
-            for hold in holds:
-                self._core.release(MEMORY_TIER, self._owner, hold)
+            self._let_go(holds)
             return admin.UnpinResponse(released=bool(holds))
 
     def _forget_lapsed(self) -> None:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator
 from pathlib import Path
-from typing import TYPE_CHECKING
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, Any
 
 import grpc
 import grpc.aio
@@ -13,6 +14,7 @@ import pytest
 
 from kvstore.config import LimitsConfig
 from kvstore.node import administration
+from kvstore.node.bridge import CoreBridge
 from kvstore.node.node import Node
 from kvstore.wire import admin, services, store
 from tests.integration.grpc_node import (
@@ -161,6 +163,30 @@ async def test_a_pin_lapses_by_itself_and_there_are_so_many_and_no_more(
         grpc.StatusCode.RESOURCE_EXHAUSTED,
         "pins_max",
     )
+
+
+async def test_a_pin_that_its_caller_gave_up_is_none(node: Node, stubs: Stubs, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its number was told to nobody, so nobody could end it."""
+    user, operator = stubs
+    ns = await opened(user)
+    keys = keys_for(ns.seed, 4)
+    await put(user, ns.digest, keys)
+    fetch = CoreBridge.fetch
+
+    async def of_two_windows(bridge: CoreBridge, owner: int, ns: int, shard: int, keys: Any, **how: Any) -> Any:
+        if len(keys) == 2:  # the second one lies where it does not come from
+            await asyncio.Event().wait()
+        run = await fetch(bridge, owner, ns, shard, keys[:2], **how)
+        assert run.hold and node.core.stats(1)["pinned_bytes"] == 2 * BLOCK
+        return SimpleNamespace(status=run.status, hold=run.hold, offsets=run.offsets, window_full=True)
+
+    monkeypatch.setattr(CoreBridge, "fetch", of_two_windows)
+    request = admin.PinRequest(namespace=ns.digest, chain=store.Chain(keys=b"".join(keys)), duration_ms=600_000)
+    with pytest.raises(grpc.RpcError) as caught:
+        await operator.Pin(request, timeout=0.5)
+    assert caught.value.code() is grpc.StatusCode.DEADLINE_EXCEEDED
+    while node.core.stats(1)["pinned_bytes"]:  # the suite's time limit ends it
+        await asyncio.sleep(0.01)
 
 
 async def test_verify_looks_at_the_namespace_it_is_told_and_no_other(stubs: Stubs) -> None:
