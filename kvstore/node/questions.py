@@ -6,6 +6,7 @@ changed by a question. Raises NotOpen; ValueError naming the field; Unavailable.
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
@@ -30,6 +31,7 @@ FILE_TIER: Final = int(TierKind.FILE)
 FAMILY_ROWS: Final = 20
 FAMILY_ROWS_MAX: Final = 10_000
 KEYS_MAX: Final = 65_536  # of one answer about holdings
+PACKS_S: Final = 4.0  # that an answer waits for an object store: what else is known is told in time
 
 
 @dataclass(slots=True)
@@ -178,9 +180,11 @@ class Questions:
                 continue
             for shard in range(len(opened.shards)):
                 _mark(places, field, shard, core.find(tier, opened.handle, shard, keys))
-        for shard in range(len(opened.shards) if self.host.in_packs is not None else 0):
-            there = await self._packs(request, opened.handle, shard, keys)
-            _mark(places, "object_shards", shard, there)
+        if self.host.in_packs is not None:
+            shards = range(len(opened.shards))
+            there = await asyncio.gather(*(self._packs(request, opened.handle, shard, keys) for shard in shards))
+            for shard, packed in zip(shards, there, strict=True):
+                _mark(places, "object_shards", shard, packed)
         claims = await self._claims(opened, keys) if request.with_claims else []
         return admin.LocateResponse(blocks=places, claims=claims)
 
@@ -189,7 +193,7 @@ class Questions:
         assert in_packs is not None and find_packs is not None
         known = in_packs(ns, shard, keys)
         if not known.all() and not request.known_only:
-            hole, wait_s = int(known.argmin()), self.host.limits.hold_wait_ms_max / 1e3
+            hole, wait_s = int(known.argmin()), min(PACKS_S, self.host.limits.hold_wait_ms_max / 1e3)
             await find_packs(ns, shard, keys[hole:], request.chain.position + hole, wait_s)
         return in_packs(ns, shard, keys)
 
