@@ -54,6 +54,11 @@ class Clearing:
                 raise
         return wire.answer_bytes(self.namespaces.generations.answer(told))
 
+    def settle(self) -> None:
+        """What was told while the disk did not take it: nobody tells it again, and a restart would forget it."""
+        with contextlib.suppress(Unavailable):  # said in the log
+            self.namespaces.settle()
+
     async def agree(self, address: str, deadline_s: float) -> None:
         """What each knows, the other knows afterwards. Raises KvStoreError, ValueError."""
         until, first = time.monotonic() + deadline_s, FIRST

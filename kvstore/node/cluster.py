@@ -46,6 +46,7 @@ TICK_S: Final = 0.05
 TICKS: Final = 4  # at least, in the shortest pause that is noticed: half of dead_after_ms
 GREET_S: Final = 2.0
 MILLIS: Final = 1_000_000
+SETTLE_NS: Final = 5_000_000_000  # between tries to write what was told of clears
 FOREVER: Final = 2**63 - 1
 
 
@@ -241,9 +242,13 @@ class Cluster:
         self.liveness.expect(listed, self._clock.now_ns())
 
     async def _tick(self) -> None:
+        settle_at = 0
         while True:
             now = self._clock.now_ns()
             self._look(now)
+            if now >= settle_at:
+                settle_at = now + SETTLE_NS
+                self.clearing.settle()
             for address in self.liveness.due(now):
                 self.liveness.asked(address, now)
                 task = asyncio.ensure_future(self._ping(address, now))

@@ -145,7 +145,7 @@ class Namespaces:
         if self.generations.raise_to(named.origin, named.generation + 1):
             self._leave(named.origin)
             self._unwritten = True
-        self._settle()
+        self.settle()
 
     def merge(self, rows: Iterable[tuple[bytes, Clears]]) -> bool:
         """What another node knows: in force at once. Whether it was news. Raises Unavailable where it is not on disk:
@@ -155,8 +155,18 @@ class Namespaces:
         for origin in changed:
             self._leave(origin)
         self._unwritten = self._unwritten or bool(changed)
-        self._settle()
+        self.settle()
         return bool(changed)
+
+    def settle(self) -> None:
+        """Writes what is in force and could not be written before, if there is anything. Raises Unavailable."""
+        if not self._unwritten:
+            return
+        try:
+            self._write()
+        except OSError as error:
+            log.error("what other nodes have cleared is not on disk: %s: %s", self._path, error)
+            raise Unavailable("namespace: cleared, but the node cannot write its list of them") from error
 
     def generation(self, named: Opened) -> int:
         """As it is now."""
@@ -212,16 +222,6 @@ class Namespaces:
         del self._present[origin], self._by_digest[opened.digest]
         self._core.drop_namespace(opened.handle)
         self.on_cleared(opened)
-
-    def _settle(self) -> None:
-        """Raises Unavailable."""
-        if not self._unwritten:
-            return
-        try:
-            self._write()
-        except OSError as error:
-            log.error("what other nodes have cleared is not on disk: %s: %s", self._path, error)
-            raise Unavailable("namespace: cleared, but the node cannot write its list of them") from error
 
     def _write(self) -> None:
         namespace_list.write(self._path, self._identities.values(), self.generations.rows)

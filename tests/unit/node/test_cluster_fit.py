@@ -14,6 +14,7 @@ import kvstore.node.cluster
 from kvstore.config import ClusterConfig
 from kvstore.directory.base import Member
 from kvstore.directory.generations import Generations, Page
+from kvstore.directory.liveness import Liveness
 from kvstore.directory.messages import Announce, Status
 from kvstore.errors import Unavailable
 from kvstore.node.cluster import Cluster
@@ -36,7 +37,7 @@ class World:
         config = ClusterConfig(members=members, **settings)  # type: ignore[arg-type]
         self.cluster = Cluster(config, SecurityConfig(), certificates, self.clock, b"s" * 32, None)
         core: Any = SimpleNamespace(incarnation=ME.incarnation, event_sequence=0, begun_sequence=0, namespaces_end=0)
-        self.namespaces: Any = SimpleNamespace(generations=Generations())
+        self.namespaces: Any = SimpleNamespace(generations=Generations(), settle=lambda: None)
         self.cluster.introduce(ME, core, self.namespaces)
         self.liveness = self.cluster.liveness
         self.liveness.begin(self.clock.now_ns())
@@ -90,6 +91,17 @@ def test_an_id_that_two_nodes_have_is_not_two_nodes() -> None:
     assert world.directory.view.live == {ME.id: 5, A.id: 6}
     living = world.cluster.living(A.id)
     assert living is not None and living.address == B.address
+
+
+async def test_what_the_disk_did_not_take_of_clears_is_tried_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Liveness, "due", lambda *_: [])
+    world, tried = World(), asyncio.Event()
+    world.namespaces.settle = tried.set
+    ticking = asyncio.ensure_future(world.cluster._tick())
+    async with asyncio.timeout(20):
+        await tried.wait()
+    ticking.cancel()
+    await asyncio.gather(ticking, return_exceptions=True)
 
 
 async def test_who_is_known_by_two_addresses_counts_once_among_those_that_know_of_a_clear(

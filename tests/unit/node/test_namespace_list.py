@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from kvstore.directory.generations import Clears
-from kvstore.errors import Misconfigured
+from kvstore.errors import Misconfigured, Unavailable
 from kvstore.identity import NamespaceIdentity, namespace_digest
 from kvstore.node.namespace_list import read, write
+from kvstore.node.namespaces import Namespaces
 from tests.integration.nodes import layout
 
 A, B = b"a" * 16, b"b" * 16
@@ -27,6 +29,20 @@ def test_what_was_written_is_read(tmp_path: Path) -> None:
     assert read(path) == ([ONE, TWO], clears)
     write(path, [], {})
     assert read(path) == ([], {})
+
+
+def test_what_could_not_be_written_when_it_was_told_is_written_later(tmp_path: Path) -> None:
+    path, clears = tmp_path / "data/namespaces.json", Clears(0, ((A, 1),))
+    core: Any = None  # nothing is open
+    namespaces = Namespaces(core, b"s" * 32, path, 1, B)
+    with pytest.raises(Unavailable, match="cannot write its list"):
+        namespaces.merge([(b"d" * 32, clears)])
+    path.parent.mkdir()
+    namespaces.settle()
+    assert read(path) == ([], {b"d" * 32: clears})
+    path.unlink()
+    namespaces.settle()
+    assert not path.exists(), "there is nothing left to be written"
 
 
 def test_a_list_of_version_1_is_read(tmp_path: Path) -> None:
