@@ -20,6 +20,7 @@ from kvstore.wire import admin, store
 FAMILIES_MAX: Final = 10_000
 HOLDINGS_MAX: Final = 262_144  # keys of all nodes together, for one count
 HOLDINGS_MIN: Final = 1_024  # of a node
+HOLDINGS_MS: Final = 8_000  # a node looks at every slot for it
 
 of_nodes = click.option(
     "--node",
@@ -206,7 +207,8 @@ def _holdings(context: Context, namespace: str | None) -> list[admin.NodeAnswer]
     seen = context.call("Nodes", admin.NodesRequest(), admin.NodesResponse)
     keys_max = max(HOLDINGS_MAX // len(seen.nodes), HOLDINGS_MIN)
     digest = _digest_anywhere(context, namespace)[0] if namespace is not None else b""
-    return context.ask(admin.Question(holdings=admin.HoldingsRequest(namespace=digest, keys_max=keys_max)))
+    question = admin.Question(holdings=admin.HoldingsRequest(namespace=digest, keys_max=keys_max))
+    return context.ask(question, within_ms=HOLDINGS_MS)
 
 
 def _digest_anywhere(context: Context, text: str) -> tuple[bytes, str]:

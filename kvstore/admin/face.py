@@ -40,11 +40,11 @@ class Context:
         assert isinstance(answer, kind)
         return answer
 
-    def ask(self, question: admin.Question, nodes: Sequence[str] = ()) -> list[admin.NodeAnswer]:
-        """Every node that is named, or all: the one that is called first, then by name. Raises Unavailable where
-        nodes are named and none of them answers.
+    def ask(self, question: admin.Question, nodes: Sequence[str] = (), *, within_ms: int = 0) -> list[admin.NodeAnswer]:
+        """Every node that is named, or all: the one that is called first, then by name. within_ms: for each to answer,
+        0: as the node that is called thinks. Raises Unavailable where nodes are named and none of them answers.
         """
-        request = admin.AskRequest(question=question, nodes=nodes)
+        request = admin.AskRequest(question=question, nodes=nodes, deadline_ms=within_ms)
         with self.connection.translated():
             calling = self.connection.admin().Ask(request, timeout=CALL_S, metadata=self.connection.metadata())
             told = sorted(calling, key=lambda one: (not one.node.self, one.node.name, one.node.address))

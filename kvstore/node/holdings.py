@@ -50,6 +50,9 @@ async def least_keys(core: NodeCore, most: int, ns: int = -1) -> Held:
     while True:
         after, found, of, bitmaps, _ = core.scan_held(after, STEP_SLOTS, ns)
         counted.update(of.tolist())
+        if below:  # most of what comes is not among the smallest: it is neither kept nor sorted
+            low = words_of(found[:, :KEY_BYTES])[:, 0] < below
+            found, of, bitmaps = found[low], of[low], bitmaps[low]
         keys = np.concatenate([keys, found[:, :KEY_BYTES]])
         handles, shards = np.concatenate([handles, of]), np.concatenate([shards, bitmaps])
         if len(keys) > 2 * most or not after:

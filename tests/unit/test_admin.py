@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import grpc
 import pytest
+from rich.console import Console
 
+from kvstore.admin import across
 from kvstore.admin.chains import parse_keys
 from kvstore.admin.connection import Connection
+from kvstore.admin.face import Context
 from kvstore.admin.rows import places
 from kvstore.client.tls import Tls
 from kvstore.errors import Rejected, Unavailable
@@ -76,6 +82,17 @@ def test_what_the_node_says_itself_is_told_as_it_says_it() -> None:
     with pytest.raises(Unavailable) as caught, Connection("127.0.0.1:1").translated():
         raise failure
     assert str(caught.value) == f"127.0.0.1:1: {errors.text_of(detail)}"
+
+
+def test_nodes_are_given_the_time_to_look_at_every_slot() -> None:
+    asked: list[admin.AskRequest] = []
+    verbs = SimpleNamespace(
+        Nodes=lambda *_, **__: admin.NodesResponse(nodes=[admin.NodeRow()]),
+        Ask=lambda request, **_: asked.append(request) or [],
+    )
+    connection: Any = SimpleNamespace(admin=lambda: verbs, translated=nullcontext, metadata=tuple)
+    across._holdings(Context(connection, as_json=True, console=Console()), None)
+    assert [one.deadline_ms for one in asked] == [8_000]
 
 
 def test_who_shows_something_is_not_told_to_show_it() -> None:

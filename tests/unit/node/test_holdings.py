@@ -49,6 +49,20 @@ async def test_none_is_missing_below_the_limit(seed: int, most: int) -> None:
     assert set(only.blocks) == {2}
 
 
+async def test_what_cannot_be_among_the_smallest_is_not_kept_for_a_sort(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of many blocks that is nearly all: to sort them in turns took longer than an operator waits for a node."""
+    keys = np.random.default_rng(0).integers(256, size=(20_000, 32), dtype=np.uint8)
+    core, sorts, smallest = Core(keys, np.zeros(20_000, np.uint32), 100), [], holdings.smallest
+
+    def counted(keys: Any, most: int, below: int) -> Any:
+        sorts.append(len(keys))
+        return smallest(keys, most, below)
+
+    monkeypatch.setattr(holdings, "smallest", counted)
+    assert len((await holdings.least_keys(core, 100)).keys) == 100  # type: ignore[arg-type]
+    assert len(sorts) < 20, "and not 200 times"
+
+
 async def test_a_node_that_holds_nothing() -> None:
     core = Core(np.zeros((0, 32), np.uint8), np.zeros(0, np.uint32), 9)
     held = await holdings.least_keys(core, 10)  # type: ignore[arg-type]
