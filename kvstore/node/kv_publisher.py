@@ -137,6 +137,7 @@ class KvPublisher:
         self._sequence = 0  # of the next batch
         self._sent = 0.0  # when the last one was
         self._after = 0  # in the core's events
+        self._behind = False  # there are more of them
         self._telling: Iterator[list[Statement]] | None = None
         self._replays: dict[bytes, _Replay] = {}
         self._stopping = threading.Event()
@@ -207,8 +208,7 @@ class KvPublisher:
         begun = False
         try:
             while not self._stopping.is_set():
-                idle = self._telling is None and all(one.pending for one in self._replays.values())
-                self._listen(TURN_S if idle else 0.0)
+                self._listen(TURN_S if self._idle() else 0.0)
                 if not begun and self._opened.is_set() and time.monotonic() >= begins:
                     begun = True
                     self._begin_anew()
@@ -225,8 +225,14 @@ class KvPublisher:
         finally:
             self._context.destroy(linger=0)
 
+    def _idle(self) -> bool:
+        """Whether what comes next may come a moment later."""
+        told = self._telling is None and all(one.pending for one in self._replays.values())
+        return told and not self._behind
+
     def _news(self) -> None:
         turn = self._statements.turn(self._after, EVENTS_TURN)
+        self._behind = not turn.anew and turn.after - self._after >= EVENTS_TURN
         self._after = turn.after
         if turn.anew:
             self._begin_anew()

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 
 from kvstore.block_meta import metas_of
+from kvstore.event_settings import EventsConfig
 from kvstore.node.held_slots import HeldSlot
+from kvstore.node.kv_publisher import EVENTS_TURN, KvPublisher
 from kvstore.node.kv_statements import Statements
 from kvstore.wire import store
 
@@ -103,6 +106,18 @@ def test_a_clear_of_what_is_told_and_a_gap_begin_anew() -> None:
     fallen_behind = Core()
     fallen_behind.gap = True
     assert anew(fallen_behind)
+
+
+def test_a_publisher_that_is_behind_does_not_pause(tmp_path: Path) -> None:
+    """At 50 events a millisecond it would never catch up, and tell all that is held again and again."""
+    core: Any = Core(*[(STORED, 1, 0, 1, i % 250, meta(1)) for i in range(2 * EVENTS_TURN + 1)])
+    publisher = KvPublisher(EventsConfig(), core, SimpleNamespace(by_handle=NAMESPACES.get), tmp_path)  # type: ignore[arg-type]
+    publisher._publish = lambda _told: None  # type: ignore[method-assign,misc]
+    idle = []
+    for _ in range(3):
+        publisher._news()
+        idle.append(publisher._idle())
+    assert idle == [False, False, True]
 
 
 def test_what_is_held_is_told_once_for_all_its_shards() -> None:
