@@ -1,6 +1,6 @@
 """`store-admin drain NODE`: a node hands on what only it holds, so that it can be stopped with nothing lost.
 
-Exit codes: 0 all of it is elsewhere; 1 some blocks nobody took; else as kvstore/admin/cli.py.
+Exit codes: 0 all of it is elsewhere; 1 some blocks nobody took, or it was cancelled; else as kvstore/admin/cli.py.
 """
 
 from __future__ import annotations
@@ -64,6 +64,9 @@ def drain(context: Context, node: str, cancel: bool, look: bool, json_too: bool)
         click.echo(said(told))
     if not told.done and not look:
         raise Unavailable("the node ended before it was drained; it goes on when it is started again")
+    if told.state == admin.DRAIN_NONE and not (cancel or look):
+        click.echo(f"store-admin: {told.node}: somebody cancelled the drain before it had ended", err=True)
+        sys.exit(EXIT_LEFT)
     if told.failed_blocks:
         sys.exit(EXIT_LEFT)
 

@@ -9,11 +9,13 @@ from typing import Any
 
 import grpc
 import pytest
+from click.testing import CliRunner
 from rich.console import Console
 
 from kvstore.admin import across
 from kvstore.admin.chains import parse_keys
 from kvstore.admin.connection import Connection
+from kvstore.admin.drain import drain
 from kvstore.admin.face import Context
 from kvstore.admin.rows import places
 from kvstore.client.tls import Tls
@@ -82,6 +84,27 @@ def test_what_the_node_says_itself_is_told_as_it_says_it() -> None:
     with pytest.raises(Unavailable) as caught, Connection("127.0.0.1:1").translated():
         raise failure
     assert str(caught.value) == f"127.0.0.1:1: {errors.text_of(detail)}"
+
+
+@pytest.mark.parametrize(
+    ("words", "last", "code"),
+    [
+        (("n1",), admin.DRAIN_DONE, 0),
+        (("n1",), admin.DRAIN_NONE, 1),
+        (("n1", "--cancel"), admin.DRAIN_NONE, 0),
+        (("n1", "--look"), admin.DRAIN_NONE, 0),
+    ],
+)
+def test_a_drain_that_somebody_cancelled_has_not_ended_well(
+    words: tuple[str, ...], last: admin.DrainState.ValueType, code: int
+) -> None:
+    """Whoever stops the node after it, and deletes its data, goes by the exit code."""
+    told = [admin.DrainProgress(node="n1", state=admin.DRAIN_WORKING)] if words == ("n1",) else []
+    told.append(admin.DrainProgress(node="n1", state=last, done=True))
+    verbs = SimpleNamespace(Drain=lambda *_, **__: told)
+    connection: Any = SimpleNamespace(admin=lambda: verbs, translated=nullcontext, metadata=tuple)
+    done = CliRunner().invoke(drain, words, obj=Context(connection, as_json=False, console=Console()))
+    assert done.exit_code == code, done.output
 
 
 def test_nodes_are_given_the_time_to_look_at_every_slot() -> None:
