@@ -131,13 +131,14 @@ class Handlers:
     questions: Questions = field(init=False)
     asking: Asking = field(init=False)
     replicas: Replicas | None = None  # before the framed door opens
-    _telling: Telling = field(default_factory=Telling)
+    _telling: Telling = field(init=False)
     spreading: Spreading | None = None  # as well
     copies: Copies | None = None  # as well
 
     def __post_init__(self) -> None:
         self._shares = Shares("prefetches_max", PREFETCHES_MAX, self.host.several_tenants)
         self._spreads = Shares("replications_max", REPLICATIONS_MAX, self.host.several_tenants)
+        self._telling = Telling(self.host.several_tenants)
         core = self.host.bridge.core
         self.news = News(lambda: core.event_sequence)
         self.questions = Questions(self.host, self)

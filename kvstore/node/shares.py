@@ -17,7 +17,7 @@ from typing import Final
 
 from kvstore.errors import Rejected
 
-__all__ = ["Shares", "check_share", "share"]
+__all__ = ["Shares", "Tenants", "check_share", "share"]
 
 KEPT: Final = 4  # one in so many of what the others have left stays free
 

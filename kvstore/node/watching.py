@@ -10,11 +10,13 @@ takes them one after the other ends at the truth. Decides only; service.py write
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Final
 
 from kvstore.errors import Rejected
 from kvstore.node.held_slots import HeldSlots
+from kvstore.node.shares import Tenants, check_share
 from kvstore.wire import convert, store
 
 if TYPE_CHECKING:
@@ -32,18 +34,27 @@ PASSED_MAX: Final = 4_096  # events of others, before a reader that is told noth
 
 
 class Telling:
-    """How many readers are being told what is held: each costs 13 bytes a slot while it lasts."""
+    """Which readers are being told what is held: each costs 13 bytes a slot while it lasts. several: whether tenants
+    are told apart, of whom each then has a share (shares.py).
+    """
 
-    def __init__(self) -> None:
-        self.under_way = 0
+    def __init__(self, several: Callable[[], bool]) -> None:
+        self._several = several
+        self._taken: Counter[Tenants] = Counter()
 
-    def begin(self) -> None:
-        if self.under_way >= TELLINGS_MAX:
+    def begin(self, who: Tenants) -> None:
+        """Raises Rejected."""
+        total = self._taken.total()
+        if total >= TELLINGS_MAX:
             raise Rejected(f"held: {TELLINGS_MAX} readers are being told what is held", limit="held")
-        self.under_way += 1
+        if who is not None and self._several():
+            check_share("held", TELLINGS_MAX, self._taken[who], total - self._taken[who])
+        self._taken[who] += 1
 
-    def end(self) -> None:
-        self.under_way -= 1
+    def end(self, who: Tenants) -> None:
+        self._taken[who] -= 1
+        if not self._taken[who]:
+            del self._taken[who]
 
 
 class Watch:
@@ -107,7 +118,7 @@ class Watch:
     def close(self) -> None:
         if self._pages is not None:
             self._pages = None
-            self._telling.end()
+            self._telling.end(self._peer.tenants)
 
     def news(self) -> store.WatchBatch:
         """The next events that the peer may see, perhaps none."""
@@ -131,7 +142,7 @@ class Watch:
     def _tell_held(self, *, gap: bool) -> store.WatchBatch:
         """From now on: what is held, and the news."""
         if self._pages is None:
-            self._telling.begin()
+            self._telling.begin(self._peer.tenants)
         core = self._host.bridge.core
         self._at = store.Cursor(epoch=core.incarnation, sequence=core.event_sequence)
         self._pages = self._told(HeldSlots(core, self._wanted))

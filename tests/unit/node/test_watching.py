@@ -205,6 +205,22 @@ async def test_a_clear_that_nobody_can_be_told_of_any_more_is_a_gap() -> None:
     assert (batch.gap, told(batch)) == (True, [1, 3])
 
 
+def test_a_tenant_has_a_share_of_the_places_of_those_who_are_told_what_is_held() -> None:
+    telling, acme, zebra = watching.Telling(lambda: True), frozenset({"acme"}), frozenset({"zebra"})
+    for _ in range(12):
+        telling.begin(acme)
+    with pytest.raises(Rejected, match="held: this tenant's share of the node's 16 is used up"):
+        telling.begin(acme)
+    telling.begin(zebra)
+    telling.end(acme)
+    telling.begin(None)
+    alone = watching.Telling(lambda: False)
+    for _ in range(16):
+        alone.begin(acme)
+    with pytest.raises(Rejected, match="held: 16 readers are being told what is held"):
+        alone.begin(None)
+
+
 async def test_who_does_not_read_while_being_told_what_is_held_keeps_no_place(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(service, "HELD_READ_S", 0.02)
     rig, ended = Rig([1]), []
