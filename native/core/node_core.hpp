@@ -86,7 +86,7 @@ struct FetchRequest {
   bool held_open = false;  // for as long as its owner likes: counts towards held_bytes_max
   Hint hint;
   Nanos deadline = 0;
-  Nanos lease = 0;  // 0: lease_max
+  Nanos lease = 0;  // 0: lease_max, which is the most for all but pins
 };
 
 struct Work {

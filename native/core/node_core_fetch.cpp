@@ -47,7 +47,8 @@ void NodeCore::fetch(const FetchRequest& request, std::span<const Key> keys, Nan
       refused = refusal(FetchStatus::kRejected, "holds_per_connection_max", impl_->config.holds_per_owner_max);
     Parked fetch;
     fetch.request = request;
-    fetch.request.lease = request.lease <= 0 ? impl_->config.lease_max : std::min(request.lease, impl_->config.lease_max);
+    if (request.lease <= 0) fetch.request.lease = impl_->config.lease_max;
+    if (request.kind != HoldKind::kPin) fetch.request.lease = std::min(fetch.request.lease, impl_->config.lease_max);
     fetch.asked = now;
     fetch.done = std::move(done);
     if (refused.status != FetchStatus::kOk) {

@@ -165,6 +165,22 @@ async def test_a_pin_lapses_by_itself_and_there_are_so_many_and_no_more(
     )
 
 
+async def test_a_pin_lasts_as_long_as_was_said_whatever_leases_may(tmp_path: Path) -> None:
+    config = config_for(tmp_path, limits=LimitsConfig(lease_ms_max=50))
+    async with running(config) as node, grpc.aio.insecure_channel(f"unix:{node.admin_socket}") as channel:
+        user = services.StoreStub(channel)
+        ns = await opened(user)
+        keys = keys_for(ns.seed, 3)
+        await put(user, ns.digest, keys)
+        request = admin.PinRequest(namespace=ns.digest, chain=store.Chain(keys=b"".join(keys)), duration_ms=600_000)
+        operator = services.AdminStub(channel)
+        pin = await operator.Pin(request, timeout=TIMEOUT_S)
+        await asyncio.sleep(0.3)
+        assert node.core.stats(1)["pinned_bytes"] == 3 * BLOCK
+        assert (await operator.Unpin(admin.UnpinRequest(pin=pin.pin), timeout=TIMEOUT_S)).released
+        assert not node.core.stats(1)["pinned_bytes"]
+
+
 async def test_a_pin_that_its_caller_gave_up_is_none(node: Node, stubs: Stubs, monkeypatch: pytest.MonkeyPatch) -> None:
     """Its number was told to nobody, so nobody could end it."""
     user, operator = stubs
