@@ -30,6 +30,7 @@ from transfer.batch import EXTENTS_MAX
 
 if TYPE_CHECKING:
     from kvstore.client.calls import Times
+    from kvstore.client.followed import Followed
     from kvstore.client.landed import Read
     from kvstore.client.space import Space
     from kvstore.native import Result
@@ -52,14 +53,15 @@ class _New(NamedTuple):
 def following(mover: Mover, space: Space, step: Follow, times: Times) -> Conduct[Answer]:
     """One question, and what it brings. What came is in step.followed, whatever the answer's status."""
     followed, left = step.followed, times.left()
+    begun = followed.line is not None
     if left <= 0:
         return Told(Status.LATE, reason="the deadline passed")
-    if followed.line not in {None, mover.line}:
+    if begun and followed.line is not mover.line:
         return Told(Status.UNAVAILABLE, reason="the node was restarted, and knows nothing of what was followed")
     try:
         told = yield from _asked(mover, space, step, left)
         if told.status != Status.OK:
-            return failed(told)
+            return _refused(followed, told, begun=begun)
         answer, before = framed.FollowResponse.FromString(told.body), followed.arrived.copy()
         if not followed.told(answer):
             raise DecodeError
@@ -73,6 +75,13 @@ def following(mover: Mover, space: Space, step: Follow, times: Times) -> Conduct
     if failure and not followed.corrupt:
         followed.abandoned = followed.abandoned or failure
     return Told(reason=failure, blocks_corrupt=int(followed.corrupt))
+
+
+def _refused(followed: Followed, told: Result, *, begun: bool) -> Answer:
+    if told.status != Status.BAD_INPUT or not begun:
+        return failed(told)
+    followed.abandoned = told.reason or "it has lapsed"  # nobody asked for so long that the node let go
+    return Told(reason=told.reason)
 
 
 def _asked(mover: Mover, space: Space, step: Follow, left: float) -> Conduct[Result]:

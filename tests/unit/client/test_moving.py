@@ -14,11 +14,12 @@ from kvstore.client.away import _awaited
 from kvstore.client.buffers import Memory, Places, Registry
 from kvstore.client.calls import Times, times_of
 from kvstore.client.conducts import Awaited, Called, Mover, drive, drive_async
+from kvstore.client.followed import Followed
 from kvstore.client.held import Reach
 from kvstore.client.journeys import Limits
 from kvstore.client.landed import Read
 from kvstore.client.moving import AwaySlots, conduct_of
-from kvstore.client.steps import Fetch, Hold, Put, PutOutcome, Reserve, Status, WireHint
+from kvstore.client.steps import Fetch, Follow, Hold, Put, PutOutcome, Reserve, Status, WireHint
 from kvstore.errors import Poisoned, Unavailable
 from kvstore.wire import framed, store
 from transfer.offers import Carrier
@@ -381,3 +382,17 @@ def test_a_hold_that_is_interrupted_is_given_up() -> None:
         conduct.throw(KeyboardInterrupt())
     assert [release.lease for release in world.session.released()] == [1], "though somebody keeps the exception"
     del caught
+
+
+@pytest.mark.parametrize("begun", [True, False])
+def test_a_follow_that_has_lapsed_is_abandoned_and_no_mistake_of_the_callers(begun: bool) -> None:
+    world = World()
+    world.ways.carriers = (Carrier.TCP,)  # type: ignore[attr-defined]
+    followed = Followed(BLOCKS, 2, line=world.mover.line if begun else None, number=7)
+    conduct = world.conduct(Follow(0, KEYS, world.places, WireHint(), followed))
+    asked = next(conduct)
+    assert isinstance(asked, Called) and asked.method == store.METHOD_FOLLOW
+    refused = answer(status=Status.BAD_INPUT)
+    refused.reason = "lease: 7 has ended"
+    told = ended(conduct, refused)
+    assert (told.status, followed.abandoned) == ((Status.OK, refused.reason) if begun else (Status.BAD_INPUT, ""))
