@@ -54,12 +54,14 @@ def main(moment: str) -> int:
     until = time.monotonic() + (START_S if moment == "start" else 0)
     try:
         leaving = surely_cordoned(until)
+        # Asked again when it has started, which may take minutes: it may have been told to leave meanwhile.
+        stays = moment == "start" and not leaving and started(until) and not surely_cordoned(until)
     except OSError as error:
         print(f"leaving.py: Kubernetes does not say whether this machine is cordoned: {error}", file=sys.stderr)
         return 0  # neither drained nor taken back: both would be guesses
     if moment == "stop" and leaving:
         subprocess.run([*ADMIN, "drain"], check=False)
-    if moment == "start" and not leaving and started(until):
+    if stays:
         subprocess.run([*ADMIN, "drain", "--cancel"], check=False)
     return 0
 

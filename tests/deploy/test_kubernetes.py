@@ -202,6 +202,8 @@ def kubernetes(tmp_path: Path) -> Iterator[dict[str, str]]:
             known = {"/api/v1/nodes/cordoned": {"unschedulable": True}, "/api/v1/nodes/open": {}}
             if self.path.endswith("/late") and asked.count(self.path):  # answered when it is asked again
                 known[self.path] = {}
+            if self.path.endswith("/closing"):  # cordoned while the node starts
+                known[self.path] = {"unschedulable": bool(asked.count(self.path))}
             asked.append(self.path)
             good = self.headers["Authorization"] == "Bearer a-token" and self.path in known
             self.send_response(200 if good else 403)
@@ -243,6 +245,7 @@ DRAIN = "--address unix:/run/kvstore/kvstore.sock drain"
         ("stop", "unknown", []),
         ("start", "open", ["--address unix:/run/kvstore/kvstore.sock status --node self", f"{DRAIN} --cancel"]),
         ("start", "late", ["--address unix:/run/kvstore/kvstore.sock status --node self", f"{DRAIN} --cancel"]),
+        ("start", "closing", ["--address unix:/run/kvstore/kvstore.sock status --node self"]),
         ("start", "cordoned", []),
     ],
 )
