@@ -47,8 +47,7 @@ class ClusterConfig:
     etcd_user, etcd_password_file: for an etcd that asks. etcd_ca, etcd_certificate, etcd_private_key: PEM, for etcds.
     etcd_ttl_s: how long etcd lists a node that it does not hear of. join_ms: how long a starting node waits for etcd.
     ping_ms: how often a node asks each other whether it lives; more seldom where that were more than
-    pings_per_second_max. dead_after_ms: without an answer a node is dead. mass_hold_ms: how long the last view stays
-    where more than half die at once.
+    pings_per_second_max. dead_after_ms: without an answer a node is dead.
     directory_width: nodes that keep one namespace's claims; the same everywhere. claims_max: that this node keeps for
     others. holders_max: named for a block. settle_ms: how long a node that came is not asked yet. grace_ms: how long
     the claims that a dead node kept are not moved. announce_ms: how long what came or went waits for more of it.
@@ -73,7 +72,6 @@ class ClusterConfig:
     join_ms: int = 30_000
     ping_ms: int = 500
     dead_after_ms: int = 2_000
-    mass_hold_ms: int = 30_000
     pings_per_second_max: int = 500
     directory_width: int = 16
     claims_max: int = 16 << 20

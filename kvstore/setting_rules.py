@@ -51,7 +51,6 @@ RULES: Final[Mapping[str, Read]] = types.MappingProxyType(
         "cluster.join_ms": count(1, 3_600_000, "milliseconds"),
         "cluster.ping_ms": count(10, 60_000, "milliseconds"),
         "cluster.dead_after_ms": count(100, 600_000, "milliseconds"),
-        "cluster.mass_hold_ms": count(0, 86_400_000, "milliseconds"),
         "cluster.pings_per_second_max": count(1, 1_000_000),
         "cluster.directory_width": count(1, 4_096, "nodes"),
         "cluster.claims_max": count(1_024, 1 << 28, "claims"),

@@ -70,7 +70,6 @@ def node(one: admin.NodeRow) -> Row:
         "for_s": None if one.self else round(one.state_s, 1),
         "rtt_ms": round(one.rtt_ms, 3) or None,
         "self": one.self,
-        "in_view": one.in_view,
         "problem": one.problem or None,
     }
 

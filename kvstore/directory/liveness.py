@@ -4,9 +4,7 @@ Rules
 - Only an answer to a ping of ours is a sign of life, and it counts from when the ping was sent. What discovery says
   adds nodes to ask; it takes away none that answers.
 - No answer for `dead_after`: dead. A refused connection is an immediate second try; `REFUSALS` of them: dead.
-- The view (where blocks are placed) lags: the dead leave it after `dead_after` more, and not at all for `mass_hold`
-  where more than half of the known nodes, this one among them, died within `dead_after`: then it is rather our own
-  network. Being dead and being out of the view are two things: whoever is dead is asked for nothing, at once.
+- Whoever is dead is asked for nothing, at once. When homes move is another question (homes.py).
 - Who stood still (nobody looked for half of `dead_after`: a stopped process) counts nobody's silence meanwhile, and is
   not `fit` until a majority of those it knew has answered pings sent since. Until then it may be the one that the
   others have given up: their silence began with their last ping before it stopped, so a pause that is shorter than
@@ -41,7 +39,6 @@ class State(IntEnum):
 class Rules:
     ping_ns: int
     dead_after_ns: int
-    mass_hold_ns: int
     pings_per_second_max: int
 
 
@@ -61,7 +58,6 @@ class Row:
     for_ns: int
     rtt_ns: int | None
     heard: bool
-    in_view: bool
 
 
 @dataclass(slots=True)
@@ -76,7 +72,6 @@ class _Peer:
     rtt_ns: int | None = None
     listed: bool = True
     unlisted_at: int = 0
-    held_until: int = 0
 
 
 @dataclass(slots=True)
@@ -84,8 +79,6 @@ class Liveness:
     rules: Rules
     began: int
     _peers: dict[str, _Peer] = field(default_factory=dict)
-    _view: frozenset[str] = frozenset()
-    epoch: int = 0
     _ticked: int = field(init=False)
     _allowance: float = 1.0
     _allowed_at: int = field(init=False)
@@ -138,10 +131,7 @@ class Liveness:
             self._voted.add(address)
         if now - peer.heard_at > self._dead_after():
             return None  # it came so late that it says nothing of now
-        change = self._turn(address, peer, State.ALIVE, now)
-        if change is not None:
-            self._see(now)
-        return change
+        return self._turn(address, peer, State.ALIVE, now)
 
     def refused(self, address: str, now: int) -> Change | None:
         """Nobody listens there."""
@@ -190,9 +180,7 @@ class Liveness:
                 changes.append(self._turn(address, peer, State.DEAD, now))
             elif peer.state is State.ALIVE and silent > dead_after // 2:
                 changes.append(self._turn(address, peer, State.SUSPECT, now))
-        self._hold(now)
         self._drop(now)
-        self._see(now)
         self._judge()
         return [change for change in changes if change is not None]
 
@@ -209,11 +197,6 @@ class Liveness:
     def settled(self) -> bool:
         """Of every node that is expected it is known whether it lives."""
         return all(peer.heard or peer.state is State.DEAD for peer in self._peers.values())
-
-    @property
-    def view(self) -> frozenset[str]:
-        """Where blocks are placed; `epoch` grows whenever it changes."""
-        return self._view
 
     @property
     def fit(self) -> bool:
@@ -240,7 +223,7 @@ class Liveness:
 
     def rows(self, now: int) -> list[Row]:
         return [
-            Row(address, peer.state, now - peer.since, peer.rtt_ns, peer.heard, address in self._view)
+            Row(address, peer.state, now - peer.since, peer.rtt_ns, peer.heard)
             for address, peer in sorted(self._peers.items())
         ]
 
@@ -261,38 +244,14 @@ class Liveness:
         peer.state, peer.since = state, now
         return Change(address, before, state)
 
-    def _hold(self, now: int) -> None:
-        """More than half at once: the last view stays for a while."""
-        recent = [
-            peer
-            for address, peer in self._peers.items()
-            if peer.state is State.DEAD and now - peer.since <= self._dead_after() and address in self._view
-        ]
-        living = sum(1 for peer in self._peers.values() if peer.state is not State.DEAD)
-        if 2 * len(recent) > living + len(recent) + 1:
-            for peer in recent:
-                peer.held_until = max(peer.held_until, peer.since + self.rules.mass_hold_ns)
-
     def _drop(self, now: int) -> None:
         """Who is neither listed nor alive. One that left first and died then is not kept to be looked at."""
         for address, peer in list(self._peers.items()):
-            if peer.listed or peer.state is not State.DEAD or now < peer.held_until:
+            if peer.listed or peer.state is not State.DEAD:
                 continue
             shown = self._dead_after() if peer.unlisted_at <= peer.since else FORGET_NS
             if now - max(peer.since, peer.unlisted_at) > shown:
                 del self._peers[address]
-
-    def _see(self, now: int) -> None:
-        """A node comes into the view with its first answer. That of an earlier view stays if it is not known dead."""
-        seen = frozenset(
-            address
-            for address, peer in self._peers.items()
-            if peer.heard
-            and (peer.state is not State.DEAD or now < peer.held_until or now - peer.since <= self._dead_after())
-        )
-        if seen != self._view:
-            self._view = seen
-            self.epoch += 1
 
     def _stood_still(self, now: int) -> None:
         self._woke = now

@@ -79,7 +79,6 @@ class AdminService(services.AdminServicer):
                 nodes=[node_row(node) for node in cluster.nodes()],
                 discovery=discovery.kind,
                 discovery_away_s=discovery.away_s,
-                view_epoch=cluster.view_epoch,
             )
 
     async def Ask(self, request: admin.AskRequest, context: Context) -> None:  # type: ignore[override]

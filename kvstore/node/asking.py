@@ -130,6 +130,5 @@ def node_row(node: NodeSeen) -> admin.NodeRow:
         state_s=node.state_s,
         rtt_ms=(node.rtt_s or 0.0) * 1e3,
         self=node.own,
-        in_view=node.in_view,
         problem=node.problem,
     )

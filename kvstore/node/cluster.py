@@ -60,7 +60,6 @@ class NodeSeen:
     state: State
     state_s: float
     rtt_s: float | None
-    in_view: bool
     own: bool = False
     problem: str = ""
 
@@ -117,7 +116,6 @@ class Cluster:
         rules = Rules(
             ping_ns=config.ping_ms * MILLIS,
             dead_after_ns=config.dead_after_ms * MILLIS,
-            mass_hold_ns=config.mass_hold_ms * MILLIS,
             pings_per_second_max=config.pings_per_second_max,
         )
         self.liveness = Liveness(rules, clock.now_ns())
@@ -426,21 +424,16 @@ class Cluster:
 
     # ---- what is told of it ---------------------------------------------------------------------------------------
 
-    @property
-    def view_epoch(self) -> int:
-        return self.liveness.epoch
-
     def nodes(self) -> list[NodeSeen]:
         """This one first, then all it knows of, by address."""
         now = self._clock.now_ns()
-        own = NodeSeen(self.me, State.ALIVE if self.fit else State.SUSPECT, 0.0, None, in_view=True, own=True)
+        own = NodeSeen(self.me, State.ALIVE if self.fit else State.SUSPECT, 0.0, None, own=True)
         return [own] + [
             NodeSeen(
                 member=self._met.get(row.address) or self._known.get(row.address) or Member(row.address),
                 state=row.state,
                 state_s=row.for_ns / 1e9,
                 rtt_s=row.rtt_ns / 1e9 if row.rtt_ns is not None else None,
-                in_view=row.in_view,
                 problem=self._problems.get(row.address, "") if row.state is not State.ALIVE else "",
             )
             for row in self.liveness.rows(now)

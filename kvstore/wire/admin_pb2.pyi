@@ -1040,13 +1040,10 @@ class NodesResponse(_message.Message):
     NODES_FIELD_NUMBER: _builtins.int
     DISCOVERY_FIELD_NUMBER: _builtins.int
     DISCOVERY_AWAY_S_FIELD_NUMBER: _builtins.int
-    VIEW_EPOCH_FIELD_NUMBER: _builtins.int
     discovery: _builtins.str
     """"standalone", "static" or "etcd" """
     discovery_away_s: _builtins.float
     """for how long etcd has not answered; 0: it does"""
-    view_epoch: _builtins.int
-    """grows whenever the nodes that blocks are placed on change"""
     @_builtins.property
     def nodes(self) -> _containers.RepeatedCompositeFieldContainer[Global___NodeRow]: ...
     def __init__(
@@ -1055,11 +1052,10 @@ class NodesResponse(_message.Message):
         nodes: _abc.Iterable[Global___NodeRow] | None = ...,
         discovery: _builtins.str = ...,
         discovery_away_s: _builtins.float = ...,
-        view_epoch: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["discovery", b"discovery", "discovery_away_s", b"discovery_away_s", "nodes", b"nodes", "view_epoch", b"view_epoch"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["discovery", b"discovery", "discovery_away_s", b"discovery_away_s", "nodes", b"nodes"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -1078,7 +1074,6 @@ class NodeRow(_message.Message):
     STATE_S_FIELD_NUMBER: _builtins.int
     RTT_MS_FIELD_NUMBER: _builtins.int
     SELF_FIELD_NUMBER: _builtins.int
-    IN_VIEW_FIELD_NUMBER: _builtins.int
     PROBLEM_FIELD_NUMBER: _builtins.int
     HOST_FIELD_NUMBER: _builtins.int
     name: _builtins.str
@@ -1094,8 +1089,6 @@ class NodeRow(_message.Message):
     rtt_ms: _builtins.float
     """of the last ping that was answered; 0: none, or the node itself"""
     self: _builtins.bool
-    in_view: _builtins.bool
-    """blocks are placed on it: the dead leave the view late, and not when many die at once"""
     problem: _builtins.str
     """why it is not talked to: settings that differ, a certificate, a refused connection"""
     host: _builtins.str
@@ -1111,13 +1104,12 @@ class NodeRow(_message.Message):
         state_s: _builtins.float = ...,
         rtt_ms: _builtins.float = ...,
         self: _builtins.bool = ...,
-        in_view: _builtins.bool = ...,
         problem: _builtins.str = ...,
         host: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["address", b"address", "grpc", b"grpc", "host", b"host", "id", b"id", "in_view", b"in_view", "name", b"name", "problem", b"problem", "rtt_ms", b"rtt_ms", "self", b"self", "state", b"state", "state_s", b"state_s", "version", b"version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["address", b"address", "grpc", b"grpc", "host", b"host", "id", b"id", "name", b"name", "problem", b"problem", "rtt_ms", b"rtt_ms", "self", b"self", "state", b"state", "state_s", b"state_s", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -40,7 +40,6 @@ SETS = (
     "file.admission=always",
     "cluster.digest_ms=2000",
     "cluster.grace_ms=3000",
-    "cluster.mass_hold_ms=3000",
 )
 
 

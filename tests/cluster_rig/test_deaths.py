@@ -156,9 +156,5 @@ def test_etcd_that_is_killed_stops_joins_and_nothing_else(five: Rig) -> None:
 
 
 def died(rig: Rig, at: int) -> dict[str, bool]:
-    """Whom this node has for dead, or for no member any more."""
-    return {
-        name: row["state"] == "dead" or not row["in_view"]
-        for name, row in seen(rig.nodes[at]).items()
-        if name != rig.name(4)
-    }
+    """Whom this node has for dead."""
+    return {name: row["state"] == "dead" for name, row in seen(rig.nodes[at]).items() if name != rig.name(4)}

@@ -20,7 +20,7 @@ from tests.integration.test_cluster import seen, states
 pytestmark = [needs_network, needs_etcd]
 
 BLOCKS = 24
-HOMES_MOVE_SOON = ("cluster.mass_hold_ms=1500", "cluster.grace_ms=1000")
+HOMES_MOVE_SOON = ("cluster.grace_ms=1000",)
 VANISHED_S = 0.5 + SLOW_S  # half a second is the aim, and seen (the test tells); a deadline is 5 s
 
 

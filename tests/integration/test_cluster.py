@@ -147,7 +147,7 @@ def test_each_sees_all_and_says_what_they_are(three: Cluster) -> None:
     first, second = seen(three.nodes[0]), seen(three.nodes[1])
     row = first[three.name(2)]
     assert row == {**second[three.name(2)], "for_s": row["for_s"], "rtt_ms": row["rtt_ms"]}
-    assert (row["address"], row["in_view"], row["problem"]) == (three.at(2), True, None)
+    assert (row["address"], row["state"], row["problem"]) == (three.at(2), "alive", None)
     assert len(bytes.fromhex(row["id"])) == 16 and row["version"] and 0 < row["rtt_ms"] < 2000
     told = {row["name"]: row for row in json.loads(admin(three.nodes[0], "nodes", "--json"))}
     assert told.keys() == {three.name(i) for i in range(3)} and told[three.name(0)]["self"]

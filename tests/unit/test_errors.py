@@ -14,7 +14,9 @@ def test_the_tree_is_by_what_the_caller_can_do() -> None:
         kind = getattr(errors, name)
         assert issubclass(kind, errors.KvStoreError) and kind.__bases__ == (errors.KvStoreError,)
         assert not issubclass(kind, ValueError | TypeError)
-    assert sorted(errors.__all__) == sorted(["KvStoreError", "Unavailable", "Rejected", "Corrupted", "Misconfigured"])
+    assert issubclass(errors.NotJoined, errors.Misconfigured)
+    kinds = ["KvStoreError", "Unavailable", "Rejected", "Corrupted", "Misconfigured", "NotJoined"]
+    assert sorted(errors.__all__) == sorted(kinds)
 
 
 def test_a_rejection_names_the_limit() -> None:

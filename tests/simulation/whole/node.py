@@ -67,7 +67,6 @@ def cluster_config(members: str) -> ClusterConfig:
         members=members,
         ping_ms=100,
         dead_after_ms=400,
-        mass_hold_ms=1_000,
         settle_ms=300,
         grace_ms=1_000,
         announce_ms=30,

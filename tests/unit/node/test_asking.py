@@ -20,7 +20,7 @@ from kvstore.wire import admin, store
 
 def seen(number: int, state: State = State.ALIVE, *, own: bool = False, name: str = "", problem: str = "") -> NodeSeen:
     member = Member(f"h:{number}", id=number.to_bytes(2, "big") * 8, incarnation=1, name=name or f"n{number}")
-    return NodeSeen(member, state, 1.25, None, in_view=True, own=own, problem=problem)
+    return NodeSeen(member, state, 1.25, None, own=own, problem=problem)
 
 
 ANSWER = admin.Answer(hits=admin.HitsResponse(far_memory=1))

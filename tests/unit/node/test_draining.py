@@ -24,7 +24,8 @@ class World:
         self.reserved = 1
         self.looked: list[int] = []
         core = SimpleNamespace(stats=lambda _: {"slots_reserved": self.reserved, "slots_sealed": 0})
-        cluster: Any = SimpleNamespace(is_clustered=True, members=lambda: [object()], me=SimpleNamespace(name="me"))
+        me = SimpleNamespace(name="me")
+        cluster: Any = SimpleNamespace(is_clustered=True, is_open=True, members=lambda: [object()], me=me)
         sources: Any = SimpleNamespace(core=core, flush=None, look=lambda: self.looked.append(self.reserved))
         bringer: Any = None
         self.drain = Drain(mark, sources, cluster, bringer, lambda _: None, lapse_s)
