@@ -1,7 +1,7 @@
 """Write-behind: keeps the coldest part of memory written below, so that what is evicted is not lost.
 
 Rules
-- No put waits for it. Blocks are held while they are written, at most `WRITES_MAX` batches of them; a put that needs
+- No put waits for it. Blocks are held until they are written, at most `WRITES_MAX` batches of them; a put that needs
   room takes warmer ones meanwhile, and what it takes unwritten is dropped and counted by the core.
 - Only the coldest `write_behind_bytes_max` are looked at. What was written, or passed over by admission, is not asked
   about again until somebody has touched it: the core keeps that (native/core/node_core_marks.cpp).
@@ -37,7 +37,7 @@ WRITES_MAX: Final = 3
 RETRY_S: Final = 1.0
 MEMORY: Final = int(TierKind.MEMORY)
 
-Tickets = npt.NDArray[np.uint64]
+_Held = tuple[int, list[int]]  # the hold, and which rows it holds: a run in chain order
 
 
 def chains(keys: list[bytes], parents: list[bytes]) -> list[list[int]]:
@@ -105,8 +105,10 @@ class Demotion:
             if writes:
                 await asyncio.wait(writes)
 
-    def _next_batch(self) -> tuple[int, native.SlotRows] | None:
-        """The coldest that are to go down, held."""
+    def _next_batch(self) -> tuple[native.SlotRows, list[_Held]] | None:
+        """The coldest that are to go down, each run of them held by itself: what is written may go at once, so that a
+        put that needs room takes nothing warmer instead.
+        """
         cold = self._core.dirty_victims(MEMORY, self._bytes_max, native.Dirty.FRESH)
         listed = cold.tolist()
         self._failed.intersection_update(listed)
@@ -119,7 +121,11 @@ class Demotion:
             if chosen:
                 hold, held = self._core.hold_slots(MEMORY, self._owner, rows.tickets[chosen])
                 if hold:
-                    return hold, held
+                    runs = [
+                        (self._core.hold_slots(MEMORY, self._owner, held.tickets[run])[0], run) for run in _runs(held)
+                    ]
+                    self._core.release(MEMORY, self._owner, hold)
+                    return held, [(each, run) for each, run in runs if each]
         return None
 
     def _choose(self, rows: native.SlotRows, few: int) -> list[int]:
@@ -145,21 +151,19 @@ class Demotion:
             there[mine] = self._below.lookup(ns, shard, rows.keys[mine])
         return there
 
-    async def _write(self, hold: int, rows: native.SlotRows) -> bool:
+    async def _write(self, rows: native.SlotRows, runs: list[_Held]) -> bool:
         """False: the tier below could not take them."""
+        written = True
         try:
-            groups: dict[tuple[int, int], list[int]] = {}
-            for i, name in enumerate(zip(rows.ns.tolist(), rows.shards.tolist(), strict=True)):
-                groups.setdefault(name, []).append(i)
-            written = True
-            for members in groups.values():
-                keys = [rows.keys[i].tobytes() for i in members]
-                parents = [rows.parents[i].tobytes() for i in members]
-                for run in chains(keys, parents):
-                    written = await self._write_run(rows, [members[i] for i in run]) and written
+            while runs:
+                hold, run = runs[0]
+                written = await self._write_run(rows, run) and written
+                del runs[0]
+                self._core.release(MEMORY, self._owner, hold)
             return written
         finally:
-            self._core.release(MEMORY, self._owner, hold)
+            for hold, _ in runs:
+                self._core.release(MEMORY, self._owner, hold)
 
     async def _write_run(self, rows: native.SlotRows, picked: list[int]) -> bool:
         run = _run(rows, picked)
@@ -184,6 +188,19 @@ class Demotion:
             self._core.mark_clean(MEMORY, tickets[there])
             self._failed.update(tickets[~there].tolist())
         return True
+
+
+def _runs(rows: native.SlotRows) -> list[list[int]]:
+    """Indices of rows as runs in chain order, each of one namespace's shard."""
+    groups: dict[tuple[int, int], list[int]] = {}
+    for i, name in enumerate(zip(rows.ns.tolist(), rows.shards.tolist(), strict=True)):
+        groups.setdefault(name, []).append(i)
+    runs: list[list[int]] = []
+    for members in groups.values():
+        keys = [rows.keys[i].tobytes() for i in members]
+        parents = [rows.parents[i].tobytes() for i in members]
+        runs += [[members[i] for i in run] for run in chains(keys, parents)]
+    return runs
 
 
 def _run(rows: native.SlotRows, picked: list[int]) -> Run:

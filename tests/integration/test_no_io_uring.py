@@ -13,7 +13,7 @@ from kvstore import Client
 from tests.integration.nodes import SIZE, NodeProcess, blocks_of, layout, tokens
 from tests.integration.patience import come_down
 
-FILES = ("file.enabled=true", "file.bytes=16MiB", "file.slab_bytes=1MiB", "file.admission=always")
+FILES = ("file.enabled=true", "file.bytes=32MiB", "file.slab_bytes=1MiB", "file.admission=always")
 
 # The system call is refused for the process and its children, as seccomp profiles of container runtimes do it.
 REFUSED = """
@@ -51,7 +51,8 @@ def test_blocks_go_to_files_and_come_back_by_threads(tmp_path: Path) -> None:
         assert medium(node) == "threads"
         with Client(node.address, deadline_s=20) as client:
             ns = client.namespace(layout())
-            chains = [ns.chain(tokens(16, seed)) for seed in range(16)]  # twice what memory has
+            # Twice what memory has, and half of what files have: nothing is evicted.
+            chains = [ns.chain(tokens(16, seed)) for seed in range(16)]
             come_down(node, ns, chains, 8 << 20)
             below = [chain for chain in chains if 2 in ns.lookup(chain).tiers]
             assert below
