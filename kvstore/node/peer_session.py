@@ -9,6 +9,7 @@ import asyncio
 import errno
 import itertools
 import os
+import threading
 import time
 from concurrent.futures import Executor, Future
 from functools import partial
@@ -114,7 +115,10 @@ class PeerSession:
         for future in waiting.values():
             if not future.done():
                 future.set_exception(Unavailable("peer: the connection was closed"))
-        executor.submit(self._session.close)
+        try:
+            executor.submit(self._session.close)
+        except RuntimeError:  # it has ended, and this connection was being made meanwhile
+            threading.Thread(target=self._session.close, name="kvstore-peer-end").start()
 
 
 def _let_go(connecting: Future[native.Session]) -> None:

@@ -151,6 +151,7 @@ class Peers:
             session = await self._opened(address, until)
             try:
                 member = await self._introduced(address, session, until)
+                self._check_open(address)
             except BaseException:
                 session.close(self._executor)
                 raise
@@ -158,8 +159,6 @@ class Peers:
             return session, member
 
     async def _opened(self, address: str, until: float) -> PeerSession:
-        if self._closed:
-            raise Unavailable(f"{address}: this node stops")
         at = parse(address)
         assert isinstance(at, TcpAddress)
         tls = self.tls()
@@ -169,20 +168,25 @@ class Peers:
                 "set security.certificate, private_key and client_ca, or say --insecure"
             )
 
-        def left() -> float:
-            return max(0.001, until - time.monotonic())
+        async def opened(token: bytes) -> PeerSession:
+            self._check_open(address)
+            return await PeerSession.open(at, token, tls, max(0.001, until - time.monotonic()), self._executor)
 
         try:
-            return await PeerSession.open(at, self.token, tls, left(), self._executor)
+            return await opened(self.token)
         except NotLetIn:
             # It has another secret. By its certificate, or where everybody is let in, we still learn which setting
             # differs.
             with contextlib.suppress(NotLetIn):
-                return await PeerSession.open(at, b"", tls, left(), self._executor)
+                return await opened(b"")
             raise Misconfigured(
                 f"cluster.secret_file (its id): {self.secret_id!r} here, not that of {address}, which does not let "
                 "this node in: nodes of one cluster must agree"
             ) from None
+
+    def _check_open(self, address: str) -> None:
+        if self._closed:
+            raise Unavailable(f"{address}: this node stops")
 
     async def _introduced(self, address: str, session: PeerSession, until: float) -> Member:
         """Raises Misconfigured: what differs, by whoever noticed."""
