@@ -117,7 +117,6 @@ class Drain:
     bringer: Bringer
     refuse: Callable[[bool], None]
     lapse_s: float
-    _admitted: bool = False  # namespaces are open again: before, no block is anybody's, and a look would find nothing
     _task: asyncio.Task[None] | None = None
     _state: admin.DrainState.ValueType = admin.DRAIN_NONE
     _handed: int = 0
@@ -141,7 +140,6 @@ class Drain:
 
     def resume(self) -> None:
         """At a start, once the namespaces are open that were."""
-        self._admitted = True
         if self.mark.exists():
             log.warning("this node was draining, and goes on: %s", self.mark)
             self._start()
@@ -159,9 +157,7 @@ class Drain:
         except OSError as error:
             raise Unavailable(f"drain: {self.mark} cannot be written: {error.strerror}") from error
         log.warning("%s drains this node: it takes no new blocks", who)
-        self._state = admin.DRAIN_WORKING
-        if self._admitted:  # else it is begun then
-            self._start()
+        self._start()
 
     def cancel(self, who: str) -> None:
         """It takes blocks again. What was handed on stays where it is."""

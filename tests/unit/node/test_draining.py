@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from kvstore.errors import Unavailable
 from kvstore.node import drain
 from kvstore.node.drain import Drain
 from kvstore.node.handing import Run, runs_of
@@ -25,10 +26,10 @@ class World:
         self.looked: list[int] = []
         core = SimpleNamespace(stats=lambda _: {"slots_reserved": self.reserved, "slots_sealed": 0})
         me = SimpleNamespace(name="me")
-        cluster: Any = SimpleNamespace(is_clustered=True, is_open=True, members=lambda: [object()], me=me)
+        self.cluster: Any = SimpleNamespace(is_clustered=True, is_open=True, members=lambda: [object()], me=me)
         sources: Any = SimpleNamespace(core=core, flush=None, look=lambda: self.looked.append(self.reserved))
         bringer: Any = None
-        self.drain = Drain(mark, sources, cluster, bringer, lambda _: None, lapse_s)
+        self.drain = Drain(mark, sources, self.cluster, bringer, lambda _: None, lapse_s)
 
     async def drained(self) -> None:
         self.drain.resume()
@@ -72,9 +73,12 @@ async def test_whoever_asks_while_a_node_starts_again_is_told_that_it_is_not_dra
     world = World(mark, 60.0)
     world.reserved = 0
     assert world.drain.draining and not world.drain.progress().done
-    world.drain.begin("test")  # again
+    world.cluster.is_open = False
+    with pytest.raises(Unavailable, match="still starting"):
+        world.drain.begin("test")  # again
     await asyncio.sleep(0.02)
     assert not world.looked and not world.drain.progress().done, "nothing is open yet, so nothing would be found"
+    world.cluster.is_open = True
     await world.drained()
     assert world.looked == [0]
 
